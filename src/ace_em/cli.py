@@ -1,0 +1,174 @@
+"""The command line. Nothing heavy is imported before a command runs: ``ace-em --help`` must not wait for torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ace_em import __version__
+from ace_em.config import RunConfig, SimulationConfig
+from ace_em.errors import InputError
+
+INTERRUPTED = 130
+
+
+def simulate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Simulate a particle stack from a structure or a map.", exit_on_error=False)
+    parser.add_argument("structure", type=str, help=".pdb, .cif (.gz too), .npz with coords and Z, or .mrc")
+    parser.add_argument("-o", "--output", type=str, required=True, help="folder for particles.star, truth.star, volume.mrc")
+    parser.add_argument("--poses", type=str, default="", help="STAR file whose angles and origins are used, row by row")
+    parser.add_argument("--ctf", type=str, default="", help="STAR file whose CTF columns are used, row by row")
+    parser.add_class_arguments(SimulationConfig, None)
+    parser.add_argument("--config", action="config", help="settings from a YAML file")
+    return parser
+
+
+def reconstruct_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Particles to a map and poses, with no reference.", exit_on_error=False)
+    parser.add_argument("particles", type=str, help="RELION particle STAR file (3.0, 3.1 or later)")
+    parser.add_argument("-o", "--output", type=str, required=True, help="folder for the run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
+    parser.add_class_arguments(RunConfig, None)
+    parser.add_argument("--config", action="config", help="settings from a YAML file, such as RUN/config.yaml")
+    return parser
+
+
+def evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Score a run against the truth of a simulated set.", exit_on_error=False)
+    parser.add_argument("run", type=str, help="folder of a finished run")
+    parser.add_argument("--truth", type=str, required=True, help="folder made by `ace-em simulate`")
+    return parser
+
+
+def fsc_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Fourier shell correlation of two maps.", exit_on_error=False)
+    parser.add_argument("map1", type=str, help=".mrc")
+    parser.add_argument("map2", type=str, help=".mrc of the same box and pixel size")
+    parser.add_argument("--mask", type=str, default="", help=".mrc between 0 and 1; adds masked and corrected curves")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the phase randomisation")
+    return parser
+
+
+def report_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Write RUN/report.html anew.", exit_on_error=False)
+    parser.add_argument("run", type=str, help="folder of a run")
+    return parser
+
+
+PARSERS = {
+    "simulate": simulate_parser,
+    "reconstruct": reconstruct_parser,
+    "evaluate": evaluate_parser,
+    "fsc": fsc_parser,
+    "report": report_parser,
+}
+
+
+def run_simulate(args: Namespace) -> int:
+    from ace_em.simulation.write import simulate
+
+    config = SimulationConfig(**_fields(args, SimulationConfig))
+    simulate(Path(args.structure), Path(args.output), config, args.poses or None, args.ctf or None)
+    return 0
+
+
+def run_reconstruct(args: Namespace) -> int:
+    config = RunConfig(**_fields(args, RunConfig))
+    from ace_em.pipeline import reconstruct
+
+    reconstruct(Path(args.particles), Path(args.output), config, args.overwrite)
+    return 0
+
+
+def run_evaluate(args: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ace_em.evaluation import evaluate
+
+    result = evaluate(Path(args.run), Path(args.truth))
+    table = Table("measure", "value", title=f"{args.run} against {args.truth}")
+    for name, value in asdict(result).items():
+        if not isinstance(value, list):
+            table.add_row(name, value if isinstance(value, str) else f"{value:.5g}")
+    Console().print(table)
+    return 0
+
+
+def run_fsc(args: Namespace) -> int:
+    from ace_em.fsc_command import compare_maps
+
+    compare_maps(Path(args.map1), Path(args.map2), Path(args.mask) if args.mask else None, args.seed)
+    return 0
+
+
+def run_report(args: Namespace) -> int:
+    from ace_em.report.page import write_report
+
+    print(write_report(Path(args.run)))
+    return 0
+
+
+COMMANDS = {
+    "simulate": run_simulate,
+    "reconstruct": run_reconstruct,
+    "evaluate": run_evaluate,
+    "fsc": run_fsc,
+    "report": run_report,
+}
+
+
+def _fields(args: Namespace, config: type) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in config.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _usage() -> str:
+    lines = [f"ace-em {__version__}: from cryo-EM particle images to a map and poses, with no reference", "", "commands:"]
+    for name, build in PARSERS.items():
+        lines.append(f"  {name:12s} {build().description}")
+    return "\n".join([*lines, "", "`ace-em COMMAND --help` lists a command's options."])
+
+
+def _underscored(argument: str) -> str:
+    """Options may be written with hyphens: --pixel-size is --pixel_size."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 0, 2 (input or option wrong), 1 (anything else) or 130 (interrupted)."""
+    # idle OpenMP threads that spin starve others on a shared machine; must be set before torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(_run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"ace-em: no command '{argv[0]}'; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    parser = PARSERS[argv[0]]()
+    parser.prog = f"ace-em {argv[0]}"
+    try:
+        args = parser.instantiate_classes(parser.parse_args([_underscored(a) for a in argv[1:]]))
+        return COMMANDS[argv[0]](args)
+    except ArgumentError as error:
+        print(f"ace-em {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"ace-em {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"ace-em {argv[0]}: interrupted", file=sys.stderr)
+        return INTERRUPTED

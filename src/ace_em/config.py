@@ -1,0 +1,169 @@
+"""Every setting of a run, as frozen dataclasses, and the presets.
+
+The command line builds its options from these classes, and ``ace-em --help`` must not wait for torch: so they stand
+here, apart from the code they configure, and import nothing. Lengths are in Angstrom, angles in degrees. Bands are in
+units of one over the particle's diameter ("per diameter"): 3.4 of them is the shell ``3.4 * box / diameter``, so that
+the plan follows the particle and not the box that it came in.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """A simulated particle set (appendix B of the paper)."""
+
+    n: int = 5000
+    """number of images"""
+    box: int = 128
+    """image edge in pixels"""
+    pixel_size: float = 4.25
+    """Angstrom per pixel"""
+    resolution: float = 6.0
+    """molmap resolution in Angstrom: atoms are Gaussians of sigma 0.225 of it"""
+    snr_db: float = -10.0
+    """signal-to-noise power ratio in decibel; 200 is noise-free"""
+    shift_sd: float = 20.0
+    """standard deviation of the in-plane shift along each axis, Angstrom"""
+    defocus: float = 20000.0
+    """median defocus, Angstrom"""
+    defocus_spread: float = 0.2
+    """standard deviation of the logarithm of the defocus"""
+    astigmatism: float = 300.0
+    """spread of defocus U - V, Angstrom"""
+    voltage: float = 300.0
+    """kV"""
+    spherical_aberration: float = 2.7
+    """mm"""
+    amplitude_contrast: float = 0.1
+    """fraction"""
+    seed: int = 0
+    """random seed: the same seed gives the same bytes"""
+
+
+@dataclass(frozen=True)
+class AceConfig:
+    """Stage 1: the asymmetric complementary autoencoder, trained by IPI and PIP."""
+
+    encoder: str = "fourier"
+    """'fourier' (MLP on low-frequency coefficients) or 'resnet' (the paper's, A.1)"""
+    steps: int = 1500
+    """updates"""
+    batch: int = 256
+    """images per update and per device (paper: 1024 with voxels)"""
+    hypotheses: int = 4
+    """rotations per image; the best one gets the gradient (paper: 1)"""
+    mates: bool = True
+    """also score one random 180-degree mate of every hypothesis per step (paper: off)"""
+    mate_weight: float = 0.3
+    """pull of the nearest hypothesis to a mate that won"""
+    symmetric_loss: str = "none"
+    """'none' (eq. 5) or 'half-turn' (eq. 6: the better of the image and its 180-degree turn)"""
+    pip: bool = True
+    """train pose-image-pose beside image-pose-image"""
+    pip_weight: float = 0.3
+    """beta of eq. 14 (paper: 0.9 at 200 dB, 0.05-0.09 at -10 dB)"""
+    pip_warmup_steps: int = 0
+    """updates before PIP joins, eq. 15 (paper: 0, or 2000-3000)"""
+    pip_freeze_decoder: bool = True
+    """PIP does not update the volume (paper, section 4.1)"""
+    pip_spread: float = 0.1
+    """share of the PIP loss that goes to all hypotheses rather than the best one (no meaning with 1 hypothesis)"""
+    pip_shift_sd: float = 0.05
+    """first guess of the shifts' spread along an axis, in diameters; replaced by that of the encoder's predictions"""
+    shift_weight: float = 0.01
+    """weight of eq. 8's L1 term on shifts, as fractions of the box (paper: 1)"""
+    first_band: float = 2.6
+    """image loss at the start counts frequencies up to this, in cycles per diameter"""
+    last_band: float = 7.6
+    """and up to this at the end of the march; also sets the working box"""
+    encoder_band: float = 6.5
+    """the Fourier encoder reads up to this, in cycles per diameter"""
+    march: float = 0.6
+    """share of the run over which the band grows; 0 counts every frequency from the start (paper)"""
+    lr_encoder: float = 1e-3
+    """AdamW learning rate"""
+    lr_decoder: float = 0.05
+    """AdamW learning rate in units of the volume's height (paper: 1.0 in its grey values)"""
+    schedule: str = "cosine"
+    """'cosine' (to final_lr) or 'constant', after the warm-up"""
+    final_lr: float = 0.03
+    """share of the learning rate left at the end of the cosine"""
+    warmup_steps: int = 50
+    """updates over which the learning rate rises"""
+    max_shift: float = 0.125
+    """bound of the encoder's shifts, fraction of the box"""
+    width: int = 512
+    """units per layer of the Fourier encoder"""
+    depth: int = 4
+    """layers of the Fourier encoder"""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Stage 2: rounds of exhaustive pose search and back-projection."""
+
+    first_band: float = 5.4
+    """the first round counts frequencies up to this, in cycles per diameter"""
+    last_band: float = 8.9
+    """the band grows to this"""
+    rounds_to_last: int = 6
+    """rounds over which the band grows"""
+    max_rounds: int = 20
+    """stop here even if poses still move"""
+    spacing: float = 1.1
+    """distance of orientations in the grid, in units of 1 rad over the band"""
+    first_shift: float = 0.18
+    """radius of the first round's shift grid, in diameters; its step is 0.05"""
+    shift: float = 0.05
+    """radius of later rounds' shift grid about the last shift, in diameters; its step is 0.025"""
+    local_steps: int = 3
+    """Gauss-Newton steps after each search"""
+    stable_deg: float = 10.0
+    """a pose is stable when a round moved it by less than this"""
+    stable_share: float = 0.97
+    """stop when this share of the poses is stable"""
+    settled_share: float = 0.7
+    """a start that ends below this share has not settled, and another one is tried"""
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Stage 3: two independent half-sets, refined by Gauss-Newton steps as the band grows."""
+
+    local_steps: int = 3
+    """Gauss-Newton steps per round"""
+    max_rounds: int = 8
+    """rounds per box"""
+    stable_deg: float = 0.5
+    """a box is done when the median pose moved by less than this and the band no longer grows"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that `reconstruct` needs beside the particles."""
+
+    seed: int = 0
+    """random seed"""
+    device: str = "auto"
+    """auto, cpu, cuda or mps: where stage 1 runs"""
+    threads: int = 0
+    """CPU threads; 0: the cores this process may use"""
+    precision: str = "32-true"
+    """Lightning Fabric's precision for stage 1"""
+    devices: int = 1
+    """number of devices for stage 1"""
+    contrast: str = "auto"
+    """auto, white or black: the protein's contrast on disk"""
+    diameter: float = 0.0
+    """particle diameter in Angstrom; 0: measured from the images"""
+    final_box: int = 0
+    """box of the final maps in pixels; 0: that of the images, 128 at most"""
+    starts: int = 3
+    """how many random starts are tried at most before the best is taken"""
+    ace: AceConfig = field(default_factory=AceConfig)
+    """stage 1"""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """stage 2"""
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    """stage 3"""

@@ -1,0 +1,190 @@
+"""MRC files: maps read and written whole, image stacks memory-mapped and streamed.
+
+Array order is z, y, x for volumes and image, y, x for stacks. Pixel sizes are in Angstrom.
+"""
+
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import mrcfile
+import mrcfile.utils
+import numpy as np
+from mrcfile.mrcfile import MrcFile
+
+from ace_em.data.atomic import replace_atomically
+from ace_em.errors import InputError
+
+_REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
+# relative difference of voxel edges that rounding of the cell's size in the header can explain
+_CUBIC_TOLERANCE = 1e-2
+
+
+def _read_header(path: Path) -> np.recarray:
+    """Header of an MRC file whose byte order, mode, size and length have been checked."""
+    if not path.is_file():
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    try:
+        # many real stacks lack the map ID or the machine stamp: mrcfile warns, the checks below decide
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            with MrcFile(path, permissive=True, header_only=True) as file:
+                header = file.header
+    except ValueError as error:
+        raise InputError(f"{path}: not an MRC file ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    nx, ny, nz, mode, nsymbt = (int(header[name]) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
+    if min(nx, ny, nz) < 1 or max(nx, ny) > 1 << 20 or nsymbt < 0:
+        raise InputError(f"{path}: not an MRC file (its header says {nx} x {ny} x {nz})")
+    if mode not in _REAL_MODES:
+        raise InputError(f"{path}: MRC mode {mode}, expected one of {_REAL_MODES}")
+    expected = 1024 + nsymbt + nx * ny * nz * mrcfile.utils.data_dtype_from_header(header).itemsize
+    found = path.stat().st_size
+    if found < expected:
+        raise InputError(f"{path}: truncated, the header says {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
+    return header
+
+
+def _map_data(path: Path, header: np.recarray) -> np.memmap:
+    return np.memmap(
+        path,
+        dtype=mrcfile.utils.data_dtype_from_header(header),
+        mode="r",
+        offset=1024 + int(header.nsymbt),
+        shape=(int(header.nz), int(header.ny), int(header.nx)),
+    )
+
+
+def _voxel_size(path: Path, header: np.recarray) -> float:
+    edges = [float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"]
+    if not all(np.isfinite(edges)) or min(edges) <= 0:
+        raise InputError(f"{path}: the header gives no pixel size (cell {header.cella} Angstrom)")
+    if max(edges) / min(edges) - 1 > _CUBIC_TOLERANCE:
+        raise InputError(f"{path}: voxel of {edges[0]:.4g} x {edges[1]:.4g} x {edges[2]:.4g} Angstrom, expected equal edges")
+    return edges[0]
+
+
+def read_volume(path: Path | str) -> tuple[np.ndarray, float]:
+    """Read a map.
+
+    Parameters
+    ----------
+    path : MRC or CCP4 file, either byte order, mode 0, 1, 2, 6 or 12.
+
+    Returns
+    -------
+    (z, y, x) float32 array, whatever axis order (MAPC, MAPR, MAPS) the file has, and the pixel size in Angstrom. The
+    position of the map in its cell (start, origin) is not used: the centre of a box is its index n // 2.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    if int(header.ispg) >= 401:
+        raise InputError(f"{path}: a stack of volumes (space group {int(header.ispg)}), expected one volume")
+    # array axes 0, 1, 2 are sections, rows, columns; 1, 2, 3 in the header mean x, y, z; zeros are an old way to say 1, 2, 3
+    order = [int(header[name]) or default for name, default in (("maps", 3), ("mapr", 2), ("mapc", 1))]
+    if sorted(order) != [1, 2, 3]:
+        raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected each of 1, 2, 3 once")
+    data = _map_data(path, header).transpose([order.index(axis) for axis in (3, 2, 1)])
+    volume = np.ascontiguousarray(data, dtype=np.float32)
+    if not np.isfinite(volume).all():
+        raise InputError(f"{path}: the map holds NaN or infinite values")
+    return volume, _voxel_size(path, header)
+
+
+def write_volume(path: Path | str, volume: np.ndarray, pixel_size_angstrom: float) -> None:
+    """Write a map (z, y, x) as float32, origin 0, replacing ``path`` atomically; the same input gives the same bytes."""
+    if volume.ndim != 3:
+        raise ValueError(f"a volume has three axes, got shape {volume.shape}")
+    with replace_atomically(path) as temporary, mrcfile.new(temporary) as file:
+        file.set_data(np.ascontiguousarray(volume, dtype=np.float32))
+        file.set_volume()
+        file.voxel_size = pixel_size_angstrom
+        _clear_labels(file)
+
+
+def stack_shape(path: Path | str) -> tuple[int, int, int]:
+    """(n, y, x) of an image stack from its header, checked as by :func:`open_stack`, without mapping it."""
+    path = Path(path)
+    header = _read_header(path)
+    return int(header.nz), int(header.ny), int(header.nx)
+
+
+def open_stack(path: Path | str) -> np.memmap:
+    """Memory-map an image stack, read only.
+
+    Returns
+    -------
+    (n, y, x) array in the file's own type and byte order (int8, int16, uint16, float16, float32); one image is a stack of 1.
+    """
+    path = Path(path)
+    return _map_data(path, _read_header(path))
+
+
+def _clear_labels(file: MrcFile) -> None:
+    # mrcfile writes the time into the first label; the same data must give the same bytes
+    file.header.label[:] = b""
+    file.header.nlabl = 0
+
+
+class StackWriter:
+    """Context manager that streams images to a new stack in bounded memory and renames it into place at the end.
+
+    The same blocks give the same bytes. Leaving the context before every image was written is an error and leaves no file.
+
+    Parameters
+    ----------
+    path : the .mrcs file to write; an old one is replaced.
+    shape : (n, y, x) of the whole stack.
+    pixel_size_angstrom : written to the header.
+    """
+
+    def __init__(self, path: Path | str, shape: tuple[int, int, int], pixel_size_angstrom: float) -> None:
+        self.path = Path(path)
+        self.shape = shape
+        self.pixel_size_angstrom = pixel_size_angstrom
+        self.n_written = 0
+        self._min, self._max, self._sum, self._sum_squares = np.inf, -np.inf, 0.0, 0.0
+        self._exit = ExitStack()
+
+    def __enter__(self) -> "StackWriter":
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replace_atomically(self.path))
+            self._file = mrcfile.new_mmap(temporary, self.shape, mrc_mode=2)
+            stack.callback(self._file.close)
+            self._file.set_image_stack()
+            self._file.voxel_size = self.pixel_size_angstrom
+            _clear_labels(self._file)
+            self._exit = stack.pop_all()
+        return self
+
+    def write(self, block: np.ndarray) -> None:
+        """Append images (b, y, x), stored as float32."""
+        block = np.asarray(block, dtype=np.float32)
+        end = self.n_written + len(block)
+        if block.shape[1:] != self.shape[1:] or end > self.shape[0]:
+            raise ValueError(f"images {self.n_written} to {end} of shape {block.shape[1:]} do not fit a stack of {self.shape}")
+        self._file.data[self.n_written : end] = block
+        self.n_written = end
+        if block.size:
+            self._min = min(self._min, float(block.min()))
+            self._max = max(self._max, float(block.max()))
+            self._sum += float(block.sum(dtype=np.float64))
+            self._sum_squares += float(np.square(block, dtype=np.float64).sum())
+
+    def _set_statistics(self) -> None:
+        # new_mmap takes the statistics of the still empty data; ours are gathered while the blocks pass
+        count = float(np.prod(self.shape))
+        mean = self._sum / count
+        header = self._file.header
+        header.dmin, header.dmax, header.dmean = self._min, self._max, mean
+        header.rms = max(self._sum_squares / count - mean**2, 0.0) ** 0.5
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._exit:
+            if error is not None:
+                raise error
+            if self.n_written != self.shape[0]:
+                raise ValueError(f"{self.path}: {self.n_written} of {self.shape[0]} images were written")
+            self._set_statistics()

@@ -1,0 +1,250 @@
+"""Particle images with what is known about each: the STAR table, its stacks, CTF parameters, poses and half-sets."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ace_em.data.mrc import open_stack, stack_shape
+from ace_em.data.star import ParticleTable, numeric_column, read_particle_star
+from ace_em.errors import InputError
+from ace_em.physics.ctf import CTFParameters
+from ace_em.physics.pose import Pose, relion_angles_to_rotmat
+
+MIN_BOX = 16
+# relative difference of pixel sizes that is rounding (of a magnification, say) and moves no CTF ring by a pixel
+_PIXEL_SIZE_TOLERANCE = 1e-4
+# field of CTFParameters: column, value where the column is missing (None: it must be there)
+_CTF_COLUMNS: dict[str, tuple[str, float | None]] = {
+    "defocus_u_angstrom": ("rlnDefocusU", None),
+    "defocus_v_angstrom": ("rlnDefocusV", None),
+    "defocus_angle_deg": ("rlnDefocusAngle", None),
+    "voltage_kv": ("rlnVoltage", None),
+    "spherical_aberration_mm": ("rlnSphericalAberration", None),
+    "amplitude_contrast": ("rlnAmplitudeContrast", None),
+    "phase_shift_deg": ("rlnPhaseShift", 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Particle images on disk and their metadata; N particles, images of ``box`` x ``box`` pixels.
+
+    Images are read on demand from memory maps, which are opened anew in each process: a pickled copy carries none.
+
+    Attributes
+    ----------
+    table : the STAR file.
+    image_names : N strings, ``index@path`` as in the STAR file.
+    box : pixels per image edge.
+    pixel_size_angstrom : of the images.
+    ctf : fields of shape (N,), float32.
+    stack_paths : the files that hold the images.
+    stack_of_row : (N,) index into ``stack_paths``.
+    index_in_stack : (N,) image within its stack, counted from 0.
+    """
+
+    table: ParticleTable
+    image_names: tuple[str, ...]
+    box: int
+    pixel_size_angstrom: float
+    ctf: CTFParameters
+    stack_paths: tuple[Path, ...]
+    stack_of_row: np.ndarray
+    index_in_stack: np.ndarray
+    _open: dict[int, np.memmap] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def open(path: Path | str, project_root: Path | None = None) -> "Particles":
+        """Open the particles of a STAR file and check everything that can be checked without reading the images.
+
+        Parameters
+        ----------
+        path : RELION STAR file.
+        project_root : folder that image paths are relative to. Without it, or when a stack is not there, the STAR file's
+            folder, the folders above it (a RELION project's root is one of them) and the current folder are tried.
+        """
+        table = read_particle_star(path)
+        names = tuple(table.particles["rlnImageName"])
+        stack_paths, stack_of_row, index_in_stack, box = _locate_images(table.path, names, project_root)
+        _check_image_size(table, box)
+        return Particles(table, names, box, pixel_size_of(table), ctf_parameters(table), stack_paths, stack_of_row, index_in_stack)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def n(self) -> int:
+        """Number of particles."""
+        return len(self.table)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def images(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Images (B, box, box), float32, of ``rows`` in the order asked for; grey values as in the file.
+
+        An image that holds NaN or infinite values, or is constant, is an :class:`InputError`.
+        """
+        wanted = np.arange(len(self))[rows]
+        out = np.empty((len(wanted), self.box, self.box), dtype=np.float32)
+        # ascending in each file: the disk is read forwards
+        order = np.lexsort((self.index_in_stack[wanted], self.stack_of_row[wanted]))
+        stacks = self.stack_of_row[wanted][order]
+        for stack in np.unique(stacks):
+            places = order[stacks == stack]
+            index = self.index_in_stack[wanted[places]]
+            images = np.asarray(self._memmap(int(stack))[index], dtype=np.float32)
+            self._check_images(images, index, int(stack))
+            out[places] = images
+        return out
+
+    def _memmap(self, stack: int) -> np.memmap:
+        if stack not in self._open:
+            self._open[stack] = open_stack(self.stack_paths[stack])
+        return self._open[stack]
+
+    def _check_images(self, images: np.ndarray, index: np.ndarray, stack: int) -> None:
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+        # minimum and maximum of an image with a NaN are NaN
+        for bad, what in ((~np.isfinite(low) | ~np.isfinite(high), "holds NaN or infinite values"), (low == high, "is constant")):
+            if bad.any():
+                raise InputError(f"{self.stack_paths[stack]}: image {index[bad.argmax()] + 1} {what}")
+
+    def poses(self) -> Pose | None:
+        """Poses of the STAR file (:func:`star_poses`), shift in pixels of the images."""
+        return star_poses(self.table, self.pixel_size_angstrom)
+
+    def half_sets(self) -> np.ndarray | None:
+        """Half-set of each particle, (N,) int64 of 1 and 2; None where the STAR file has no rlnRandomSubset."""
+        if not self.table.has_column("rlnRandomSubset"):
+            return None
+        values = numeric_column(self.table, "rlnRandomSubset")
+        bad = np.flatnonzero((values != 1) & (values != 2))
+        if len(bad):
+            row = int(bad[0])
+            raise InputError(f"{self.table.path}: row {row + 1}, column rlnRandomSubset: {values[row]:g}, expected 1 or 2")
+        return values.astype(np.int64)
+
+
+def ctf_parameters(table: ParticleTable) -> CTFParameters:
+    missing = [name for name, default in _CTF_COLUMNS.values() if default is None and not table.has_column(name)]
+    if missing:
+        raise InputError(f"{table.path}: no CTF: missing columns {', '.join(missing)}")
+    values = {key: numeric_column(table, name, default) for key, (name, default) in _CTF_COLUMNS.items()}
+    return CTFParameters(**{key: torch.from_numpy(value).float() for key, value in values.items()})
+
+
+def pixel_size_of(table: ParticleTable) -> float:
+    """The one pixel size of all particles, in Angstrom."""
+    if table.has_column("rlnImagePixelSize"):
+        values = numeric_column(table, "rlnImagePixelSize")
+    elif table.has_column("rlnDetectorPixelSize") and table.has_column("rlnMagnification"):
+        magnification = numeric_column(table, "rlnMagnification")
+        if (magnification <= 0).any():
+            row = int((magnification <= 0).argmax())
+            raise InputError(f"{table.path}: row {row + 1}, column rlnMagnification: {magnification[row]:g}, expected above 0")
+        # micrometre on the detector to Angstrom in the specimen
+        values = numeric_column(table, "rlnDetectorPixelSize") / magnification * 1e4
+    elif table.has_column("rlnPixelSize"):
+        values = numeric_column(table, "rlnPixelSize")
+    else:
+        expected = "rlnImagePixelSize, or rlnDetectorPixelSize and rlnMagnification, or rlnPixelSize"
+        raise InputError(f"{table.path}: no pixel size: expected {expected}")
+    low, high = float(values.min()), float(values.max())
+    if low <= 0:
+        raise InputError(f"{table.path}: pixel size {low:g} Angstrom, expected above 0")
+    if high / low - 1 > _PIXEL_SIZE_TOLERANCE:
+        raise InputError(f"{table.path}: pixel sizes from {low:g} to {high:g} Angstrom, expected one for all particles")
+    return float(values[0])
+
+
+def _check_image_size(table: ParticleTable, box: int) -> None:
+    if not table.has_column("rlnImageSize"):
+        return
+    sizes = np.unique(numeric_column(table, "rlnImageSize"))
+    if len(sizes) > 1:
+        raise InputError(f"{table.path}: rlnImageSize from {sizes[0]:g} to {sizes[-1]:g}, expected one for all particles")
+    if sizes[0] != box:
+        # images binned without their table: the pixel size is then wrong as well
+        raise InputError(f"{table.path}: rlnImageSize is {sizes[0]:g}, but the images have {box} pixels")
+
+
+def _find(star: Path, name: str, project_root: Path | None) -> Path:
+    """The file of an image path."""
+    folders = [] if project_root is None else [Path(project_root)]
+    folders += [*star.absolute().parents, Path.cwd()]
+    tried = list(dict.fromkeys(folder / name for folder in folders))  # an absolute name gives itself, once
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"{star}: images {name} not found; tried {', '.join(map(str, tried))}")
+
+
+def _split_name(star: Path, row: int, name: str) -> tuple[int | None, str]:
+    """Index from 1 (None: the file is one image) and path of an image name; ``row`` counts from 0."""
+    index, at, path = name.partition("@")
+    if not at:
+        return None, name
+    if not index.isdecimal() or int(index) < 1 or not path:
+        raise InputError(f"{star}: row {row + 1}, column rlnImageName: {name!r}, expected index@path with an index from 1")
+    return int(index), path
+
+
+def _locate_images(star: Path, names: tuple[str, ...], root: Path | None) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray, int]:
+    """Open every stack's header once: stack paths, stack of each row, index from 0 of each row, and the common box."""
+    stacks: dict[str, int] = {}
+    paths: list[Path] = []
+    shapes: list[tuple[int, int, int]] = []
+    stack_of_row = np.empty(len(names), dtype=np.int64)
+    index_in_stack = np.empty(len(names), dtype=np.int64)
+    for row, name in enumerate(names):
+        index, file = _split_name(star, row, name)
+        if file not in stacks:
+            stacks[file] = len(paths)
+            paths.append(_find(star, file, root))
+            shapes.append(_checked_shape(paths[-1], paths[0], shapes[:1]))
+        stack = stacks[file]
+        count = shapes[stack][0]
+        if index is None and count > 1:
+            raise InputError(f"{star}: row {row + 1}: {name} names no image of the {count} in {paths[stack]}")
+        if index is not None and index > count:
+            raise InputError(f"{star}: row {row + 1}: image {index} of {paths[stack]}, which holds {count}")
+        stack_of_row[row], index_in_stack[row] = stack, (index or 1) - 1
+    return tuple(paths), stack_of_row, index_in_stack, shapes[0][1]
+
+
+def _checked_shape(path: Path, first_path: Path, first_shape: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """(n, y, x) of a stack of square images as large as those of the first stack."""
+    n, ny, nx = stack_shape(path)
+    if nx != ny:
+        raise InputError(f"non-square {nx} x {ny} in {path}: expected square images")
+    if nx < MIN_BOX:
+        raise InputError(f"{path}: images of {nx} x {nx} pixels, expected at least {MIN_BOX}")
+    if first_shape and first_shape[0][1] != nx:
+        box = first_shape[0][1]
+        raise InputError(f"{path}: images of {nx} x {nx} pixels, but {first_path} has {box} x {box}")
+    return n, ny, nx
+
+
+def star_poses(table: ParticleTable, pixel_size_angstrom: float) -> Pose | None:
+    """Poses of a particle table, float32, shift in pixels of ``pixel_size_angstrom``; None where it has no angles.
+
+    Origins that are absent count as 0. They are in Angstrom (RELION 3.1) or in pixels (3.0).
+    """
+    angle_names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+    if not all(table.has_column(name) for name in angle_names):
+        return None
+    angles = np.stack([numeric_column(table, name) for name in angle_names], axis=-1)
+    shift_px = -np.stack([_origin_px(table, axis, pixel_size_angstrom) for axis in "YX"], axis=-1)
+    return Pose(relion_angles_to_rotmat(torch.from_numpy(angles)).float(), torch.from_numpy(shift_px).float())
+
+
+def _origin_px(table: ParticleTable, axis: str, pixel_size_angstrom: float) -> np.ndarray:
+    angstrom, px = f"rlnOrigin{axis}Angst", f"rlnOrigin{axis}"
+    # a 3.1 file means its Angstrom columns, a 3.0 file its pixel columns, should it have both
+    if table.has_column(angstrom) and (table.optics is not None or not table.has_column(px)):
+        return numeric_column(table, angstrom) / pixel_size_angstrom
+    return numeric_column(table, px, default=0.0)

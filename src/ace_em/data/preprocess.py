@@ -1,0 +1,171 @@
+"""From particles on disk to the working arrays: contrast sign, normalisation, Fourier cropping, whitening.
+
+The working array of an image is the half-plane of its Fourier transform inside a band, divided by the noise's standard
+deviation shell by shell; the CTF is divided by the same, so that image = transfer x slice x shift + unit noise. Everything
+after this module is linear in it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_em.data.particles import Particles
+from ace_em.maths.fourier import HalfPlane, fourier_resize, radius_grid
+from ace_em.physics.ctf import CTFParameters, ctf
+from ace_em.physics.noise import background_mask, background_mean_sd, noise_power
+
+BLOCK = 500
+SURVEY = 1000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a look at some of the images tells before the run.
+
+    Attributes
+    ----------
+    sign : +1 when the protein is white on disk, -1 when it is black.
+    contrast_z : how sure that is, in standard deviations of the mean.
+    diameter_angstrom : of the ball with the particle's radius of gyration, widened by the shifts.
+    noise_power : (box // 2 + 1,) noise power per shell of normalised images, floored at a hundredth of the mean power.
+    snr : signal over noise power of the normalised images, whole box.
+    """
+
+    sign: float
+    contrast_z: float
+    diameter_angstrom: float
+    noise_power: Tensor
+    snr: float
+
+
+@dataclass(frozen=True)
+class WorkingSet:
+    """Whitened half-planes of particle images.
+
+    Attributes
+    ----------
+    half_plane : the n coefficients kept, of images with ``half_plane.box`` pixels an edge.
+    image_ft : (N, n) complex, noise of unit variance.
+    transfer : (N, n) real, CTF over the noise's standard deviation.
+    """
+
+    half_plane: HalfPlane
+    image_ft: Tensor
+    transfer: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_ft)
+
+    @property
+    def box(self) -> int:
+        return self.half_plane.box
+
+    def band(self, max_radius: float) -> "WorkingSet":
+        """The coefficients with ``|k| <= max_radius``, without a copy."""
+        inner = self.half_plane.band(max_radius)
+        n = len(inner)
+        return WorkingSet(inner, self.image_ft[:, :n], self.transfer[:, :n])
+
+    def rows(self, rows: Tensor | slice) -> "WorkingSet":
+        """Some of the particles."""
+        return WorkingSet(self.half_plane, self.image_ft[rows], self.transfer[rows])
+
+    def to(self, device: torch.device) -> "WorkingSet":
+        return WorkingSet(self.half_plane.to(device), self.image_ft.to(device), self.transfer.to(device))
+
+
+def normalise(images: Tensor, sign: float) -> Tensor:
+    """Images (b, n, n) with background (outside the inscribed circle) of mean 0 and deviation 1, times ``sign``."""
+    mean, sd = background_mean_sd(images, background_mask(images.shape[-1], images.shape[-1] / 2))
+    return (images - mean[:, None, None]) / sd[:, None, None] * sign
+
+
+def soft_disc(box: int, radius_px: float, edge_px: float) -> Tensor:
+    """(box, box) 1 inside ``radius_px``, falling to 0 over ``edge_px`` as half a cosine."""
+    outside = ((radius_grid(box, 2) - radius_px) / edge_px).clamp(0, 1)
+    return 0.5 + 0.5 * torch.cos(torch.pi * outside)
+
+
+def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Survey:
+    """Look at up to a thousand images: contrast, noise, size and SNR.
+
+    Parameters
+    ----------
+    particles : the set.
+    sign : +1 or -1 when the user knows the contrast; otherwise it is measured.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(particles))[:SURVEY]
+    images = normalise(torch.from_numpy(particles.images(np.sort(chosen))), 1.0)
+    box, small = particles.box, min(particles.box, 32)
+    measured, z = _contrast(images)
+    sign = measured if sign is None else sign
+    background = background_mask(box, box / 2)
+    half_plane = HalfPlane.within(box)
+    noise = noise_power(images, background, half_plane)
+    mean_power = half_plane.from_image(images).abs().square().mean()
+    low_passed = fourier_resize(images, small, 2)
+    diameter = _diameter_px(low_passed) * particles.box / small * particles.pixel_size_angstrom
+    snr = max(images.square().mean().item() - 1, 0.0)
+    return Survey(sign, z, diameter, noise.clamp(min=0.01 * mean_power.item()), snr)
+
+
+def _contrast(images: Tensor) -> tuple[float, float]:
+    """Sign of the protein against the background and its z-score, from the central third of normalised images."""
+    box = images.shape[-1]
+    centre = images[:, radius_grid(box, 2) < box / 6].mean(1)
+    mean, error = centre.mean().item(), (centre.std() / len(centre) ** 0.5).item()
+    return (1.0 if mean >= 0 else -1.0), mean / max(error, 1e-12)
+
+
+def _diameter_px(images: Tensor) -> float:
+    """Diameter of the ball whose projections have the second moment of the images' excess variance (b, n, n), in pixels.
+
+    The squared projection of a ball of radius R has ``<r^2> = R^2 / 3``.
+    """
+    n = images.shape[-1]
+    radius = radius_grid(n, 2)
+    excess = images.square().mean(0)
+    excess = excess - excess[radius > n / 2].median()
+    inside = radius <= n / 2
+    second = (excess * radius.square())[inside].sum() / excess[inside].sum()
+    return float(2 * (3 * second.clamp(min=1.0)).sqrt().clamp(max=n / 2))
+
+
+def working_set(
+    particles: Particles,
+    look: Survey,
+    box: int,
+    rows: np.ndarray | None = None,
+    max_radius: float | None = None,
+    on_block: Callable[[int], None] = lambda done: None,
+) -> WorkingSet:
+    """Read, normalise, mask, crop and whiten the images of ``rows`` (all by default) at a working box.
+
+    Coefficients keep the scale of the full box (sum over its pixels), so that a volume's transform means the same at every
+    working box.
+    """
+    half_plane = HalfPlane.within(box, max_radius)
+    pixel_size = particles.pixel_size_angstrom * particles.box / box
+    rows = np.arange(len(particles)) if rows is None else rows
+    noise_sd = look.noise_power[half_plane.shell].sqrt()
+    image_ft = torch.empty(len(rows), len(half_plane), dtype=torch.complex64)
+    transfer = torch.empty(len(rows), len(half_plane))
+    full = HalfPlane(particles.box, half_plane.k, half_plane.radius)
+    for start, images in _blocks(particles, rows, look.sign):
+        block = slice(start, start + len(images))
+        image_ft[block] = full.from_image(images) / noise_sd
+        parameters: CTFParameters = particles.ctf[torch.from_numpy(rows[block])]
+        transfer[block] = ctf(parameters, half_plane, pixel_size) / noise_sd
+        on_block(start + len(images))
+    return WorkingSet(half_plane, image_ft, transfer)
+
+
+def _blocks(particles: Particles, rows: np.ndarray, sign: float) -> Iterator[tuple[int, Tensor]]:
+    edge = max(2.0, particles.box / 20)
+    disc = soft_disc(particles.box, particles.box / 2 - edge, edge)
+    for start in range(0, len(rows), BLOCK):
+        images = torch.from_numpy(particles.images(rows[start : start + BLOCK]))
+        yield start, normalise(images, sign) * disc

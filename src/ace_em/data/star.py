@@ -1,0 +1,227 @@
+"""Particle tables in RELION's STAR format: 3.0 (one block) and 3.1 and later (optics and particles).
+
+Every value is kept as the string that stands in the file, so that what we do not understand is written back as it was.
+Column names are without the leading underscore. Rows in messages count from 1.
+"""
+
+import linecache
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+import starfile
+
+from ace_em.data.atomic import replace_atomically
+from ace_em.errors import InputError
+
+Block: TypeAlias = pd.DataFrame | dict[str, str]
+_ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+_ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
+_ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
+# what starfile turns into a missing value
+_NAN_TOKEN = re.compile(r"(?<!\S)(?:nan|NaN|<NA>)(?!\S)")
+_EMPTY_TOKEN = re.compile(r"""(?<!\S)(?:""|'')(?!\S)""")
+
+
+@dataclass(frozen=True)
+class ParticleTable:
+    """A particle STAR file.
+
+    Attributes
+    ----------
+    path : the file it was read from; messages name it, and stack paths are relative to its folder.
+    optics : one row per optics group, strings; None for a RELION 3.0 file.
+    particles : one row per particle, strings.
+    others : the remaining blocks by name, a dict of strings for a block that is not a loop.
+    particle_block : name of the block of the particles, without ``data_``.
+    """
+
+    path: Path
+    optics: pd.DataFrame | None
+    particles: pd.DataFrame
+    others: dict[str, Block] = field(default_factory=dict)
+    particle_block: str = "particles"
+
+    def __len__(self) -> int:
+        return len(self.particles)
+
+    def has_column(self, name: str) -> bool:
+        """Whether the particles, or their optics groups, have a column."""
+        return name in self.particles or (self.optics is not None and name in self.optics)
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a STAR file (not text)") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if "\0" in text or not re.search(r"^\s*data_", text, re.MULTILINE):
+        raise InputError(f"{path}: not a STAR file (no line begins with data_)")
+    return text
+
+
+def _refuse_short_rows(path: Path, frames: dict[str, pd.DataFrame], text: str) -> None:
+    """A row with too few values comes as empty strings at its end; legal empty strings are quoted in the file."""
+    empty = {name: (frame == "").to_numpy() for name, frame in frames.items()}
+    if sum(int(cells.sum()) for cells in empty.values()) <= len(_EMPTY_TOKEN.findall(text)):
+        return
+    # the first row that ends in an empty string is the culprit, unless the file has quoted ones as well
+    name = next(name for name, cells in empty.items() if cells.any())
+    row = int(np.flatnonzero(empty[name].any(axis=1))[0]) + 1
+    raise InputError(f"{path}: block data_{name}, row {row}: fewer values than the {frames[name].shape[1]} columns")
+
+
+def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, pd.DataFrame]:
+    """The tables with, in place of missing values, the strings that starfile took for them."""
+    tokens = _NAN_TOKEN.findall(text)
+    missing = sum(int(frame.isna().sum().sum()) for frame in frames.values())
+    # file order is block by block, row by row; should a NaN inside quotes spoil the count, all are spelled alike
+    spelled = iter(tokens if len(tokens) == missing else ["nan"] * missing)
+    restored = {}
+    for name, frame in frames.items():
+        if frame.isna().any(axis=None):
+            cells = frame.to_numpy(dtype=object)
+            for row, column in np.argwhere(frame.isna().to_numpy()):
+                cells[row, column] = next(spelled)
+            restored[name] = pd.DataFrame(cells, columns=frame.columns, dtype=str)
+    return restored
+
+
+def _parse(path: Path) -> dict[str, Block]:
+    text = _read_text(path)
+    # every name that may be a column: starfile then converts nothing to numbers
+    names = sorted(set(re.findall(r"^\s*_(\S+)", text, re.MULTILINE)))
+    # starfile reads through linecache, which keeps old text and looks for relative names along sys.path
+    linecache.clearcache()
+    try:
+        blocks = starfile.read(path.resolve(), always_dict=True, parse_as_string=names)
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise InputError(f"{path}: cannot be parsed as a STAR file ({str(error).splitlines()[0]})") from error
+    finally:
+        linecache.clearcache()
+    for name, block in blocks.items():
+        if isinstance(block, pd.DataFrame) and not block.columns.is_unique:
+            raise InputError(f"{path}: block data_{name} has column {block.columns[block.columns.duplicated()][0]} twice")
+    frames = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
+    text = re.sub(r"(?<!\S)#.*", "", text)
+    _refuse_short_rows(path, frames, text)
+    return blocks | _with_nan_strings(frames, text)
+
+
+def _as_rows(block: Block) -> pd.DataFrame:
+    """A block that is not a loop is a table of one row."""
+    return block if isinstance(block, pd.DataFrame) else pd.DataFrame([block], dtype=str)
+
+
+def read_particle_star(path: Path | str) -> ParticleTable:
+    """Read the particles of a RELION STAR file: 3.1 and later (with optics groups), or older (one block of any name)."""
+    path = Path(path)
+    blocks = _parse(path)
+    candidates = [name for name, block in blocks.items() if "rlnImageName" in block]
+    if not candidates:
+        found = "; ".join(
+            f"data_{name} with {', '.join(list(block)[:4]) or 'nothing'}" for name, block in list(blocks.items())[:4]
+        )
+        raise InputError(f"{path}: no particles: no block has a column rlnImageName (found {found})")
+    name = "particles" if "particles" in candidates else candidates[0]
+    particles = _as_rows(blocks.pop(name))
+    if len(particles) == 0:
+        raise InputError(f"{path}: block data_{name} has no rows")
+    optics = _as_rows(blocks.pop("optics")) if "optics" in blocks else None
+    return ParticleTable(path, optics, particles, blocks, name)
+
+
+def write_star(path: Path | str, table: ParticleTable) -> None:
+    """Write a table, atomically; equal tables give equal bytes. ``table.path`` is not used."""
+    # the others come last: one of them may have image names too, and the first such block is read as the particles
+    blocks: dict[str, Block] = {} if table.optics is None else {"optics": table.optics}
+    blocks |= {table.particle_block: table.particles} | table.others
+    text = starfile.to_string(blocks)
+    # starfile's first line carries the time of writing
+    text = "# Created by ace-em\n" + text.partition("\n")[2]
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def with_poses(
+    table: ParticleTable,
+    pose_angles_deg: np.ndarray,
+    origin_angstrom: np.ndarray,
+    half_set: np.ndarray | None,
+    pixel_size_angstrom: float,
+) -> ParticleTable:
+    """The same table with new poses; columns it had keep their place, new ones come last.
+
+    Parameters
+    ----------
+    pose_angles_deg : (N, 3) RELION's rot, tilt, psi in degrees.
+    origin_angstrom : (N, 2) RELION's origin in x, y order: the shift that brings the particle back to the centre.
+    half_set : (N,) 1 or 2, or None to leave rlnRandomSubset alone.
+    pixel_size_angstrom : of the particle images; a table without optics (3.0) has its origin in pixels.
+    """
+    if pose_angles_deg.shape != (len(table), 3) or origin_angstrom.shape != (len(table), 2):
+        raise ValueError(f"{len(table)} particles, angles {pose_angles_deg.shape}, origins {origin_angstrom.shape}")
+    old_format = table.optics is None
+    origin_names, stale = (_ORIGIN_PX, _ORIGIN_ANGSTROM) if old_format else (_ORIGIN_ANGSTROM, _ORIGIN_PX)
+    origin = origin_angstrom / pixel_size_angstrom if old_format else origin_angstrom
+    particles = table.particles.drop(columns=[name for name in stale if name in table.particles])
+    values = np.concatenate([pose_angles_deg, origin], axis=1)
+    for name, column in zip(_ANGLES + origin_names, values.T, strict=True):
+        # adding zero turns a rounded -0 into 0
+        particles[name] = [f"{value:.6f}" for value in np.round(column.astype(np.float64), 6) + 0.0]
+    if half_set is not None:
+        particles["rlnRandomSubset"] = [str(int(value)) for value in half_set]
+    return replace(table, particles=particles)
+
+
+def _optics_rows(table: ParticleTable, optics: pd.DataFrame) -> np.ndarray:
+    """Row of the optics table of each particle, (N,) int64."""
+    for where, frame in (("data_optics", optics), (f"data_{table.particle_block}", table.particles)):
+        if "rlnOpticsGroup" not in frame:
+            raise InputError(f"{table.path}: column rlnOpticsGroup is missing in {where}")
+    groups = pd.Index(_numbers(table.path, optics["rlnOpticsGroup"], "data_optics row"))
+    if not groups.is_unique:
+        raise InputError(f"{table.path}: data_optics has an rlnOpticsGroup twice")
+    wanted = _numbers(table.path, table.particles["rlnOpticsGroup"], "row")
+    rows = groups.get_indexer(pd.Index(wanted))
+    if (rows < 0).any():
+        row = int(np.flatnonzero(rows < 0)[0])
+        raise InputError(f"{table.path}: row {row + 1}: optics group {wanted[row]:g} is not in data_optics")
+    return rows.astype(np.int64)
+
+
+def _numbers(path: Path, column: pd.Series, row_word: str) -> np.ndarray:
+    """(n,) float64 values of a column of strings; refuses, with the row, what is not a finite number."""
+    strings = column.to_numpy(dtype=object)
+    try:
+        values = strings.astype(np.float64)
+    except ValueError:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise InputError(f"{path}: {row_word} {bad[0] + 1}, column {column.name}: {strings[bad[0]]!r}, expected a finite number")
+    return values
+
+
+def numeric_column(table: ParticleTable, name: str, default: float | None = None) -> np.ndarray:
+    """Values of a column as (N,) float64, from the particles or, where they lack it, from their optics groups.
+
+    ``default`` stands for a column that is in neither; without one, that is an :class:`InputError`, as is any value that
+    is not a finite number.
+    """
+    if name in table.particles:
+        return _numbers(table.path, table.particles[name], "row")
+    if table.optics is not None and name in table.optics:
+        per_particle = table.optics[name].iloc[_optics_rows(table, table.optics)].reset_index(drop=True)
+        return _numbers(table.path, per_particle, "optics group of row")
+    if default is None:
+        where = f"data_{table.particle_block}" + ("" if table.optics is None else " or data_optics")
+        raise InputError(f"{table.path}: column {name} is missing, expected in {where}")
+    return np.full(len(table), default, dtype=np.float64)

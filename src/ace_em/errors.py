@@ -1,0 +1,8 @@
+"""The two ways a run ends badly on purpose."""
+
+
+class InputError(Exception):
+    """The input or an option is wrong; the command line prints the message and exits with code 2.
+
+    The message is one line that names the file, the row or column, what was found and what is expected.
+    """

@@ -1,0 +1,118 @@
+"""A finished run against the truth: the paper's metrics, and the bound that true poses would give."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ace_em.data.atomic import replace_atomically
+from ace_em.data.mrc import read_volume
+from ace_em.data.particles import Particles
+from ace_em.data.preprocess import survey, working_set
+from ace_em.errors import InputError
+from ace_em.maths.fourier import fourier_resize
+from ace_em.metrics.alignment import align_poses, apply_frame, turn_volume
+from ace_em.metrics.coverage import coverage
+from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
+from ace_em.metrics.pose_error import pose_error
+from ace_em.models.voxel_grid import soft_ball
+from ace_em.physics.pose import Pose
+from ace_em.refinement.backprojection import accumulate, reconstruct_halves
+from ace_em.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of ``evaluation.json``.
+
+    Attributes
+    ----------
+    fsc05_px, fsc05_angstrom : where volume.mrc's FSC with the true volume falls below 0.5, pixels of the map and Angstrom.
+    bound_px : the same for the map of the same images at their true poses.
+    rot_mean, rot_median : squared Frobenius norm of the rotation error.
+    trans : mean squared shift error, pixels^2 of the images.
+    within_10deg, coverage : shares.
+    hand : 'same' or 'mirrored': which hand the run found, compared with the truth.
+    fsc_truth : FSC of volume.mrc with the truth, shell by shell.
+    """
+
+    fsc05_px: float
+    fsc05_angstrom: float
+    bound_px: float
+    rot_mean: float
+    rot_median: float
+    trans: float
+    within_10deg: float
+    coverage: float
+    hand: str
+    fsc_truth: list[float]
+
+
+def matched_poses(estimate: Particles, truth: Particles) -> tuple[Pose, Pose, list[int]]:
+    """Poses of the particles that both have, matched by image name, and their rows in ``truth``."""
+    row_of = {name: row for row, name in enumerate(truth.image_names)}
+    missing = [name for name in estimate.image_names if name not in row_of]
+    if missing:
+        raise InputError(f"{truth.table.path}: no particle {missing[0]}; expected every image of {estimate.table.path}")
+    rows = [row_of[name] for name in estimate.image_names]
+    poses = [p.poses() for p in (estimate, truth)]
+    for particles, pose in zip((estimate, truth), poses, strict=True):
+        if pose is None:
+            raise InputError(f"{particles.table.path}: no rlnAngleRot, rlnAngleTilt, rlnAnglePsi columns; expected poses")
+    assert poses[0] is not None and poses[1] is not None
+    return poses[0], poses[1][torch.tensor(rows)], rows
+
+
+def bound(truth: Particles, pose: Pose, volume: Tensor, rows: list[int]) -> float:
+    """Shell at which the map of the images at their true poses falls below FSC 0.5 with the true volume (n, n, n)."""
+    import numpy as np
+
+    box = volume.shape[-1]
+    look = survey(truth)
+    images = working_set(truth, look, box, rows=np.array(rows))
+    even = torch.arange(len(images)) % 2 == 0
+    at_box = pose.rescaled(box / truth.box)
+    diameter_px = look.diameter_angstrom / (truth.box * truth.pixel_size_angstrom) * box
+    mask = soft_ball(box, min(box / 2 - 1.5, 0.85 * diameter_px))
+    halves = reconstruct_halves(*(accumulate(images.rows(half), at_box[half]) for half in (even, ~even)), mask)
+    return resolution_shell(fourier_shell_correlation(halves.combined, volume), 0.5)
+
+
+def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
+    """Compare RUN/ with the folder that ``simulate`` made (truth.star, volume.mrc); writes evaluation.json."""
+    run = RunFolder(run_path)
+    for needed in (run.poses, run.volume, truth_path / "truth.star", truth_path / "volume.mrc"):
+        if not needed.is_file():
+            raise InputError(f"{needed}: no such file; expected a finished run and a folder made by `ace-em simulate`")
+    truth = Particles.open(truth_path / "truth.star")
+    estimate = Particles.open(run.poses, project_root=truth_path)
+    found, true, rows = matched_poses(estimate, truth)
+    frame = align_poses(found, true)
+    aligned = apply_frame(found, frame)
+    error = pose_error(aligned, true)
+
+    map_found, pixel_size = (torch.from_numpy(a) if i == 0 else a for i, a in enumerate(read_volume(run.volume)))
+    map_true, _ = read_volume(truth_path / "volume.mrc")
+    box = map_found.shape[-1]
+    true_volume = fourier_resize(torch.from_numpy(map_true), box, 3)
+    at_box = dataclasses.replace(frame, origin_px=frame.origin_px * (box / truth.box))
+    fsc = fourier_shell_correlation(turn_volume(map_found, at_box), true_volume)
+    shell = resolution_shell(fsc, 0.5)
+    result = Evaluation(
+        fsc05_px=box / shell,
+        fsc05_angstrom=box / shell * float(pixel_size),
+        bound_px=box / bound(truth, true, true_volume, rows),
+        rot_mean=error.rot_mean,
+        rot_median=error.rot_median,
+        trans=error.trans,
+        within_10deg=error.within_10deg,
+        coverage=coverage(aligned.rotation),
+        hand="mirrored" if frame.mirrored else "same",
+        fsc_truth=[round(v, 5) for v in fsc.tolist()],
+    )
+    with replace_atomically(run.evaluation) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    return result

@@ -1,0 +1,1 @@
+"""Mathematics on tensors: Fourier transforms, rotations, central slices. Knows no microscope."""

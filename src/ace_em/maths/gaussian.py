@@ -1,0 +1,21 @@
+"""The five-filter bank in front of the paper's encoder (appendix A.1, eq. 17)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VARIANCES_PX2 = (1e-2, 1e-1, 1.0, 1e1, 1e2)
+KERNEL_PX = 11
+
+
+def gaussian_kernels(variances_px2: tuple[float, ...] = VARIANCES_PX2, size_px: int = KERNEL_PX) -> Tensor:
+    """Normalised kernels (len(variances), size, size). At variance 100 the kernel is cut at half a sigma: nearly a box."""
+    axis = torch.arange(size_px, dtype=torch.float64) - size_px // 2
+    square = axis[:, None].square() + axis.square()
+    kernels = torch.stack([torch.exp(-square / (2 * v)) for v in variances_px2])
+    return (kernels / kernels.sum((-1, -2), keepdim=True)).float()
+
+
+def filter_bank(images: Tensor, kernels: Tensor) -> Tensor:
+    """Filter images (b, h, w) with every kernel (c, s, s), zero padded: (b, c, h, w)."""
+    return F.conv2d(images[:, None], kernels[:, None].to(images), padding=kernels.shape[-1] // 2)

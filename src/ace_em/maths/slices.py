@@ -1,0 +1,146 @@
+"""Central slices of a volume's Fourier transform, and their adjoint, insertion.
+
+The volume is zero-padded ``pad`` times, so that its transform is finely sampled, and read by trilinear interpolation.
+Interpolating with a triangle in Fourier space multiplies the volume by ``sinc^2`` in real space; the volume is divided
+by it first. Only ``x >= 0`` of the transform is stored (a real volume's transform is Hermitian): a point with negative
+x is read at its Hermitian partner and conjugated.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ace_em.maths.fourier import HalfPlane, frequencies, resize
+
+
+@dataclass(frozen=True)
+class VolumeFT:
+    """Half of a padded volume's Fourier transform, ready to be sliced.
+
+    Attributes
+    ----------
+    grid : (2, P + 1, P + 1, P / 2 + 1) real and imaginary parts in z, y, x order, ``P = pad * box``: frequencies
+        ``-P/2 ... P/2`` along z and y (both ends are kept, so that a point never falls off), ``0 ... P/2`` along x.
+    box : edge of the volume in voxels.
+    """
+
+    grid: Tensor
+    box: int
+
+    @property
+    def padded_box(self) -> int:
+        return self.grid.shape[1] - 1
+
+
+def padded_size(box: int, pad: int) -> int:
+    """Edge of the padded box: ``pad * box``, made even."""
+    return pad * box + (pad * box) % 2
+
+
+def gridding_correction(box: int, padded_box: int, like: Tensor) -> Tensor:
+    """(box, box, box) factor ``1 / sinc^2`` that undoes trilinear interpolation in Fourier space."""
+    axis = torch.sinc(frequencies(box, like.device, like.dtype) / padded_box).square()
+    return 1 / (axis[:, None, None] * axis[None, :, None] * axis[None, None])
+
+
+def volume_to_ft(volume: Tensor, pad: int = 2) -> VolumeFT:
+    """Transform a real volume (box, box, box), z, y, x order, for :func:`central_slices`."""
+    box = volume.shape[-1]
+    size = padded_size(box, pad)
+    padded = resize(volume * gridding_correction(box, size, volume), size, 3)
+    half = torch.fft.fftshift(torch.fft.rfftn(torch.fft.ifftshift(padded)), dim=(0, 1))
+    half = torch.cat([half, half[:1]], dim=0)
+    half = torch.cat([half, half[:, :1]], dim=1)
+    return VolumeFT(torch.view_as_real(half).movedim(-1, 0).contiguous(), box)
+
+
+def ft_to_volume(grid: Tensor, box: int) -> Tensor:
+    """Volume (box, box, box) of a half transform (2, P + 1, P + 1, P / 2 + 1): the inverse of :func:`volume_to_ft`."""
+    size = grid.shape[1] - 1
+    half = torch.complex(grid[0], grid[1])[:size, :size]
+    padded = torch.fft.fftshift(torch.fft.irfftn(torch.fft.ifftshift(half, dim=(0, 1)), s=(size, size, size)))
+    return resize(padded, box, 3) * gridding_correction(box, size, padded)
+
+
+def _grid_points(box: int, k: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised sampling points (..., n, 3) of ``R k`` and the sign (..., n) of the half they fall in."""
+    points = k @ rotation[..., :, : k.shape[-1]].mT
+    sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points.dtype)
+    points = points * sign[..., None] * (2 / box)
+    # x runs over 0 ... P/2, z and y over -P/2 ... P/2; grid_sample wants -1 ... 1
+    return torch.cat([2 * points[..., :1] - 1, points[..., 1:]], dim=-1), sign
+
+
+def sample(volume_ft: VolumeFT, k: Tensor, rotation: Tensor) -> Tensor:
+    """Values ``V_hat(R k)`` of the transform at rotated frequencies (eq. 26), trilinear.
+
+    Parameters
+    ----------
+    volume_ft : from :func:`volume_to_ft`.
+    k : (n, 2) in-plane or (n, 3) frequencies, cycles per box, x, y[, z] order, ``|k| <= box / 2``.
+    rotation : (..., 3, 3) matrices acting on column vectors.
+
+    Returns
+    -------
+    (..., n) complex.
+    """
+    points, sign = _grid_points(volume_ft.box, k, rotation)
+    flat = points.reshape(-1, len(k), 3)
+    # grid_sample's CPU kernel divides its work over the batch axis: give it one entry a thread
+    groups = torch.get_num_threads() if flat.device.type == "cpu" and len(flat) % torch.get_num_threads() == 0 else 1
+    read = F.grid_sample(
+        volume_ft.grid.expand(groups, -1, -1, -1, -1), flat.view(groups, 1, -1, len(k), 3), align_corners=True
+    )
+    real, imag = read.movedim(1, 0).reshape(2, *points.shape[:-1])
+    return torch.complex(real, imag * sign)
+
+
+def central_slices(volume_ft: VolumeFT, half_plane: HalfPlane, rotation: Tensor) -> Tensor:
+    """Fourier transforms (..., n) of the projections at ``rotation`` (..., 3, 3), on ``half_plane``."""
+    return sample(volume_ft, half_plane.k, rotation)
+
+
+def insert_slices(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotation: Tensor, padded_box: int) -> Tensor:
+    """Adjoint of :func:`central_slices`: add slices into an empty half transform.
+
+    Parameters
+    ----------
+    values : (b, n) complex, inserted at ``R k``.
+    weights : (b, n) real, inserted beside them with the same interpolation.
+    rotation : (b, 3, 3).
+    padded_box : P of :class:`VolumeFT`.
+
+    Returns
+    -------
+    (3, P + 1, P + 1, P / 2 + 1): real part, imaginary part, weight.
+    """
+    points, sign = _grid_points(half_plane.box, half_plane.k, rotation)
+    size = padded_box
+    empty = torch.zeros(1, 3, size + 1, size + 1, size // 2 + 1, dtype=weights.dtype, device=weights.device)
+    groups = torch.get_num_threads() if empty.device.type == "cpu" and len(points) % torch.get_num_threads() == 0 else 1
+    inserted = torch.stack([values.real, values.imag * sign, weights]).view(3, groups, 1, -1, len(half_plane))
+    # the adjoint of interpolation is its own backward pass
+    with torch.enable_grad():
+        empty.requires_grad_()
+        grid = points.detach().view(groups, 1, -1, len(half_plane), 3)
+        read = F.grid_sample(empty.expand(groups, -1, -1, -1, -1), grid, align_corners=True)
+        return torch.autograd.grad(read, empty, inserted.movedim(1, 0))[0][0]
+
+
+def hermitian(grid: Tensor) -> Tensor:
+    """Complete inserted slices (3, P + 1, P + 1, P / 2 + 1): partners across ``x = 0``, and the doubled Nyquist planes.
+
+    Insertion meets each Hermitian pair once, on the side where ``x >= 0``; on the plane ``x = 0`` itself both members are
+    stored, so each gets what its partner received, conjugated.
+    """
+    grid = grid.clone()
+    for axis in (1, 2):
+        ends = grid.narrow(axis, 0, 1) + grid.narrow(axis, grid.shape[axis] - 1, 1)
+        grid.narrow(axis, 0, 1).copy_(ends)
+        grid.narrow(axis, grid.shape[axis] - 1, 1).copy_(ends)
+    conjugate = torch.tensor([1.0, -1.0, 1.0], dtype=grid.dtype, device=grid.device)[:, None, None]
+    plane = grid[..., 0]
+    grid[..., 0] = plane + plane.flip(1, 2) * conjugate
+    return grid

@@ -1,0 +1,93 @@
+"""The global rotation, shift and hand that relate two pose sets.
+
+Ab initio fixes neither the frame nor the hand: poses ``R`` of a map and ``A R`` of the map turned by ``A`` are the same
+result, and so are the poses ``J R J`` of its mirror image.
+"""
+
+import math
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor
+
+from ace_em.maths.fourier import centred_ifft, frequencies
+from ace_em.maths.rotations import squared_frobenius
+from ace_em.maths.slices import sample, volume_to_ft
+from ace_em.physics.pose import Pose
+
+
+@dataclass(frozen=True)
+class Frame:
+    """``truth ~ rotation @ R`` after mirroring ``R`` when ``mirrored``; ``origin_px`` (3,) x, y, z of the true frame.
+
+    ``origin_px`` is where the estimated map's centre lies in the true map.
+    """
+
+    rotation: Tensor
+    mirrored: bool
+    origin_px: Tensor
+
+
+def align_poses(estimate: Pose, truth: Pose) -> Frame:
+    """Robust alignment of two pose sets of the same particles: the hand and rotation with the smaller median error."""
+    best, best_median, best_mirrored = torch.eye(3), float("inf"), False
+    for mirrored in (False, True):
+        candidate = estimate.mirrored() if mirrored else estimate
+        rotation = _align_rotations(candidate.rotation, truth.rotation)
+        median = squared_frobenius(rotation @ candidate.rotation, truth.rotation).median().item()
+        if median < best_median:
+            best, best_median, best_mirrored = rotation, median, mirrored
+    frame = Frame(best, best_mirrored, torch.zeros(3))
+    return Frame(best, best_mirrored, _common_origin(apply_frame(estimate, frame), truth))
+
+
+def _align_rotations(estimate: Tensor, truth: Tensor, n_seeds: int = 300) -> Tensor:
+    """``A`` with ``A @ estimate ~ truth``: the candidate of a few hundred single pairs with the least median, then Procrustes."""
+    seeds = torch.linspace(0, len(truth) - 1, min(n_seeds, len(truth))).long()
+    candidates = truth[seeds] @ estimate[seeds].mT
+    some = seeds
+    errors = squared_frobenius(candidates[:, None] @ estimate[some][None], truth[some][None])
+    rotation = candidates[errors.median(1).values.argmin()]
+    for _ in range(5):
+        error = squared_frobenius(rotation @ estimate, truth)
+        near = error <= 4 * error.median()
+        rotation = roma.special_procrustes((truth[near] @ estimate[near].mT).sum(0))
+    return rotation
+
+
+def _common_origin(estimate: Pose, truth: Pose) -> Tensor:
+    """Offset ``c`` (3,) for which ``truth.shift = estimate.shift + (R^T c)`` in the image plane, by robust least squares."""
+    difference = (truth.shift_px - estimate.shift_px).flip(-1)
+    design = truth.rotation.mT[:, :2, :]
+    keep = torch.ones(len(difference), dtype=torch.bool)
+    origin = torch.zeros(3)
+    for _ in range(5):
+        origin = torch.linalg.lstsq(design[keep].reshape(-1, 3), difference[keep].reshape(-1, 1)).solution[:, 0]
+        error = (difference - design @ origin).norm(dim=-1)
+        keep = error <= 3 * error.median() + 1e-6
+    return origin
+
+
+def apply_frame(estimate: Pose, frame: Frame) -> Pose:
+    """Estimated poses in the true frame."""
+    pose = estimate.mirrored() if frame.mirrored else estimate
+    rotation = frame.rotation @ pose.rotation
+    moved = (rotation.mT[:, :2, :] @ frame.origin_px).flip(-1)
+    return Pose(rotation, pose.shift_px + moved)
+
+
+def turn_volume(volume: Tensor, frame: Frame, pad: int = 3) -> Tensor:
+    """An estimated map (n, n, n) brought into the true frame: mirrored, turned and moved, by Fourier interpolation."""
+    n = volume.shape[-1]
+    axis = frequencies(n, dtype=volume.dtype)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    k = torch.stack([x, y, z], dim=-1).view(-1, 3)
+    inside = k.norm(dim=-1) < n / 2
+    # V_true(q) = V(J A^T q), J = diag(1, 1, -1) for the mirror image
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0 if frame.mirrored else 1.0]))
+    values = sample(volume_to_ft(volume, pad), k[inside], mirror @ frame.rotation.T)
+    angle = -2 * math.pi / n * (k[inside] @ frame.origin_px)
+    turned = torch.zeros(n**3, dtype=values.dtype)
+    turned[inside] = values * torch.polar(torch.ones_like(angle), angle)
+    return centred_ifft(turned.view(n, n, n), 3).real

@@ -1,0 +1,22 @@
+"""Share of the view sphere that the poses reach (figure 3)."""
+
+import numpy as np
+from torch import Tensor
+
+
+def view_directions(rotation: Tensor) -> Tensor:
+    """(..., 3) viewing directions: the last column of ``R``, the image's z axis in the particle's frame."""
+    return rotation[..., :, 2]
+
+
+def view_counts(rotation: Tensor, n_side: int = 4) -> np.ndarray:
+    """Particles per HEALPix pixel (12 n_side^2,) of the viewing direction."""
+    import healpy
+
+    x, y, z = view_directions(rotation).double().numpy().T
+    return np.bincount(healpy.vec2pix(n_side, x, y, z), minlength=healpy.nside2npix(n_side))
+
+
+def coverage(rotation: Tensor, n_side: int = 4) -> float:
+    """Share of HEALPix pixels with at least one particle."""
+    return float((view_counts(rotation, n_side) > 0).mean())

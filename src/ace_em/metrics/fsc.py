@@ -1,0 +1,46 @@
+"""Fourier shell correlation, resolution at a threshold, phase randomisation."""
+
+import torch
+from torch import Tensor
+
+from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
+
+
+def fourier_shell_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """FSC (n // 2 + 1,) of two volumes (n, n, n), shell by integer shell; a shell without power has correlation 0."""
+    a_ft, b_ft = centred_fft(a, 3).flatten(), centred_fft(b, 3).flatten()
+    n = a.shape[-1]
+    shells = radius_grid(n, 3, a.device).round().long().flatten()
+    cross = shell_sums((a_ft * b_ft.conj()).real, shells, n // 2 + 1)
+    power = shell_sums(a_ft.abs().square(), shells, n // 2 + 1) * shell_sums(b_ft.abs().square(), shells, n // 2 + 1)
+    return cross / power.sqrt().clamp(min=torch.finfo(cross.dtype).tiny)
+
+
+def resolution_shell(fsc: Tensor, threshold: float) -> float:
+    """Shell at which the curve first falls below ``threshold``, interpolated; the last shell when it never does.
+
+    Shells 0 and 1 hold a handful of coefficients and are passed over.
+    """
+    for shell in range(2, len(fsc)):
+        if fsc[shell] < threshold:
+            high, low = fsc[shell - 1].item(), fsc[shell].item()
+            if high < threshold:
+                return float(shell - 1)
+            return shell - 1 + (high - threshold) / max(high - low, 1e-12)
+    return float(len(fsc) - 1)
+
+
+def randomise_phases(volume: Tensor, from_shell: int, generator: torch.Generator) -> Tensor:
+    """The volume (n, n, n) with the phases of shells beyond ``from_shell`` replaced by those of white noise (Chen et al. 2013)."""
+    volume_ft = centred_fft(volume, 3)
+    noise_ft = centred_fft(torch.randn(volume.shape, generator=generator, dtype=volume.dtype), 3)
+    random_ft = volume_ft.abs() * noise_ft / noise_ft.abs().clamp(min=1e-20)
+    beyond = radius_grid(volume.shape[-1], 3) > from_shell
+    return centred_ifft(torch.where(beyond, random_ft, volume_ft), 3).real
+
+
+def corrected_fsc(masked: Tensor, masked_random: Tensor, from_shell: int) -> Tensor:
+    """``(FSC_masked - FSC_random) / (1 - FSC_random)`` two shells beyond ``from_shell``, the masked curve before it."""
+    corrected = (masked - masked_random) / (1 - masked_random).clamp(min=1e-6)
+    keep = torch.arange(len(masked)) < from_shell + 2
+    return torch.where(keep, masked, corrected)

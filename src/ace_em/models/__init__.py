@@ -1,0 +1,1 @@
+"""What is learnt: pose encoders (image to pose) and decoders (pose to image)."""

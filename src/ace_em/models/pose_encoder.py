@@ -1,0 +1,57 @@
+"""The encoder E_IP (eq. 1, 16): from an image to hypotheses about its pose."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """M rotations per image, one shift.
+
+    Attributes
+    ----------
+    rotation : (b, M, 3, 3).
+    shift_px : (b, 2), (y, x), pixels of the working box.
+    """
+
+    rotation: Tensor
+    shift_px: Tensor
+
+
+class PoseHeads(nn.Module):
+    """Features to M rotations through the 6-D representation (Zhou et al. 2019) and one bounded shift.
+
+    Two 3-vectors per hypothesis are the first two columns, made orthonormal by Gram-Schmidt. The paper bounds the shift by a
+    sigmoid, (0, 1) of the edge, which cannot be negative; here it is ``max_shift tanh(raw / max_shift)``.
+    """
+
+    def __init__(self, features: int, n_hypotheses: int, max_shift_px: float) -> None:
+        super().__init__()
+        self.n_hypotheses = n_hypotheses
+        self.max_shift_px = max_shift_px
+        self.rotation = nn.Linear(features, 6 * n_hypotheses)
+        self.shift = nn.Linear(features, 2)
+
+    def forward(self, features: Tensor) -> Hypotheses:
+        columns = self.rotation(features).float().view(-1, self.n_hypotheses, 3, 2)
+        shift = self.max_shift_px * torch.tanh(self.shift(features).float() / self.max_shift_px)
+        return Hypotheses(roma.special_gramschmidt(columns, epsilon=1e-6), shift)
+
+
+class PoseEncoder(nn.Module, ABC):
+    """A network from whitened half-planes to pose hypotheses. A new encoder is one file with a ``features`` method."""
+
+    def __init__(self, n_features: int, n_hypotheses: int, max_shift_px: float) -> None:
+        super().__init__()
+        self.heads = PoseHeads(n_features, n_hypotheses, max_shift_px)
+
+    @abstractmethod
+    def features(self, image_ft: Tensor) -> Tensor:
+        """Features (b, n_features) of images (b, n) on the working half-plane."""
+
+    def forward(self, image_ft: Tensor) -> Hypotheses:
+        return self.heads(self.features(image_ft))

@@ -1,0 +1,1 @@
+"""Image formation (appendix E of the paper). Nothing here is learnt."""

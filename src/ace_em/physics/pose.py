@@ -1,0 +1,57 @@
+"""The pose of a particle: a rotation and an in-plane shift, the value that travels everywhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Rotation and in-plane shift of particles.
+
+    Attributes
+    ----------
+    rotation : (..., 3, 3) matrices ``R`` acting on column vectors in x, y, z order: the image's Fourier slice is
+        ``V_hat(R k)``, ``k = (kx, ky, 0)`` (eq. 26).
+    shift_px : (..., 2) in (y, x) order; image content has moved by ``+shift_px`` pixels of the array it belongs to.
+        The paper's tau (eq. 23) and RELION's origin are its negative.
+    """
+
+    rotation: Tensor
+    shift_px: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rotation)
+
+    def __getitem__(self, rows: Tensor | slice | int) -> "Pose":
+        return Pose(self.rotation[rows], self.shift_px[rows])
+
+    def rescaled(self, factor: float) -> "Pose":
+        """The same pose for an array whose pixel is ``1 / factor`` times as large."""
+        return Pose(self.rotation, self.shift_px * factor)
+
+    def to(self, device: torch.device) -> "Pose":
+        return Pose(self.rotation.to(device), self.shift_px.to(device))
+
+    @staticmethod
+    def cat(poses: Sequence["Pose"]) -> "Pose":
+        return Pose(torch.cat([p.rotation for p in poses]), torch.cat([p.shift_px for p in poses]))
+
+    def mirrored(self) -> "Pose":
+        """The pose that gives the same image of the volume reflected along z (the other hand): ``J R J``, ``J = diag(1, 1, -1)``."""
+        sign = torch.tensor([1.0, 1.0, -1.0], dtype=self.rotation.dtype, device=self.rotation.device)
+        return Pose(sign[:, None] * self.rotation * sign, self.shift_px)
+
+
+def relion_angles_to_rotmat(angles_deg: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) of RELION's (rot, tilt, psi), (..., 3) in degrees; proven against ``relion_project`` in the tests."""
+    return roma.euler_to_rotmat("ZYZ", angles_deg, degrees=True)
+
+
+def rotmat_to_relion_angles(rotation: Tensor) -> Tensor:
+    """RELION's (rot, tilt, psi), (..., 3) in degrees, of rotations (..., 3, 3); at tilt 0 or 180 rot is chosen and psi follows."""
+    angles = roma.rotmat_to_euler("ZYZ", rotation.double(), degrees=True)
+    return torch.as_tensor(angles).to(rotation.dtype)

@@ -1,0 +1,105 @@
+"""CTF-weighted Wiener back-projection (Scheres 2012, section 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ace_em.data.preprocess import WorkingSet
+from ace_em.maths.fourier import frequencies, shell_sums
+from ace_em.maths.slices import ft_to_volume, hermitian, insert_slices, padded_size
+from ace_em.metrics.fsc import fourier_shell_correlation
+from ace_em.physics.imaging import shift_phase
+from ace_em.physics.pose import Pose
+
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Inserted images: ``grid`` (3, P + 1, P + 1, P / 2 + 1) of data (real, imaginary) and squared transfer, ``box``."""
+
+    grid: Tensor
+    box: int
+
+    def __add__(self, other: "Accumulator") -> "Accumulator":
+        return Accumulator(self.grid + other.grid, self.box)
+
+
+def accumulate(images: WorkingSet, pose: Pose, weights: Tensor | None = None, pad: int = 2) -> Accumulator:
+    """Insert images (N, n) at their poses: sum of ``h conj(shift) y`` and of ``h^2``, each times ``weights`` (N,)."""
+    size = padded_size(images.box, pad)
+    total = torch.zeros(3, size + 1, size + 1, size // 2 + 1)
+    for start in range(0, len(images), BLOCK):
+        rows = slice(start, start + BLOCK)
+        batch = images.rows(rows)
+        data = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -pose.shift_px[rows])
+        power = batch.transfer.square()
+        if weights is not None:
+            data, power = data * weights[rows, None], power * weights[rows, None]
+        total += insert_slices(data, power, images.half_plane, pose.rotation[rows], size)
+    return Accumulator(hermitian(total), images.box)
+
+
+def _shells(accumulator: Accumulator) -> Tensor:
+    """Integer shell of the unpadded box of every voxel of the grid."""
+    size = accumulator.grid.shape[1] - 1
+    axis = frequencies(size + 1)
+    x = torch.arange(size // 2 + 1, dtype=axis.dtype)
+    radius = (axis[:, None, None].square() + axis[None, :, None].square() + x.square()).sqrt()
+    return (radius * (accumulator.box / size)).round().long()
+
+
+def wiener(accumulator: Accumulator, ssnr: Tensor) -> Tensor:
+    """Volume (box, box, box) of inserted images, regularised by the spectral signal-to-noise ratio.
+
+    Parameters
+    ----------
+    ssnr : (box // 2 + 1,) signal over noise power of the map, shell by shell; a shell of 0 is left out.
+    """
+    shells = _shells(accumulator)
+    n_shells = accumulator.box // 2 + 1
+    data, power = accumulator.grid[:2], accumulator.grid[2]
+    flat = shells.flatten()
+    count = shell_sums(torch.ones_like(flat, dtype=power.dtype), flat, n_shells)
+    mean_power = shell_sums(power.flatten(), flat, n_shells) / count
+    # 1 / tau^2 of the prior; the floor keeps empty voxels of a well-sampled shell finite
+    prior = mean_power / ssnr.clamp(min=1e-4, max=1e3)
+    prior = torch.cat([prior, prior[-1:].expand(int(flat.max()) + 1 - n_shells)])
+    inside = (shells < n_shells) & (torch.cat([ssnr, torch.zeros(len(prior) - n_shells)])[shells] > 0)
+    volume_ft = torch.where(inside, data / (power + prior[shells]).clamp(min=1e-20), 0.0)
+    return ft_to_volume(volume_ft, accumulator.box)
+
+
+def ssnr_from_fsc(fsc: Tensor, combined: bool) -> Tensor:
+    """SSNR of one half-map, ``FSC / (1 - FSC)``, or of the map of both halves, twice that (Rosenthal and Henderson 2003)."""
+    fsc = fsc.clamp(0.0, 0.999)
+    return fsc / (1 - fsc) * (2 if combined else 1)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Two half-maps, the map of both, and the FSC between the halves."""
+
+    half1: Tensor
+    half2: Tensor
+    combined: Tensor
+    fsc: Tensor
+
+
+def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halves:
+    """Maps of two halves and of both, with the prior that their FSC gives.
+
+    Parameters
+    ----------
+    one, two : inserted halves.
+    mask : (box, box, box) soft ball inside which the FSC is measured and the maps are kept.
+    """
+    n_shells = one.box // 2 + 1
+    flat = torch.full((n_shells,), 20.0)
+    fsc = fourier_shell_correlation(wiener(one, flat) * mask, wiener(two, flat) * mask)
+    fsc[:2] = fsc[:2].clamp(min=0.9)
+    half = ssnr_from_fsc(fsc, combined=False).clamp(min=0.02)
+    maps = [wiener(a, half) * mask for a in (one, two)]
+    combined = wiener(one + two, ssnr_from_fsc(fsc, combined=True).clamp(min=0.04)) * mask
+    return Halves(maps[0], maps[1], combined, fsc)

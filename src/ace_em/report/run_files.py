@@ -1,0 +1,180 @@
+"""A run folder as the report reads it: every file may be absent or unfinished, and then it is said which."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from ace_em.data.mrc import read_volume
+from ace_em.data.particles import Particles
+from ace_em.data.star import ParticleTable, numeric_column, read_particle_star
+from ace_em.errors import InputError
+from ace_em.physics.pose import relion_angles_to_rotmat
+
+T = TypeVar("T")
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Half-map FSC: ``frequency_per_angstrom`` and ``fsc``, both (n,), shell by shell from shell 0."""
+
+    frequency_per_angstrom: np.ndarray
+    fsc: np.ndarray
+
+
+@dataclass(frozen=True)
+class Map:
+    """A cubic map (n, n, n) in z, y, x order."""
+
+    volume: np.ndarray
+    pixel_size_angstrom: float
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds; None stands for what could not be read, and ``problems`` says why.
+
+    Attributes
+    ----------
+    metrics : the objects of metrics.jsonl, in order.
+    config_text, config : config.yaml as it stands, and parsed (empty when it is not a mapping).
+    table : poses.star without its images; ``particles`` is the same rows with their images, where these were found.
+    problems : (file, what is wrong), in the order in which they were found.
+    """
+
+    path: Path
+    map: Map | None
+    curve: Curve | None
+    metrics: tuple[Record, ...]
+    config_text: str | None
+    config: Record
+    evaluation: Record | None
+    table: ParticleTable | None
+    particles: Particles | None
+    problems: tuple[tuple[str, str], ...]
+
+    def stage(self, name: str) -> list[Record]:
+        """The records of a stage, in the order logged."""
+        return [record for record in self.metrics if record.get("stage") == name]
+
+    def problem(self, file: str) -> str | None:
+        """What is wrong with a file."""
+        return next((f"{name}: {what}" for name, what in self.problems if name == file), None)
+
+
+def number(record: Record | None, key: str) -> float:
+    """A finite number of a record, else NaN."""
+    value = (record or {}).get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.nan
+    return float(value)
+
+
+def column(records: Sequence[Record], key: str) -> np.ndarray:
+    """(n,) numbers of a key, NaN where it is absent."""
+    return np.array([number(record, key) for record in records], dtype=np.float64)
+
+
+def rotations(table: ParticleTable) -> Tensor:
+    """(N, 3, 3) rotations of the table's angles."""
+    angles = np.stack([numeric_column(table, f"rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")], axis=-1)
+    return relion_angles_to_rotmat(torch.from_numpy(angles))
+
+
+def read_run(run: Path) -> RunFiles:
+    """Read a run folder, finished or not."""
+    if not run.is_dir():
+        raise InputError(f"{run}: not a folder, expected a run of ace-em")
+    problems: list[tuple[str, str]] = []
+
+    def attempt(file: str, read: Callable[[Path], T]) -> T | None:
+        try:
+            return read(run / file)
+        except FileNotFoundError:
+            problems.append((file, "not there"))
+        except (InputError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
+            there = (run / file).exists()
+            problems.append((file, str(error).strip().replace("\n", " ") if there else "not there"))
+        return None
+
+    volume = attempt("volume.mrc", _read_map)
+    for file in ("half1.mrc", "half2.mrc"):
+        if not (run / file).is_file():
+            problems.append((file, "not there"))
+    curve = attempt("fsc.csv", _read_curve)
+    metrics, broken = attempt("metrics.jsonl", _read_metrics) or ((), None)
+    if broken:
+        problems.append(("metrics.jsonl", broken))
+    text = attempt("config.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace"))
+    config = attempt("config.yaml", lambda path: yaml.safe_load(text or "")) if text is not None else None
+    config = config if isinstance(config, dict) else {}
+    evaluation = attempt("evaluation.json", _read_object) if (run / "evaluation.json").exists() else None
+    table = attempt("poses.star", read_particle_star)
+    particles = None
+    if table is not None:
+        try:
+            particles = _open_images(run, table, config.get("particles"))
+        except (InputError, OSError, ValueError) as error:
+            problems.append(("particle images", str(error)))
+    return RunFiles(run, volume, curve, metrics, text, config, evaluation, table, particles, tuple(problems))
+
+
+def _read_map(path: Path) -> Map:
+    volume, pixel_size = read_volume(path)
+    if len(set(volume.shape)) != 1:
+        raise InputError(f"a map of {volume.shape} voxels, expected a cube")
+    return Map(volume, pixel_size)
+
+
+def _read_curve(path: Path) -> Curve:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(float(row["frequency_per_angstrom"]), float(row["fsc"])) for row in csv.DictReader(file)]
+    values = np.array(rows, dtype=np.float64)
+    if len(rows) < 3 or not np.isfinite(values).all():
+        raise InputError(f"{len(rows)} shells, expected at least 3 with finite values")
+    return Curve(values[:, 0], values[:, 1])
+
+
+def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str | None]:
+    """The records, and what is wrong with the lines that are none."""
+    records: list[Record] = []
+    bad: list[int] = []
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    for n, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line) if line.strip() else {}
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            bad.append(n)
+    if bad == [len(lines)]:
+        return tuple(records), "the last line is incomplete and was left out"
+    return tuple(records), f"{len(bad)} lines could not be read, the first is line {bad[0]}" if bad else None
+
+
+def _read_object(path: Path) -> Record:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise InputError("expected a JSON object")
+    return value
+
+
+def _open_images(run: Path, table: ParticleTable, source: object) -> Particles:
+    """The images of poses.star, whose names are relative to the input STAR file's folder, one above it, or the run."""
+    name = str(table.particles["rlnImageName"].iloc[0]).rpartition("@")[2]
+    folders: list[Path] = []
+    if isinstance(source, str):
+        folders = [*Path(source).absolute().parents, *(run / source).absolute().parents]
+    root = next((folder for folder in folders if (folder / name).is_file()), None)
+    return Particles.open(run / "poses.star", root)

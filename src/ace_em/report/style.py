@@ -1,0 +1,43 @@
+"""The page's style sheet: light and dark, one column on a phone, two on a screen."""
+
+CSS = """
+:root { --page: #f4f5f6; --card: #ffffff; --text: #1c2024; --soft: #5a6169; --line: #d9dde1;
+  --good: #00694c; --bad: #a84400; --open: #005a8f; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #131516; --card: #1f1f1f; --text: #e6e8ea; --soft: #a3abb3; --line: #383c40;
+    --good: #4cc9a0; --bad: #ff9a4d; --open: #7cc4f0; }
+  /* white becomes the card's grey, every colour keeps its hue */
+  .chart img { filter: invert(.8784) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: 1.6rem; line-height: 1.2; }
+h2 { margin: 0 0 .6rem; font-size: 1.05rem; }
+.what { margin: .1rem 0 .8rem; color: var(--soft); }
+.outcome { margin: 0 0 .5rem; padding: .7rem 1rem; background: var(--card); border-left: 5px solid; border-radius: 4px;
+  font-size: 1.12rem; }
+.good { border-color: var(--good); } .bad { border-color: var(--bad); } .open { border-color: var(--open); }
+.message { margin: 0 0 .5rem; color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.2rem, 1fr)); gap: .6rem; margin: .8rem 0; }
+.tiles div { padding: .5rem .8rem; background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
+.tiles dt { color: var(--soft); font-size: .8rem; }
+.tiles dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
+.missing { margin: .8rem 0; padding: .7rem 1rem; border: 1px dashed var(--soft); border-radius: 6px; font-size: .9rem; }
+.missing ul { margin: 0; padding-left: 1.2rem; }
+.grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem; align-items: start;
+  grid-template-rows: auto auto auto 1fr; }
+/* the tall last figure stands beside two cards */
+.grid > .tall { grid-row: span 2; }
+.card { padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+.wide { margin-top: 1rem; }
+.wide ul { margin: 0; padding-left: 1.2rem; max-width: 60rem; } .wide li + li { margin-top: .4rem; }
+figure { margin: 0; }
+img { display: block; width: 100%; height: auto; border-radius: 4px; }
+figcaption, .absent { margin-top: .6rem; color: var(--soft); font-size: .88rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }
+summary { cursor: pointer; font-weight: 600; }
+pre { margin: .8rem 0 0; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
+@media (max-width: 760px) { body { padding: .7rem; } .grid { display: flex; flex-direction: column; align-items: stretch; } .card { padding: .7rem; } }
+@media print { .card { break-inside: avoid; } }
+"""

@@ -1,0 +1,101 @@
+"""The files of RUN/, each written whole or not at all."""
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_em.data.atomic import replace_atomically
+from ace_em.data.mrc import write_volume
+from ace_em.data.particles import Particles
+from ace_em.data.star import with_poses, write_star
+from ace_em.errors import InputError
+from ace_em.physics.pose import Pose, rotmat_to_relion_angles
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def poses(self) -> Path:
+        return self.path / "poses.star"
+
+    @property
+    def volume(self) -> Path:
+        return self.path / "volume.mrc"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @staticmethod
+    def create(path: Path, overwrite: bool) -> "RunFolder":
+        """An empty folder for a new run; one with a run in it is only emptied of it when told to."""
+        run = RunFolder(path)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: a file is in the way; expected a folder name for the run")
+        if path.is_dir() and any(path.iterdir()):
+            if not overwrite:
+                raise InputError(f"{path}: the folder is not empty; expected a new one (or give --overwrite)")
+            if not run.metrics.exists() and not run.config.exists():
+                raise InputError(f"{path}: the folder holds no run; --overwrite only replaces an earlier run")
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be made ({error.strerror}); expected a writable place for the run") from error
+        return run
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Every setting, for ``ace-em reconstruct --config``."""
+        import yaml
+
+        with replace_atomically(self.config) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def write_maps(self, maps: dict[str, Tensor], pixel_size_angstrom: float) -> None:
+        """``NAME.mrc`` for every map."""
+        for name, volume in maps.items():
+            write_volume(self.path / f"{name}.mrc", volume.cpu().numpy(), pixel_size_angstrom)
+
+    def write_fsc(self, fsc: Tensor, pixel_size_angstrom: float) -> None:
+        """Half-map FSC as a table."""
+        box_angstrom = 2 * (len(fsc) - 1) * pixel_size_angstrom
+        with replace_atomically(self.path / "fsc.csv") as temporary, open(temporary, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", "fsc"])
+            for shell, value in enumerate(fsc.tolist()):
+                resolution = f"{box_angstrom / shell:.3f}" if shell else "inf"
+                table.writerow([shell, f"{shell / box_angstrom:.6f}", resolution, f"{value:.5f}"])
+
+    def write_poses(self, particles: Particles, pose: Pose, half_set: np.ndarray) -> None:
+        """Every column of the input as it was, with angles, origins and half-sets; ``pose`` in pixels of the images."""
+        angles = rotmat_to_relion_angles(pose.rotation.double()).numpy()
+        origin = -pose.shift_px.flip(-1).double().numpy() * particles.pixel_size_angstrom
+        table = with_poses(particles.table, angles, origin, half_set, particles.pixel_size_angstrom)
+        write_star(self.poses, table)
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Tensors, numbers and strings only, so that it loads with ``weights_only``."""
+        with replace_atomically(self.checkpoint) as temporary:
+            torch.save(state, temporary)

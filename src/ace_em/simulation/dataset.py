@@ -1,0 +1,108 @@
+"""A simulated particle set: density, poses, CTFs and noise to a stack on disk (appendix B)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor
+
+from ace_em.config import SimulationConfig
+from ace_em.maths.fourier import HalfPlane, fourier_resize, resize
+from ace_em.maths.slices import central_slices, volume_to_ft
+from ace_em.physics.ctf import CTFParameters, ctf
+from ace_em.physics.imaging import shift_phase
+from ace_em.physics.noise import snr_db_to_noise_sd
+from ace_em.physics.pose import Pose
+from ace_em.simulation.density import density_map, project_atoms
+from ace_em.simulation.structure import Atoms
+
+BLOCK = 100
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """What is imaged: atoms, or a map (n, n, n), and the ground-truth volume at the box of the images."""
+
+    atoms: Atoms | None
+    volume: Tensor
+
+
+def specimen_from_atoms(atoms: Atoms, config: SimulationConfig) -> Specimen:
+    """Atoms with their molmap-like density."""
+    return Specimen(atoms, density_map(atoms, config.box, config.pixel_size, config.resolution))
+
+
+def specimen_from_map(volume: Tensor, pixel_size_angstrom: float, config: SimulationConfig) -> Specimen:
+    """A cubic map (n, n, n), resampled to the images' box and pixel size."""
+    n = round(volume.shape[-1] * pixel_size_angstrom / config.pixel_size)
+    return Specimen(None, resize(fourier_resize(volume, n, 3), config.box, 3))
+
+
+def sample_poses(config: SimulationConfig, generator: torch.Generator) -> Pose:
+    """Uniform rotations and Gaussian shifts."""
+    rotation = roma.random_rotmat(config.n, generator=generator)
+    shift = torch.randn(config.n, 2, generator=generator) * (config.shift_sd / config.pixel_size)
+    return Pose(rotation, shift)
+
+
+def sample_ctf(config: SimulationConfig, generator: torch.Generator) -> CTFParameters:
+    """Log-normal defocus about ``config.defocus`` with a little astigmatism; one microscope."""
+    mean = config.defocus * torch.exp(torch.randn(config.n, generator=generator) * config.defocus_spread)
+    half = torch.randn(config.n, generator=generator).abs() * (config.astigmatism / 2)
+    angle = torch.rand(config.n, generator=generator) * 180
+    one = torch.ones(config.n)
+    return CTFParameters(
+        mean + half,
+        mean - half,
+        angle,
+        one * config.voltage,
+        one * config.spherical_aberration,
+        one * config.amplitude_contrast,
+        torch.zeros(config.n),
+    )
+
+
+def clean_images(
+    specimen: Specimen, pose: Pose, parameters: CTFParameters | None, config: SimulationConfig
+) -> Tensor:
+    """Noise-free images (b, box, box) with CTF and shift (eq. 27); ``parameters`` None leaves the CTF out."""
+    half_plane = HalfPlane.within(config.box)
+    if specimen.atoms is not None:
+        plane = project_atoms(specimen.atoms, pose.rotation, config.box, config.pixel_size, config.resolution)
+        image_ft = half_plane.gather(plane)
+    else:
+        image_ft = central_slices(volume_to_ft(specimen.volume, 3), half_plane, pose.rotation)
+    image_ft = image_ft * shift_phase(half_plane, pose.shift_px)
+    if parameters is not None:
+        image_ft = image_ft * ctf(parameters, half_plane, config.pixel_size)
+    return half_plane.to_image(image_ft)
+
+
+def noise_sd(
+    specimen: Specimen, pose: Pose, parameters: CTFParameters, config: SimulationConfig, n_images: int = 200
+) -> float:
+    """Noise for the configured SNR: the signal is the variance of the clean images, CTF applied, over the whole box."""
+    rows = slice(0, min(n_images, len(pose)))
+    images = clean_images(specimen, pose[rows], parameters[rows], config)
+    return snr_db_to_noise_sd(images.var(dim=(1, 2)).mean().item(), config.snr_db)
+
+
+def simulate_images(
+    specimen: Specimen,
+    pose: Pose,
+    parameters: CTFParameters,
+    config: SimulationConfig,
+    generator: torch.Generator,
+    on_block: Callable[[int], None] = lambda done: None,
+) -> Iterator[Tensor]:
+    """Yield noisy images in blocks (b, box, box), scaled so that the noise has standard deviation 1 (when there is some)."""
+    sd = noise_sd(specimen, pose, parameters, config)
+    scale = 1 / sd if config.snr_db < 100 else 1 / (sd * 10 ** (config.snr_db / 20))
+    for start in range(0, len(pose), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(pose)))
+        images = clean_images(specimen, pose[rows], parameters[rows], config)
+        images = images + torch.randn(images.shape, generator=generator) * sd
+        yield images * scale
+        on_block(rows.stop)
+

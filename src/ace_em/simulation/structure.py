@@ -1,0 +1,82 @@
+"""Atoms from a structure file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_em.errors import InputError
+
+STRUCTURE_SUFFIXES = (".pdb", ".cif", ".mmcif", ".ent", ".npz")
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Atoms about their centre: ``position_angstrom`` (n, 3) in x, y, z order and ``weight`` (n,), the atomic number."""
+
+    position_angstrom: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def diameter_angstrom(self) -> float:
+        """Largest extent, as twice the distance of the farthest atom from the centre of the extremes, over a few axes."""
+        axes = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=self.position_angstrom.dtype)
+        along = self.position_angstrom @ torch.nn.functional.normalize(axes, dim=-1).T
+        return (along.amax(0) - along.amin(0)).max().item()
+
+
+def is_structure(path: Path) -> bool:
+    """Whether the file's name says that it holds atoms."""
+    name = path.name.lower().removesuffix(".gz")
+    return name.endswith(STRUCTURE_SUFFIXES)
+
+
+def read_structure(path: Path) -> Atoms:
+    """Read a .pdb or .cif (.gz too), or an .npz with ``coords`` in Angstrom and ``Z``; hydrogens and waters are left out.
+
+    Coordinates of integer type in an .npz are tenths of an Angstrom.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a structure (.pdb, .cif, .npz) or a map (.mrc)")
+    position, number = _read_npz(path) if path.suffix == ".npz" else _read_with_gemmi(path)
+    keep = number > 1
+    position, number = position[keep], number[keep]
+    if len(number) == 0:
+        raise InputError(f"{path}: no atoms found; expected a structure with at least one heavy atom")
+    weight = torch.as_tensor(number, dtype=torch.float64)
+    centred = torch.as_tensor(position, dtype=torch.float64)
+    centred = centred - (centred * weight[:, None]).sum(0) / weight.sum()
+    return Atoms(centred, weight)
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"coords", "Z"} - set(arrays.files)
+            if missing:
+                raise InputError(f"{path}: arrays {sorted(arrays.files)} found; expected 'coords' and 'Z'")
+            coords, number = arrays["coords"], arrays["Z"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable .npz file ({error})") from error
+    scale = 0.1 if np.issubdtype(coords.dtype, np.integer) else 1.0
+    return coords.astype(np.float64) * scale, number.astype(np.int64)
+
+
+def _read_with_gemmi(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import gemmi
+
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable structure ({error}); expected .pdb, .cif or .npz") from error
+    if len(structure) == 0:
+        raise InputError(f"{path}: no model found; expected a structure (.pdb, .cif, .npz)")
+    structure.remove_waters()
+    atoms = [cra.atom for cra in structure[0].all()]
+    position = np.array([atom.pos.tolist() for atom in atoms]).reshape(-1, 3)
+    return position, np.array([atom.element.atomic_number for atom in atoms], dtype=np.int64)

@@ -1,0 +1,66 @@
+"""One update's losses from one batch: L_IPI + beta L_PIP (eq. 14), in one ``forward``."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ace_em.config import AceConfig
+from ace_em.data.preprocess import WorkingSet
+from ace_em.maths.fourier import HalfPlane
+from ace_em.models.decoder import Decoder
+from ace_em.models.pose_encoder import PoseEncoder
+from ace_em.tasks.ipi import image_pose_image
+from ace_em.tasks.pip import pose_image_pose
+
+
+class StepPlan(NamedTuple):
+    """What this step uses: band of the image loss (shells), beta, which mate."""
+
+    band: float
+    beta: float
+    mate: int
+
+
+class Losses(NamedTuple):
+    """Scalars; ``total`` is eq. 14."""
+
+    total: Tensor
+    image: Tensor
+    pose: Tensor
+
+
+class AutoEncoder(nn.Module):
+    """Encoder and decoder side by side, so that one ``forward`` runs both tasks (and one wrapper distributes them)."""
+
+    def __init__(
+        self,
+        encoder: PoseEncoder,
+        decoder: Decoder,
+        half_plane: HalfPlane,
+        power: float,
+        shift_sd_px: float,
+        config: AceConfig,
+    ) -> None:
+        super().__init__()
+        self.half_plane = half_plane
+        self.encoder = encoder
+        self.decoder = decoder
+        self.power = power
+        self.config = config
+        self.least_shift_sd = shift_sd_px / 2
+        self.register_buffer("shift_sd_px", torch.tensor(shift_sd_px))
+
+    def forward(self, image_ft: Tensor, transfer: Tensor, plan: StepPlan, generator: torch.Generator) -> Losses:
+        batch = WorkingSet(self.half_plane, image_ft, transfer)
+        project = self.decoder.projector()
+        ipi = image_pose_image(self.encoder, project, batch, plan.band, plan.mate, self.power, self.config)
+        total = ipi.image + self.config.shift_weight * ipi.shift + self.config.mate_weight * ipi.mate
+        pose = torch.zeros_like(ipi.image)
+        if plan.beta > 0:
+            pose = pose_image_pose(self.encoder, project, batch, self.shift_sd_px, generator, self.config)
+            total = total + plan.beta * pose
+        # PIP's shifts follow the spread that IPI finds in the data
+        spread = ipi.hypotheses.shift_px.detach().std().clamp(min=self.least_shift_sd)
+        self.shift_sd_px.lerp_(spread, 0.01)
+        return Losses(total, ipi.image.detach(), pose.detach())
