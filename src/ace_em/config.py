@@ -47,7 +47,7 @@ class AceConfig:
 
     encoder: str = "fourier"
     """'fourier' (MLP on low-frequency coefficients) or 'resnet' (the paper's, A.1)"""
-    steps: int = 1500
+    steps: int = 600
     """updates"""
     batch: int = 256
     """images per update and per device (paper: 1024 with voxels)"""
@@ -106,25 +106,31 @@ class SearchConfig:
     first_band: float = 5.4
     """the first round counts frequencies up to this, in cycles per diameter"""
     last_band: float = 8.9
-    """the band grows to this"""
-    rounds_to_last: int = 6
-    """rounds over which the band grows"""
-    max_rounds: int = 20
-    """stop here even if poses still move"""
-    spacing: float = 1.1
+    """the band grows to this while exploring"""
+    explore_rounds: int = 20
+    """rounds on a fresh random subset each: cheap, and the change of images shakes the map out of wrong arrangements"""
+    explore_images: int = 800
+    """images in such a subset"""
+    explored: float = 0.93
+    """exploring ends early when the map explains this share of the signal and gains no more"""
+    max_rounds: int = 12
+    """most rounds on all images after that, even if poses still move"""
+    spacing: float = 1.5
     """distance of orientations in the grid, in units of 1 rad over the band"""
-    first_shift: float = 0.18
-    """radius of the first round's shift grid, in diameters; its step is 0.05"""
-    shift: float = 0.05
-    """radius of later rounds' shift grid about the last shift, in diameters; its step is 0.025"""
+    shift: float = 0.08
+    """radius of the shift grid about an image's last shift, in diameters"""
+    shift_step: float = 0.04
+    """its step, in diameters"""
     local_steps: int = 3
     """Gauss-Newton steps after each search"""
     stable_deg: float = 10.0
-    """a pose is stable when a round moved it by less than this"""
+    """a pose is stable when a round on all images moved it by less than this"""
     stable_share: float = 0.97
     """stop when this share of the poses is stable"""
     settled_share: float = 0.7
-    """a start that ends below this share has not settled, and another one is tried"""
+    """a start that ends with fewer stable poses than this has not settled"""
+    settled_explained: float = 0.85
+    """nor has one whose map explains less than this of the images' power above the noise; another start is tried"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,8 +69,6 @@ def matched_poses(estimate: Particles, truth: Particles) -> tuple[Pose, Pose, li
 
 def bound(truth: Particles, pose: Pose, volume: Tensor, rows: list[int]) -> float:
     """Shell at which the map of the images at their true poses falls below FSC 0.5 with the true volume (n, n, n)."""
-    import numpy as np
-
     box = volume.shape[-1]
     look = survey(truth)
     images = working_set(truth, look, box, rows=np.array(rows))
@@ -94,16 +93,16 @@ def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
     aligned = apply_frame(found, frame)
     error = pose_error(aligned, true)
 
-    map_found, pixel_size = (torch.from_numpy(a) if i == 0 else a for i, a in enumerate(read_volume(run.volume)))
+    map_found, pixel_size = read_volume(run.volume)
     map_true, _ = read_volume(truth_path / "volume.mrc")
     box = map_found.shape[-1]
     true_volume = fourier_resize(torch.from_numpy(map_true), box, 3)
     at_box = dataclasses.replace(frame, origin_px=frame.origin_px * (box / truth.box))
-    fsc = fourier_shell_correlation(turn_volume(map_found, at_box), true_volume)
+    fsc = fourier_shell_correlation(turn_volume(torch.from_numpy(map_found), at_box), true_volume)
     shell = resolution_shell(fsc, 0.5)
     result = Evaluation(
         fsc05_px=box / shell,
-        fsc05_angstrom=box / shell * float(pixel_size),
+        fsc05_angstrom=box / shell * pixel_size,
         bound_px=box / bound(truth, true, true_volume, rows),
         rot_mean=error.rot_mean,
         rot_median=error.rot_median,

@@ -179,11 +179,13 @@ def run_start(number: int, plan: Plan, images: WorkingSet, config: RunConfig, ru
     pose = encode(model, images)
     generator = torch.Generator().manual_seed(seed)
     history: list[Round] = []
-    with reporter.task(f"pose search, start {number}", config.search.max_rounds * len(images)) as task:
+    n_rounds = config.search.explore_rounds + config.search.max_rounds
+    with reporter.task(f"pose search, start {number}", n_rounds) as task:
 
-        def on_block(round_number: int, done: int) -> None:
-            stable = f"stable poses {history[-1].stable:.0%}" if history else ""
-            task.update((round_number - 1) * len(images) + done, f"round {round_number}  {stable}")
+        def on_block(round_number: int, done: int, total: int) -> None:
+            last = history[-1] if history else None
+            state = f"stable {last.stable:.0%}, explained {last.explained:.0%}" if last else ""
+            task.update(round_number - 1, f"{done} of {total} images  {state}")
 
         rounds = search_rounds(
             images, trained.volume(), pose, plan.mask(box), plan.diameter_px(box), config.search, generator, on_block
@@ -202,8 +204,8 @@ def report_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> No
     band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
     moved = state.moved_deg.median().item()
     reporter.say(
-        f"search round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, median move {moved:.1f} deg, "
-        f"residual {state.residual:.4f}"
+        f"search round {state.number}{' (subset)' if state.exploring else ''}: band {band:.1f} A, {state.stable:.0%} of poses "
+        f"stable, median move {moved:.1f} deg, {state.explained:.1%} of the signal explained"
     )
     reporter.record(
         "search",
@@ -212,7 +214,8 @@ def report_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> No
         band_angstrom=round(band, 2),
         stable=round(state.stable, 4),
         moved_median_deg=round(moved, 3),
-        residual=round(state.residual, 5),
+        exploring=state.exploring,
+        explained=round(state.explained, 4),
         fsc143_angstrom=round(resolution, 2),
     )
 
@@ -236,15 +239,24 @@ def best_start(plan: Plan, images: WorkingSet, config: RunConfig, run: RunFolder
     starts: list[Start] = []
     for number in range(1, config.starts + 1):
         starts.append(run_start(number, plan, images, config, run, reporter))
-        settled = starts[-1].last.stable
-        if settled >= config.search.settled_share:
+        if settled(starts[-1], config):
             break
         if number < config.starts:
-            reporter.say(f"start {number} did not settle ({settled:.0%} of poses stable): trying another")
-    best = min(starts, key=lambda s: s.last.residual)
+            last = starts[-1].last
+            reporter.say(
+                f"start {number} did not settle ({last.stable:.0%} of poses stable, {last.explained:.0%} of the signal "
+                "explained): trying another"
+            )
+    best = max(starts, key=lambda s: s.last.explained)
     if len(starts) > 1:
-        reporter.say(f"keeping start {best.number}: smallest residual, {best.last.residual:.4f}")
+        reporter.say(f"keeping start {best.number}: it explains the most, {best.last.explained:.1%}")
     return best
+
+
+def settled(start: Start, config: RunConfig) -> bool:
+    """Whether the poses stopped moving, and explain the images."""
+    last, limits = start.last, config.search
+    return last.stable >= limits.settled_share and last.explained >= limits.settled_explained
 
 
 def refine(plan: Plan, start: Start, config: RunConfig, reporter: Reporter) -> HalfSetState:
@@ -272,15 +284,12 @@ def refine(plan: Plan, start: Start, config: RunConfig, reporter: Reporter) -> H
     return state
 
 
-def report_refinement(
-    state: HalfSetState, number: int, box: int, plan: Plan, config: RunConfig, reporter: Reporter
-) -> None:
+def report_refinement(state: HalfSetState, number: int, box: int, plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     """A line and a record after a refinement round."""
     resolution, moved = plan.box_angstrom / state.fsc143_shell, state.moved_deg
     stable = (moved < config.search.stable_deg).float().mean().item()
     reporter.say(
-        f"refinement at {box} px, round {number}: half-map FSC 0.143 at {resolution:.2f} A, median move "
-        f"{moved.median():.2f} deg"
+        f"refinement at {box} px, round {number}: half-map FSC 0.143 at {resolution:.2f} A, median move {moved.median():.2f} deg"
     )
     reporter.record(
         "refine",
@@ -328,12 +337,10 @@ def reconstruct(particles_path: Path, out: Path, config: RunConfig, overwrite: b
     del images
     state = refine(plan, start, config, reporter)
     write_results(plan, start, state, config, run, reporter)
-    return start.last.stable >= config.search.settled_share
+    return settled(start, config)
 
 
-def write_results(
-    plan: Plan, start: Start, state: HalfSetState, config: RunConfig, run: RunFolder, reporter: Reporter
-) -> None:
+def write_results(plan: Plan, start: Start, state: HalfSetState, config: RunConfig, run: RunFolder, reporter: Reporter) -> None:
     """Maps, FSC, poses, checkpoint, the last record and the report."""
     from ace_em.report.page import write_report
 
@@ -344,11 +351,12 @@ def write_results(
     run.write_poses(plan.particles, state.pose.rescaled(plan.particles.box / box), state.half_set.numpy())
     save_checkpoint(run, start.model, state.pose, change_box(state.halves.combined, box), start.number, start.last.number)
     resolution = plan.box_angstrom / resolution_shell(state.halves.fsc, 0.143)
-    converged = start.last.stable >= config.search.settled_share
+    converged, last = settled(start, config), start.last
     message = (
-        f"poses settled ({start.last.stable:.0%} stable); half-maps agree to {resolution:.1f} A (FSC 0.143)"
+        f"poses settled ({last.stable:.0%} stable, {last.explained:.0%} of the signal explained); half-maps agree to "
+        f"{resolution:.1f} A (FSC 0.143)"
         if converged
-        else f"the poses did not settle ({start.last.stable:.0%} stable): do not trust this map; try another --seed, a "
+        else f"the poses did not settle ({last.stable:.0%} stable, {last.explained:.0%} of the signal explained): do not trust this map; try another --seed, a "
         "larger --ace.steps, or --diameter if the one measured is wrong"
     )
     reporter.record("end", converged=converged, resolution_angstrom=round(resolution, 3), message=message)

@@ -16,7 +16,9 @@ def random_rotations(n: int, seed: int = 0) -> torch.Tensor:
 def assert_proper(rotation: torch.Tensor, atol: float) -> None:
     eye = torch.eye(3, dtype=rotation.dtype).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, eye, atol=atol, rtol=0)
-    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(rotation.shape[:-2], dtype=rotation.dtype), atol=atol, rtol=0)
+    torch.testing.assert_close(
+        torch.linalg.det(rotation), torch.ones(rotation.shape[:-2], dtype=rotation.dtype), atol=atol, rtol=0
+    )
 
 
 @pytest.mark.parametrize("spacing_deg", [30.0, 15.0])

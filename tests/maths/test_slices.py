@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import roma
@@ -12,7 +12,16 @@ from torch_fourier_slice import project_3d_to_2d
 
 from ace_em.maths.fourier import HalfPlane, centred_fft, resize
 from ace_em.maths.rotations import mates
-from ace_em.maths.slices import VolumeFT, central_slices, ft_to_volume, hermitian, insert_slices, padded_size, sample, volume_to_ft
+from ace_em.maths.slices import (
+    VolumeFT,
+    central_slices,
+    ft_to_volume,
+    hermitian,
+    insert_slices,
+    padded_size,
+    sample,
+    volume_to_ft,
+)
 
 F64 = torch.float64
 
@@ -33,7 +42,9 @@ def half_plane64(box: int, max_radius: float | None = None) -> HalfPlane:
 def smooth_volume(box: int, seed: int = 0, n_blobs: int = 12, sigma: float = 1.7) -> Tensor:
     """Gaussians well inside of the box, with no symmetry."""
     axis = torch.arange(box, dtype=F64) - box // 2
-    centres = torch.randn(n_blobs, 3, generator=generator(seed), dtype=F64).clamp(-1.5, 1.5) * torch.tensor([3.5, 2.5, 1.8]) * box / 32
+    centres = (
+        torch.randn(n_blobs, 3, generator=generator(seed), dtype=F64).clamp(-1.5, 1.5) * torch.tensor([3.5, 2.5, 1.8]) * box / 32
+    )
     weights = 1 + torch.rand(n_blobs, generator=generator(seed + 1), dtype=F64)
     one = torch.exp(-(axis - centres[..., None]).square() / (2 * sigma**2))
     return torch.einsum("a,az,ay,ax->zyx", weights, one[:, 2], one[:, 1], one[:, 0])
@@ -64,7 +75,7 @@ def test_one_bright_voxel(box: int) -> None:
         slices = central_slices(volume_to_ft(volume, 4), half_plane, rotation)
         where = rotation.mT @ torch.tensor(p, dtype=F64)
         wanted = 2 * torch.exp(-2j * math.pi / box * (where[:, :2] @ half_plane.k.T))
-        torch.testing.assert_close(slices, wanted, atol=0.05, rtol=0)
+        torch.testing.assert_close(slices, wanted, atol=0.035, rtol=0)
         assert (slices - wanted.conj()).abs().max() > 1.5
 
 
@@ -85,10 +96,11 @@ def test_against_torch_fourier_slice() -> None:
     box = 32
     volume, rotation = smooth_volume(box).float(), rotations(8).float()
     half_plane = HalfPlane.within(box)
-    ours = half_plane.to_image(central_slices(volume_to_ft(volume, 2), half_plane, rotation))
-    theirs = project_3d_to_2d(volume, rotation, pad_factor=2.0, zyx_matrices=False)
-    torch.testing.assert_close(ours, theirs, atol=1e-3 * theirs.max().item(), rtol=0)
-    turned_back = project_3d_to_2d(volume, rotation.mT, pad_factor=2.0, zyx_matrices=False)
+    # both interpolate, in different ways: with padding 2 they differ by 0.5 % of the maximum, with 4 by 0.13 %
+    ours = half_plane.to_image(central_slices(volume_to_ft(volume, 4), half_plane, rotation))
+    theirs = project_3d_to_2d(volume, rotation, pad_factor=4.0, zyx_matrices=False)
+    torch.testing.assert_close(ours, theirs, atol=2e-3 * theirs.max().item(), rtol=0)
+    turned_back = project_3d_to_2d(volume, rotation.mT, pad_factor=4.0, zyx_matrices=False)
     assert (ours - turned_back).abs().max() > 0.2 * theirs.max()
 
 
@@ -103,9 +115,12 @@ def test_more_padding_is_more_exact() -> None:
     where = rotation.mT @ centre
     gaussian = torch.exp(-2 * (math.pi * sigma * half_plane.radius / box).square())
     exact = torch.exp(-2j * math.pi / box * (where[:, :2] @ half_plane.k.T)) * gaussian
-    error = {pad: (central_slices(volume_to_ft(volume, pad), half_plane, rotation) - exact).abs().square().mean().sqrt() for pad in (1, 2, 4)}
+    error = {
+        pad: (central_slices(volume_to_ft(volume, pad), half_plane, rotation) - exact).abs().square().mean().sqrt()
+        for pad in (1, 2, 4)
+    }
     assert error[4] < 0.35 * error[2] < 0.35 * 0.35 * error[1]
-    assert error[2] < 0.01 and error[4] < 0.002
+    assert error[2] < 0.008 and error[4] < 0.002
 
 
 def test_mates_show_the_image_turned_and_mirrored() -> None:
@@ -228,11 +243,10 @@ def test_back_projection_of_projections_is_the_volume() -> None:
     ball = (torch.arange(box) - box // 2).square()
     inside = ball[:, None, None] + ball[:, None] + ball < 49
     error = (back - volume)[inside].norm() / volume[inside].norm()
-    assert error < 0.12
-    assert torch.corrcoef(torch.stack([back[inside], volume[inside]]))[0, 1] > 0.995
+    assert error < 0.05
 
 
-def central_difference(function, at: Tensor, step: float = 1e-6) -> Tensor:
+def central_difference(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6) -> Tensor:
     out = torch.zeros_like(at).flatten()
     for i in range(at.numel()):
         delta = torch.zeros_like(at).flatten()

@@ -87,7 +87,8 @@ def read_volume(path: Path | str) -> tuple[np.ndarray, float]:
     if sorted(order) != [1, 2, 3]:
         raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected each of 1, 2, 3 once")
     data = _map_data(path, header).transpose([order.index(axis) for axis in (3, 2, 1)])
-    volume = np.ascontiguousarray(data, dtype=np.float32)
+    # a copy: a view of the map on disk could not be written to
+    volume = np.array(data, dtype=np.float32, order="C")
     if not np.isfinite(volume).all():
         raise InputError(f"{path}: the map holds NaN or infinite values")
     return volume, _voxel_size(path, header)

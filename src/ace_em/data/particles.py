@@ -70,7 +70,9 @@ class Particles:
         names = tuple(table.particles["rlnImageName"])
         stack_paths, stack_of_row, index_in_stack, box = _locate_images(table.path, names, project_root)
         _check_image_size(table, box)
-        return Particles(table, names, box, pixel_size_of(table), ctf_parameters(table), stack_paths, stack_of_row, index_in_stack)
+        return Particles(
+            table, names, box, pixel_size_of(table), ctf_parameters(table), stack_paths, stack_of_row, index_in_stack
+        )
 
     def __len__(self) -> int:
         return len(self.table)

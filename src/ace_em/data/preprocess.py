@@ -30,7 +30,8 @@ class Survey:
     sign : +1 when the protein is white on disk, -1 when it is black.
     contrast_z : how sure that is, in standard deviations of the mean.
     diameter_angstrom : of the ball with the particle's radius of gyration, widened by the shifts.
-    noise_power : (box // 2 + 1,) noise power per shell of normalised images, floored at a hundredth of the mean power.
+    noise_power : (box // 2 + 1,) noise power per shell of normalised images.
+    power : mean power of the images' coefficients.
     snr : signal over noise power of the normalised images, whole box.
     """
 
@@ -38,7 +39,13 @@ class Survey:
     contrast_z: float
     diameter_angstrom: float
     noise_power: Tensor
+    power: float
     snr: float
+
+    @property
+    def whitening_power(self) -> Tensor:
+        """Noise power with a floor of a hundredth of the images' power: noise-free images must not divide by nothing."""
+        return self.noise_power.clamp(min=0.01 * self.power)
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,13 @@ class WorkingSet:
     half_plane : the n coefficients kept, of images with ``half_plane.box`` pixels an edge.
     image_ft : (N, n) complex, noise of unit variance.
     transfer : (N, n) real, CTF over the noise's standard deviation.
+    noise_variance : (n,) what is left of the noise after whitening: 1, or less where the whitening's floor is above it.
     """
 
     half_plane: HalfPlane
     image_ft: Tensor
     transfer: Tensor
+    noise_variance: Tensor
 
     def __len__(self) -> int:
         return len(self.image_ft)
@@ -67,14 +76,16 @@ class WorkingSet:
         """The coefficients with ``|k| <= max_radius``, without a copy."""
         inner = self.half_plane.band(max_radius)
         n = len(inner)
-        return WorkingSet(inner, self.image_ft[:, :n], self.transfer[:, :n])
+        return WorkingSet(inner, self.image_ft[:, :n], self.transfer[:, :n], self.noise_variance[:n])
 
     def rows(self, rows: Tensor | slice) -> "WorkingSet":
         """Some of the particles."""
-        return WorkingSet(self.half_plane, self.image_ft[rows], self.transfer[rows])
+        return WorkingSet(self.half_plane, self.image_ft[rows], self.transfer[rows], self.noise_variance)
 
     def to(self, device: torch.device) -> "WorkingSet":
-        return WorkingSet(self.half_plane.to(device), self.image_ft.to(device), self.transfer.to(device))
+        return WorkingSet(
+            self.half_plane.to(device), self.image_ft.to(device), self.transfer.to(device), self.noise_variance.to(device)
+        )
 
 
 def normalise(images: Tensor, sign: float) -> Tensor:
@@ -87,6 +98,12 @@ def soft_disc(box: int, radius_px: float, edge_px: float) -> Tensor:
     """(box, box) 1 inside ``radius_px``, falling to 0 over ``edge_px`` as half a cosine."""
     outside = ((radius_grid(box, 2) - radius_px) / edge_px).clamp(0, 1)
     return 0.5 + 0.5 * torch.cos(torch.pi * outside)
+
+
+def particle_disc(box: int) -> Tensor:
+    """The soft disc that images are multiplied by: the inscribed circle."""
+    edge = max(2.0, box / 20)
+    return soft_disc(box, box / 2 - edge, edge)
 
 
 def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Survey:
@@ -105,11 +122,11 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
     background = background_mask(box, box / 2)
     half_plane = HalfPlane.within(box)
     noise = noise_power(images, background, half_plane)
-    mean_power = half_plane.from_image(images).abs().square().mean()
+    mean_power = half_plane.from_image(images).abs().square().mean().item()
     low_passed = fourier_resize(images, small, 2)
     diameter = _diameter_px(low_passed) * particles.box / small * particles.pixel_size_angstrom
     snr = max(images.square().mean().item() - 1, 0.0)
-    return Survey(sign, z, diameter, noise.clamp(min=0.01 * mean_power.item()), snr)
+    return Survey(sign, z, diameter, noise, mean_power, snr)
 
 
 def _contrast(images: Tensor) -> tuple[float, float]:
@@ -150,22 +167,25 @@ def working_set(
     half_plane = HalfPlane.within(box, max_radius)
     pixel_size = particles.pixel_size_angstrom * particles.box / box
     rows = np.arange(len(particles)) if rows is None else rows
-    noise_sd = look.noise_power[half_plane.shell].sqrt()
+    disc = particle_disc(particles.box)
+    # the disc takes away noise outside of the particle: a share of its power in every shell
+    whitening = look.whitening_power[half_plane.shell] * disc.square().mean()
+    noise_sd = whitening.sqrt()
+    noise_variance = (look.noise_power / look.whitening_power)[half_plane.shell]
     image_ft = torch.empty(len(rows), len(half_plane), dtype=torch.complex64)
     transfer = torch.empty(len(rows), len(half_plane))
     full = HalfPlane(particles.box, half_plane.k, half_plane.radius)
     for start, images in _blocks(particles, rows, look.sign):
+        images *= disc
         block = slice(start, start + len(images))
         image_ft[block] = full.from_image(images) / noise_sd
         parameters: CTFParameters = particles.ctf[torch.from_numpy(rows[block])]
         transfer[block] = ctf(parameters, half_plane, pixel_size) / noise_sd
         on_block(start + len(images))
-    return WorkingSet(half_plane, image_ft, transfer)
+    return WorkingSet(half_plane, image_ft, transfer, noise_variance)
 
 
 def _blocks(particles: Particles, rows: np.ndarray, sign: float) -> Iterator[tuple[int, Tensor]]:
-    edge = max(2.0, particles.box / 20)
-    disc = soft_disc(particles.box, particles.box / 2 - edge, edge)
     for start in range(0, len(rows), BLOCK):
         images = torch.from_numpy(particles.images(rows[start : start + BLOCK]))
-        yield start, normalise(images, sign) * disc
+        yield start, normalise(images, sign)

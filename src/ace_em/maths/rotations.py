@@ -15,7 +15,7 @@ def mates(rotation: Tensor) -> Tensor:
     """The four poses (..., 4, 3, 3) that low-resolution images confuse: ``R`` times a half turn about an image axis.
 
     ``R diag(-1, -1, 1)`` turns the image by 180 degrees in its plane. ``R diag(1, -1, -1)`` looks at the particle from the
-    back: its slice is the conjugate, mirrored, so that for a low-resolution, nearly centrosymmetric view it looks the same.
+    back: the same projection, mirrored in y.
     """
     return rotation[..., None, :, :] @ MATES.to(rotation)
 

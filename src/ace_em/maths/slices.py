@@ -57,7 +57,11 @@ def volume_to_ft(volume: Tensor, pad: int = 2) -> VolumeFT:
 
 
 def ft_to_volume(grid: Tensor, box: int) -> Tensor:
-    """Volume (box, box, box) of a half transform (2, P + 1, P + 1, P / 2 + 1): the inverse of :func:`volume_to_ft`."""
+    """Volume (box, box, box) of a half transform (2, P + 1, P + 1, P / 2 + 1) that slices were inserted into.
+
+    Inserting spreads every value over its neighbours as reading gathers it, so the same ``1 / sinc^2`` is due here: this is
+    the inverse of :func:`volume_to_ft` but for that factor.
+    """
     size = grid.shape[1] - 1
     half = torch.complex(grid[0], grid[1])[:size, :size]
     padded = torch.fft.fftshift(torch.fft.irfftn(torch.fft.ifftshift(half, dim=(0, 1)), s=(size, size, size)))
@@ -90,9 +94,7 @@ def sample(volume_ft: VolumeFT, k: Tensor, rotation: Tensor) -> Tensor:
     flat = points.reshape(-1, len(k), 3)
     # grid_sample's CPU kernel divides its work over the batch axis: give it one entry a thread
     groups = torch.get_num_threads() if flat.device.type == "cpu" and len(flat) % torch.get_num_threads() == 0 else 1
-    read = F.grid_sample(
-        volume_ft.grid.expand(groups, -1, -1, -1, -1), flat.view(groups, 1, -1, len(k), 3), align_corners=True
-    )
+    read = F.grid_sample(volume_ft.grid.expand(groups, -1, -1, -1, -1), flat.view(groups, 1, -1, len(k), 3), align_corners=True)
     real, imag = read.movedim(1, 0).reshape(2, *points.shape[:-1])
     return torch.complex(real, imag * sign)
 

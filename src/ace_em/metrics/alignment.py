@@ -21,7 +21,7 @@ from ace_em.physics.pose import Pose
 class Frame:
     """``truth ~ rotation @ R`` after mirroring ``R`` when ``mirrored``; ``origin_px`` (3,) x, y, z of the true frame.
 
-    ``origin_px`` is where the estimated map's centre lies in the true map.
+    The true map is the estimated one, turned, at ``r + origin_px``: the estimated map's content lies at ``+origin_px``.
     """
 
     rotation: Tensor
@@ -87,7 +87,7 @@ def turn_volume(volume: Tensor, frame: Frame, pad: int = 3) -> Tensor:
     # V_true(q) = V(J A^T q), J = diag(1, 1, -1) for the mirror image
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0 if frame.mirrored else 1.0]))
     values = sample(volume_to_ft(volume, pad), k[inside], mirror @ frame.rotation.T)
-    angle = -2 * math.pi / n * (k[inside] @ frame.origin_px)
+    angle = 2 * math.pi / n * (k[inside] @ frame.origin_px)
     turned = torch.zeros(n**3, dtype=values.dtype)
     turned[inside] = values * torch.polar(torch.ones_like(angle), angle)
     return centred_ifft(turned.view(n, n, n), 3).real

@@ -47,4 +47,3 @@ def noise_power(images: Tensor, background: Tensor, half_plane: HalfPlane) -> Te
     # the zero shell has lost its mean; the noise of its neighbour stands in
     mean[0] = mean[1]
     return torch.where(count > 0, mean, mean[count > 0][-1])
-

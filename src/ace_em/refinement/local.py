@@ -28,6 +28,14 @@ class LocalResult:
     residual: Tensor
 
 
+def better(one: LocalResult, other: LocalResult) -> LocalResult:
+    """Per image the result with the smaller residual."""
+    first = one.residual <= other.residual
+    rotation = torch.where(first[:, None, None], one.pose.rotation, other.pose.rotation)
+    shift = torch.where(first[:, None], one.pose.shift_px, other.pose.shift_px)
+    return LocalResult(Pose(rotation, shift), torch.where(first, one.residual, other.residual))
+
+
 @torch.no_grad()
 def refine_poses(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int) -> LocalResult:
     """A few Gauss-Newton steps for every image.
@@ -54,15 +62,8 @@ def _refine_block(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: in
         move = _solve(normal, gradient, damping)
         trial = Pose(best.pose.rotation @ roma.rotvec_to_rotmat(move[:, :3]), best.pose.shift_px + move[:, 3:])
         residual = _residual(volume_ft, images, trial)
-        better = residual < best.residual
-        damping = torch.where(better, damping * 0.3, damping * 10)
-        best = LocalResult(
-            Pose(
-                torch.where(better[:, None, None], trial.rotation, best.pose.rotation),
-                torch.where(better[:, None], trial.shift_px, best.pose.shift_px),
-            ),
-            torch.where(better, residual, best.residual),
-        )
+        damping = torch.where(residual < best.residual, damping * 0.3, damping * 10)
+        best = better(best, LocalResult(trial, residual))
     return best
 
 

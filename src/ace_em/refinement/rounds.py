@@ -13,7 +13,7 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
-from ace_em.refinement.local import refine_poses
+from ace_em.refinement.local import better, refine_poses
 from ace_em.refinement.search import search, shift_grid
 
 RADIAN_DEG = 57.29578
@@ -26,21 +26,25 @@ class Round:
     Attributes
     ----------
     number : from 1.
-    pose : (N,) poses at the working box.
-    halves : maps from even and odd particles (their poses share a reference: the FSC steers the prior, it is no claim).
+    exploring : whether the round looked at a random subset only.
+    pose : (N,) poses at the working box; those of images not looked at are as old as their last round.
+    halves : maps from two halves of the images looked at (their poses share a reference: the FSC steers the prior, it is no
+        claim).
     band : last shell searched.
-    moved_deg : (N,) change of orientation in this round.
-    stable : share of poses that moved by less than ``stable_deg``.
-    residual : mean squared residual per coefficient of the band; 1 is noise alone.
+    moved_deg : change of orientation of the images looked at.
+    stable : share of them that moved by less than ``stable_deg``.
+    explained : share of the images' power above the noise, inside the band, that map and poses account for; near 1 when
+        they are right. Half-right arrangements can be perfectly stable: this tells them.
     """
 
     number: int
+    exploring: bool
     pose: Pose
     halves: Halves
     band: float
     moved_deg: Tensor
     stable: float
-    residual: float
+    explained: float
 
     @property
     def fsc143_shell(self) -> float:
@@ -48,8 +52,8 @@ class Round:
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
-    """Band of round ``number`` (from 1), in cycles per diameter."""
-    share = min(1.0, (number - 1) / max(1, config.rounds_to_last - 1))
+    """Band of round ``number`` (from 1), in cycles per diameter: grows while exploring."""
+    share = min(1.0, (number - 1) / max(1, config.explore_rounds))
     return config.first_band + (config.last_band - config.first_band) * share
 
 
@@ -61,7 +65,7 @@ def search_rounds(
     diameter_px: float,
     config: SearchConfig,
     generator: torch.Generator,
-    on_block: Callable[[int, int], None] = lambda number, done: None,
+    on_block: Callable[[int, int, int], None] = lambda number, done, total: None,
 ) -> Iterator[Round]:
     """Yield the state after each round; the caller decides when to leave (see :func:`finished`).
 
@@ -69,39 +73,77 @@ def search_rounds(
     ----------
     images : whole working half-plane.
     volume : (box, box, box) reference to start from.
-    pose : its poses, for the first round's measure of movement.
+    pose : what stage 1's encoder says; its shifts centre the first search.
     mask : (box, box, box) soft ball for maps.
     diameter_px : particle diameter in pixels of the working box.
+    on_block : called with the round, the number of images done in it and their total.
     """
     shells_per_band = images.box / diameter_px
-    even = torch.arange(len(images)) % 2 == 0
-    centre = torch.zeros(len(images), 2)
-    for number in range(1, config.max_rounds + 1):
+    history: list[Round] = []
+    shifts = shift_grid(config.shift * diameter_px, config.shift_step * diameter_px)
+    for number in range(1, config.explore_rounds + config.max_rounds + 1):
+        exploring = len(images) > config.explore_images and still_exploring(history, config)
+        order = torch.randperm(len(images), generator=generator)
+        rows = order[: config.explore_images] if exploring else order
         per_diameter = band_per_diameter(number, config)
         band = min(per_diameter * shells_per_band, images.box / 2 - 1)
-        inner = images.band(band)
+        looked_at, before = images.rows(rows), pose[rows]
+        inner = looked_at.band(band)
         rotations = so3_grid(RADIAN_DEG / per_diameter * config.spacing, generator)
-        radius, step = (config.first_shift, 0.05) if number == 1 else (config.shift, 0.025)
-        shifts = shift_grid(radius * diameter_px, step * diameter_px)
         volume_ft = volume_to_ft(volume)
-        found = search(volume_ft, inner, rotations, shifts, centre, on_block=lambda done, n=number: on_block(n, done))
-        local = refine_poses(volume_ft, inner, found.best, config.local_steps)
-        moved = angular_distance_deg(pose.rotation, local.pose.rotation)
-        pose, centre = local.pose, local.pose.shift_px
+        found = search(
+            volume_ft,
+            inner,
+            rotations,
+            shifts,
+            before.shift_px,
+            on_block=lambda done, n=number, total=len(rows): on_block(n, done, total),  # type: ignore[misc]
+        )
+        local = better(
+            refine_poses(volume_ft, inner, found.best, config.local_steps),
+            refine_poses(volume_ft, inner, before, config.local_steps),
+        )
+        moved = angular_distance_deg(before.rotation, local.pose.rotation)
+        pose = _updated(pose, rows, local.pose)
+        half = len(rows) // 2
         halves = reconstruct_halves(
-            accumulate(images.rows(even), pose[even]), accumulate(images.rows(~even), pose[~even]), mask
+            accumulate(looked_at.rows(slice(0, half)), local.pose[:half]),
+            accumulate(looked_at.rows(slice(half, None)), local.pose[half:]),
+            mask,
         )
         volume = halves.combined
         stable = (moved < config.stable_deg).float().mean().item()
-        yield Round(number, pose, halves, band, moved, stable, local.residual.mean().item() / len(inner.half_plane))
+        history.append(Round(number, exploring, pose, halves, band, moved, stable, explained_share(inner, local.residual)))
+        yield history[-1]
+
+
+def _updated(pose: Pose, rows: Tensor, new: Pose) -> Pose:
+    rotation, shift = pose.rotation.clone(), pose.shift_px.clone()
+    rotation[rows], shift[rows] = new.rotation, new.shift_px
+    return Pose(rotation, shift)
+
+
+def explained_share(images: WorkingSet, residual: Tensor) -> float:
+    """``(power - residual) / (power - noise)``, means over images (N, n) and their residuals (N,)."""
+    power = torch.view_as_real(images.image_ft).square().sum((-1, -2)).mean()
+    noise = images.noise_variance.sum()
+    return ((power - residual.mean()) / (power - noise).clamp(min=1e-6)).item()
+
+
+def still_exploring(history: list[Round], config: SearchConfig) -> bool:
+    """Explore for the set number of rounds; leave early once the map explains the images and no longer gains."""
+    if len(history) >= config.explore_rounds or (history and not history[-1].exploring):
+        return False
+    explained = [r.explained for r in history[-4:]]
+    return len(explained) < 4 or explained[-1] < config.explored or explained[-1] - explained[0] > 0.01
 
 
 def finished(history: list[Round], config: SearchConfig) -> bool:
-    """Whether the rounds may stop: at the last band, with nearly all poses stable, or no more of them than two rounds ago."""
-    last = history[-1]
-    if last.number < config.rounds_to_last + 1:
+    """Whether the rounds may stop: nearly all poses stable in a round on all images, or no more of them than two rounds ago."""
+    full = [r for r in history if not r.exploring]
+    if len(full) < 2:
         return False
-    if last.stable >= config.stable_share or last.number >= config.max_rounds:
+    stable = [r.stable for r in full]
+    if stable[-1] >= config.stable_share or len(full) >= config.max_rounds:
         return True
-    before = history[-4:-1]
-    return len(before) == 3 and last.number >= config.rounds_to_last + 3 and last.stable < max(r.stable for r in before) + 0.01
+    return len(full) >= 4 and stable[-1] < max(stable[-4:-1]) + 0.01

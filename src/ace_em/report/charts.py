@@ -117,7 +117,7 @@ def round_figure(search: Sequence[Record], refine: Sequence[Record]) -> bytes:
 
 def _finish_rounds(panels: Sequence["Axes"], offset: int, refine: Sequence[Record], moving: bool) -> None:
     """Axes' names, and a line where the refinement begins and wherever its box changes."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     boxes = [record.get("box") for record in refine]
     for n, box in enumerate(boxes):
@@ -128,7 +128,9 @@ def _finish_rounds(panels: Sequence["Axes"], offset: int, refine: Sequence[Recor
                 panels[1].text(offset + n + 0.6, 3, f"{box} px", color="#555555", fontsize=10)
     if moving:
         panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[0].yaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel("median turn (°)")
     panels[1].set(ylabel="stable poses (%)", ylim=(0, 103))
     panels[2].set(ylabel="resolution (Å)", xlabel="round")

@@ -119,7 +119,10 @@ def view_figure(rotation: Tensor, spread_deg: float) -> bytes:
     with matplotlib.rc_context(PICTURE):
         figure = new_figure((5.6, 3.9))
         axes = figure.add_subplot(projection="mollweide")
-        mesh = axes.pcolormesh(np.radians(longitude), np.radians(latitude), values, cmap="viridis", vmin=0, rasterized=True)
+        # views that are nearly uniform must look so
+        high = max(2.0, float(density.max()))
+        edges = np.radians(longitude), np.radians(latitude)
+        mesh = axes.pcolormesh(*edges, values, cmap="viridis", vmin=0, vmax=high, rasterized=True)
         axes.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["-120°", "-60°", "0°", "60°", "120°"], fontsize=10)
         axes.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["-60°", "-30°", "0°", "30°", "60°"], fontsize=10)
         axes.grid(color="white", alpha=0.25, linewidth=0.6)

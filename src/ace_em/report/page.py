@@ -79,7 +79,7 @@ def _problems(run: RunFiles) -> str:
     found = [f"<li><code>{escape(name)}</code>: {escape(what)}</li>" for name, what in run.problems]
     for stage, word in STAGES.items():
         if not run.stage(stage):
-            found.append(f"<li><code>metrics.jsonl</code>: no entry of the {word}</li>")
+            found.append(f"<li><code>metrics.jsonl</code>: no entry of {word}</li>")
     return f"<section class='missing'><h2>What is missing</h2><ul>{''.join(found)}</ul></section>" if found else ""
 
 
@@ -133,7 +133,7 @@ def _fsc(run: RunFiles, summary: Summary) -> tuple[bytes, str]:
 def _views(run: RunFiles) -> tuple[bytes, str]:
     if run.table is None:
         raise _absent(run, "poses.star")
-    # some 25 views under every cap, so that chance alone leaves a fifth of contrast
+    # some 25 views count at every point, so that chance alone makes it vary by a fifth
     spread = min(max(math.degrees(5 / len(run.table) ** 0.5), 5.0), 25.0)
     caption = f"Viewing directions in the map's own frame (Mollweide, equal areas), each spread over {spread:.0f}°."
     return view_figure(rotations(run.table), spread), caption

@@ -8,7 +8,13 @@ import numpy as np
 from ace_em.report.run_files import Curve, Record, RunFiles, number
 
 THRESHOLDS = (0.143, 0.5)
-STAGES = {"survey": "survey of the images", "ace": "stage 1", "search": "pose search", "refine": "refinement", "end": "end"}
+STAGES = {
+    "survey": "the survey of the images",
+    "ace": "stage 1",
+    "search": "the pose search",
+    "refine": "the refinement",
+    "end": "the end",
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
     end = run.stage("end")
     if not end:
         stage = str(last(list(run.metrics)).get("stage", ""))
-        where = f"its last entry is from the {STAGES.get(stage, stage)}" if stage else "it has logged nothing"
+        where = f"its last entry is from {STAGES.get(stage, stage)}" if stage else "it has logged nothing"
         return "open", f"The run has not ended: {where}; {images}{time}. The page shows what there is so far."
     if end[-1].get("converged") is True:
         return "good", f"The run converged: {images} gave a map {resolution}{time}."

@@ -36,8 +36,11 @@ img { display: block; width: 100%; height: auto; border-radius: 4px; }
 figcaption, .absent { margin-top: .6rem; color: var(--soft); font-size: .88rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }
+td { padding-right: 0; min-width: 5.5rem; overflow-wrap: break-word; }
 summary { cursor: pointer; font-weight: 600; }
 pre { margin: .8rem 0 0; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
-@media (max-width: 760px) { body { padding: .7rem; } .grid { display: flex; flex-direction: column; align-items: stretch; } .card { padding: .7rem; } }
+@media (max-width: 760px) { body { padding: .7rem; }
+  .grid { display: flex; flex-direction: column; align-items: stretch; }
+  .card { padding: .7rem; } }
 @media print { .card { break-inside: avoid; } }
 """

@@ -63,9 +63,7 @@ def sample_ctf(config: SimulationConfig, generator: torch.Generator) -> CTFParam
     )
 
 
-def clean_images(
-    specimen: Specimen, pose: Pose, parameters: CTFParameters | None, config: SimulationConfig
-) -> Tensor:
+def clean_images(specimen: Specimen, pose: Pose, parameters: CTFParameters | None, config: SimulationConfig) -> Tensor:
     """Noise-free images (b, box, box) with CTF and shift (eq. 27); ``parameters`` None leaves the CTF out."""
     half_plane = HalfPlane.within(config.box)
     if specimen.atoms is not None:
@@ -79,9 +77,7 @@ def clean_images(
     return half_plane.to_image(image_ft)
 
 
-def noise_sd(
-    specimen: Specimen, pose: Pose, parameters: CTFParameters, config: SimulationConfig, n_images: int = 200
-) -> float:
+def noise_sd(specimen: Specimen, pose: Pose, parameters: CTFParameters, config: SimulationConfig, n_images: int = 200) -> float:
     """Noise for the configured SNR: the signal is the variance of the clean images, CTF applied, over the whole box."""
     rows = slice(0, min(n_images, len(pose)))
     images = clean_images(specimen, pose[rows], parameters[rows], config)
@@ -105,4 +101,3 @@ def simulate_images(
         images = images + torch.randn(images.shape, generator=generator) * sd
         yield images * scale
         on_block(rows.stop)
-

@@ -73,9 +73,7 @@ def density_map(atoms: Atoms, box: int, pixel_size_angstrom: float, resolution_a
     return centred_ifft(points_ft * _gaussian_over_sinc(box, 3, fine, sigma_px, torch.float32), 3).real.float()
 
 
-def project_atoms(
-    atoms: Atoms, rotation: Tensor, box: int, pixel_size_angstrom: float, resolution_angstrom: float
-) -> Tensor:
+def project_atoms(atoms: Atoms, rotation: Tensor, box: int, pixel_size_angstrom: float, resolution_angstrom: float) -> Tensor:
     """Fourier transforms (b, box, box) of the projections at ``rotation`` (b, 3, 3), centred, of :func:`density_map`'s atoms.
 
     The image of ``V(R r)`` (eq. 22) has the atoms at ``R^T p``.

@@ -1,5 +1,8 @@
 """Atoms from a structure file."""
 
+import gzip
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +60,20 @@ def read_structure(path: Path) -> Atoms:
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            missing = {"coords", "Z"} - set(arrays.files)
-            if missing:
-                raise InputError(f"{path}: arrays {sorted(arrays.files)} found; expected 'coords' and 'Z'")
-            coords, number = arrays["coords"], arrays["Z"]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable .npz file ({error})") from error
+            names = sorted(arrays.files)
+            coords, number = (arrays[name] if name in names else None for name in ("coords", "Z"))
+    # numpy lets whatever its parts raise through: no zip, a damaged one, an .npy under another name, an object array
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a readable .npz file ({error}); expected arrays 'coords' and 'Z'") from error
+    if coords is None or number is None:
+        raise InputError(f"{path}: arrays {names} found; expected 'coords' and 'Z'")
+    numeric = all(np.issubdtype(a.dtype, np.number) for a in (coords, number))
+    if not numeric or coords.ndim != 2 or coords.shape[1] != 3 or number.shape != (len(coords),):
+        raise InputError(
+            f"{path}: coords {coords.dtype} {coords.shape} and Z {number.dtype} {number.shape}; expected numbers (n, 3) and (n,)"
+        )
+    if not (np.isfinite(coords).all() and np.isfinite(number).all()):
+        raise InputError(f"{path}: coords or Z hold NaN or infinite values; expected finite numbers")
     scale = 0.1 if np.issubdtype(coords.dtype, np.integer) else 1.0
     return coords.astype(np.float64) * scale, number.astype(np.int64)
 
@@ -71,8 +82,13 @@ def _read_with_gemmi(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import gemmi
 
     try:
+        if path.suffix == ".gz":
+            # gemmi reads as far as a truncated file goes and says nothing
+            with gzip.open(path) as file:
+                while file.read(2**20):
+                    pass
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, EOFError, IndexError, zlib.error) as error:
         raise InputError(f"{path}: not a readable structure ({error}); expected .pdb, .cif or .npz") from error
     if len(structure) == 0:
         raise InputError(f"{path}: no model found; expected a structure (.pdb, .cif, .npz)")

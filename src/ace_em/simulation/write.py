@@ -67,9 +67,7 @@ def poses_from_star(path: str, config: SimulationConfig) -> Pose:
     return given.rescaled(pixel_size / config.pixel_size)[torch.arange(config.n) % len(given)]
 
 
-def simulate(
-    structure: Path, out: Path, config: SimulationConfig, poses: str | None = None, ctf: str | None = None
-) -> None:
+def simulate(structure: Path, out: Path, config: SimulationConfig, poses: str | None = None, ctf: str | None = None) -> None:
     """Write a simulated particle set into the folder ``out``."""
     check(config)
     specimen = read_specimen(structure, config)

@@ -1,5 +1,6 @@
 """Image -> pose -> image (eq. 3-8)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ def image_pose_image(
     residual, mate_pull, hypotheses = _best_residual(encoder, project, batch, band, mate, config)
     if config.symmetric_loss == "half-turn":
         # a 180-degree turn about the centre is complex conjugation
-        turned = WorkingSet(batch.half_plane, batch.image_ft.conj(), batch.transfer)
+        turned = dataclasses.replace(batch, image_ft=batch.image_ft.conj())
         residual_turned, pull_turned, _ = _best_residual(encoder, project, turned, band, mate, config)
         image = symmetric_loss(residual, residual_turned, power)
         mate_pull = (mate_pull + pull_turned) / 2

@@ -22,10 +22,10 @@ def draw_poses(n: int, shift_sd_px: Tensor | float, generator: torch.Generator) 
     return Pose(rotation, torch.randn(n, 2, device=device, generator=generator) * shift_sd_px)
 
 
-def unit_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Complex Gaussian noise of unit variance: the background of whitened images (epsilon of eq. 12)."""
-    parts = torch.randn(*like.shape, 2, device=like.device, generator=generator)
-    return torch.view_as_complex(parts * 0.5**0.5)
+def background_noise(n: int, variance: Tensor, generator: torch.Generator) -> Tensor:
+    """Complex Gaussian noise (n, m) of ``variance`` (m,): the background of whitened images (epsilon of eq. 12)."""
+    parts = torch.randn(n, len(variance), 2, device=variance.device, generator=generator)
+    return torch.view_as_complex(parts) * (variance / 2).sqrt()
 
 
 def pose_image_pose(
@@ -41,9 +41,7 @@ def pose_image_pose(
     with torch.no_grad() if config.pip_freeze_decoder else contextlib.nullcontext():
         clean = project(batch.half_plane, drawn.rotation)
         image_ft = clean * batch.transfer * shift_phase(batch.half_plane, drawn.shift_px)
-        image_ft = image_ft + unit_noise(image_ft, generator)
+        image_ft = image_ft + background_noise(len(batch), batch.noise_variance, generator)
     predicted = encoder(image_ft)
     box = batch.box
-    return pose_loss(
-        drawn.rotation, drawn.shift_px / box, predicted.rotation, predicted.shift_px / box, config.pip_spread
-    )
+    return pose_loss(drawn.rotation, drawn.shift_px / box, predicted.rotation, predicted.shift_px / box, config.pip_spread)

@@ -56,7 +56,9 @@ def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, gener
     else:
         encoder = ResNetEncoder(images.half_plane, config.hypotheses, max_shift)
     power = torch.view_as_real(images.image_ft[:1000]).square().sum((-1, -2)).mean().item()
-    return AutoEncoder(encoder, decoder, images.half_plane, power, config.pip_shift_sd * diameter_px, config)
+    return AutoEncoder(
+        encoder, decoder, images.half_plane, images.noise_variance, power, config.pip_shift_sd * diameter_px, config
+    )
 
 
 def _blob_height(decoder: VoxelGrid, images: WorkingSet, generator: torch.Generator) -> float:

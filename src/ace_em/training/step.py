@@ -38,6 +38,7 @@ class AutoEncoder(nn.Module):
         encoder: PoseEncoder,
         decoder: Decoder,
         half_plane: HalfPlane,
+        noise_variance: Tensor,
         power: float,
         shift_sd_px: float,
         config: AceConfig,
@@ -49,10 +50,11 @@ class AutoEncoder(nn.Module):
         self.power = power
         self.config = config
         self.least_shift_sd = shift_sd_px / 2
+        self.register_buffer("noise_variance", noise_variance)
         self.register_buffer("shift_sd_px", torch.tensor(shift_sd_px))
 
     def forward(self, image_ft: Tensor, transfer: Tensor, plan: StepPlan, generator: torch.Generator) -> Losses:
-        batch = WorkingSet(self.half_plane, image_ft, transfer)
+        batch = WorkingSet(self.half_plane, image_ft, transfer, self.noise_variance)
         project = self.decoder.projector()
         ipi = image_pose_image(self.encoder, project, batch, plan.band, plan.mate, self.power, self.config)
         total = ipi.image + self.config.shift_weight * ipi.shift + self.config.mate_weight * ipi.mate

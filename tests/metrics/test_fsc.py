@@ -1,0 +1,121 @@
+"""FSC against its definition, against noise of known strength, and phase randomisation."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid
+from ace_em.metrics.fsc import corrected_fsc, fourier_shell_correlation, randomise_phases, resolution_shell
+
+F64 = torch.float64
+
+
+def noise(n: int, seed: int) -> Tensor:
+    return torch.randn(n, n, n, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@pytest.mark.parametrize("n", [12, 13])
+def test_definition(n: int) -> None:
+    """Shell by shell, coefficient by coefficient, from numpy-ordered transforms."""
+    a, b = noise(n, 0) + 0.5, noise(n, 0) + noise(n, 1)
+    a_ft, b_ft = torch.fft.fftn(a), torch.fft.fftn(b)
+    k = torch.fft.fftfreq(n, 1 / n, dtype=F64)
+    radius = (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
+    wanted = []
+    for shell in range(n // 2 + 1):
+        inside = (radius - shell).abs() < 0.5
+        cross = (a_ft[inside] * b_ft[inside].conj()).sum().real
+        wanted.append(cross / (a_ft[inside].norm() * b_ft[inside].norm()))
+    torch.testing.assert_close(fourier_shell_correlation(a, b), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("n", [16, 17])
+def test_laws(n: int, dtype: torch.dtype) -> None:
+    a, b = noise(n, 0).to(dtype), noise(n, 1).to(dtype)
+    one = torch.ones(n // 2 + 1, dtype=dtype)
+    torch.testing.assert_close(fourier_shell_correlation(a, a), one)
+    torch.testing.assert_close(fourier_shell_correlation(a, -2 * a), -one)
+    torch.testing.assert_close(fourier_shell_correlation(a, b), fourier_shell_correlation(3 * b, a), atol=1e-6, rtol=1e-4)
+    assert torch.equal(fourier_shell_correlation(a, torch.zeros_like(a)), 0 * one)
+    assert fourier_shell_correlation(a, b).abs().max() <= 1
+
+
+def test_signal_and_noise_have_the_known_expectation() -> None:
+    """With signal power S and noise power N: S / (S + N) between two noisy copies, sqrt of it against the signal."""
+    n = 48
+    radius = radius_grid(n, 3).double()
+    snr = 4 * torch.exp(-((radius / 12) ** 2))
+    signal = centred_ifft(centred_fft(noise(n, 0), 3) * snr.sqrt(), 3).real
+    between = fourier_shell_correlation(signal + noise(n, 1), signal + noise(n, 2))
+    against = fourier_shell_correlation(signal + noise(n, 3), signal)
+    shells = torch.arange(n // 2 + 1, dtype=F64)
+    expected = 4 * torch.exp(-((shells / 12) ** 2))
+    expected = expected / (1 + expected)
+    # independent coefficients of a shell: half of 4 pi s^2; the standard error is below 1 / sqrt of that
+    for curve, truth in ((between, expected), (against, expected.sqrt())):
+        deviation = (curve - truth)[4:] * (2 * math.pi).__pow__(0.5) * shells[4:]
+        assert deviation.abs().max() < 3.5
+        assert (curve - truth)[8:].abs().mean() < 0.02
+    assert between[6] > 0.7 > 0.2 > between[20]
+
+
+def test_resolution_shell_interpolates() -> None:
+    curve = torch.tensor([1.0, 1.0, 0.9, 0.8, 0.4, 0.2, 0.6, 0.1])
+    assert resolution_shell(curve, 0.5) == pytest.approx(3.75)
+    assert resolution_shell(curve, 0.143) == pytest.approx(6 + (0.6 - 0.143) / 0.5)
+    assert resolution_shell(curve, 0.8) == pytest.approx(3)
+    # the first crossing counts, not the last; never below: the last shell
+    assert resolution_shell(curve, 0.3) == pytest.approx(4.5)
+    assert resolution_shell(torch.full((9,), 0.7), 0.5) == 8
+    # the handful of coefficients in shells 0 and 1 is passed over
+    assert resolution_shell(torch.tensor([-1.0, 0.9, 0.9, 0.9]), 0.5) == 3
+    assert resolution_shell(torch.tensor([1.0, 0.3, 0.9, 0.1]), 0.5) == pytest.approx(2.5)
+    assert resolution_shell(torch.tensor([1.0, 0.3, 0.2, 0.1]), 0.5) == 1
+
+
+@pytest.mark.parametrize("n", [32, 33])
+def test_random_phases_beyond_a_shell(n: int) -> None:
+    volume, from_shell = noise(n, 0), 6
+    random = randomise_phases(volume, from_shell, torch.Generator().manual_seed(1))
+    # power is kept, coefficient by coefficient: the phases were those of a real map
+    torch.testing.assert_close(centred_fft(random, 3).abs(), centred_fft(volume, 3).abs())
+    near = radius_grid(n, 3) <= from_shell
+    torch.testing.assert_close(centred_fft(random, 3)[near], centred_fft(volume, 3)[near])
+    fsc = fourier_shell_correlation(volume, random)
+    torch.testing.assert_close(fsc[:from_shell], torch.ones(from_shell, dtype=F64))
+    # beyond: nothing but chance, 1 / sqrt(2 pi s^2)
+    shells = torch.arange(from_shell + 1, n // 2 + 1)
+    assert (fsc[from_shell + 1 :] * (2 * math.pi) ** 0.5 * shells).abs().max() < 3.5
+    same = randomise_phases(volume, from_shell, torch.Generator().manual_seed(1))
+    other = randomise_phases(volume, from_shell, torch.Generator().manual_seed(2))
+    assert torch.equal(random, same) and fourier_shell_correlation(random, other)[from_shell + 2 :].abs().max() < 0.5
+
+
+def test_corrected_fsc() -> None:
+    masked, random = torch.tensor([1.0, 0.9, 0.8, 0.6, 0.5, 0.3]), torch.tensor([1.0, 0.9, 0.5, 0.2, 0.1, 0.3])
+    # beyond shell 1, from shell 3 on: (0.6 - 0.2) / 0.8, (0.5 - 0.1) / 0.9, 0
+    torch.testing.assert_close(corrected_fsc(masked, random, 1), torch.tensor([1.0, 0.9, 0.8, 0.5, 4 / 9, 0.0]))
+
+
+def test_a_masks_own_correlation_is_taken_away() -> None:
+    """Two maps that agree to shell 8 and are noise beyond it: a tight mask makes them agree, the correction undoes that."""
+    n, from_shell = 48, 8
+    radius = radius_grid(n, 3)
+    mask = torch.exp(-(radius / 7).square()).double()
+    beyond = (radius > from_shell).double()
+    signal = centred_ifft(centred_fft(noise(n, 0), 3) * (1 - beyond), 3).real * 3
+
+    def with_noise(seed: int) -> Tensor:
+        return signal + centred_ifft(centred_fft(noise(n, seed), 3) * beyond, 3).real
+
+    maps = with_noise(1), with_noise(2)
+    masked = fourier_shell_correlation(*(m * mask for m in maps))
+    randomised = [randomise_phases(m, from_shell, torch.Generator().manual_seed(s)) for m, s in zip(maps, (3, 4), strict=True)]
+    masked_random = fourier_shell_correlation(*(m * mask for m in randomised))
+    corrected = corrected_fsc(masked, masked_random, from_shell)
+    assert torch.equal(corrected[: from_shell + 2], masked[: from_shell + 2])
+    assert masked[from_shell + 1] > 0.5
+    assert corrected[from_shell + 3 :].abs().mean() < 0.12

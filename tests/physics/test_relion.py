@@ -1,0 +1,204 @@
+"""RELION's own programs: its projections are ours, and from our images and poses it makes our map.
+
+Sign, hand, axis order, shift and CTF are proven here and not by reading.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import roma
+import torch
+from torch import Tensor
+
+from ace_em.data.mrc import StackWriter, open_stack, read_volume, write_volume
+from ace_em.data.particles import Particles
+from ace_em.data.star import ParticleTable, write_star
+from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.slices import central_slices, volume_to_ft
+from ace_em.metrics.fsc import fourier_shell_correlation
+from ace_em.physics.ctf import CTFParameters, ctf
+from ace_em.physics.imaging import shift_phase
+from ace_em.physics.pose import Pose, relion_angles_to_rotmat, rotmat_to_relion_angles
+from ace_em.simulation.density import density_map, project_atoms
+from ace_em.simulation.structure import Atoms
+
+pytestmark = pytest.mark.relion
+
+PIXEL = 2.5
+RESOLUTION = 7.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Atoms, their map, and particles of known pose and CTF, float32."""
+
+    box: int
+    atoms: Atoms
+    volume: Tensor
+    angles_deg: Tensor
+    pose: Pose
+    parameters: CTFParameters
+
+    def image_ft(self, rotation: Tensor, shift_px: Tensor, transfer: Tensor | float) -> Tensor:
+        """From turned atoms, not from slices of the map."""
+        half_plane = HalfPlane.within(self.box)
+        plane = project_atoms(self.atoms, rotation, self.box, PIXEL, RESOLUTION)
+        return half_plane.gather(plane) * shift_phase(half_plane, shift_px) * transfer
+
+    def transfer(self) -> Tensor:
+        return ctf(self.parameters, HalfPlane.within(self.box), PIXEL)
+
+
+def make_case(box: int, n: int, seed: int) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    position = torch.randn(150, 3, generator=generator, dtype=torch.float64).clamp(-2, 2)
+    position = position * torch.tensor([0.11, 0.085, 0.06]) * box * PIXEL
+    atoms = Atoms(position, 1 + 7 * torch.rand(150, generator=generator, dtype=torch.float64))
+    angles = rotmat_to_relion_angles(roma.random_rotmat(n, generator=generator, dtype=torch.float64))
+    angles[1] = torch.tensor([30.0, 0.0, 25.0])
+    angles[2] = torch.tensor([30.0, 180.0, 25.0])
+    shift = torch.randn(n, 2, generator=generator) * 1.5
+    u = 8000 + 8000 * torch.rand(n, generator=generator)
+    parameters = CTFParameters(
+        u,
+        u - 1000 - 3000 * torch.rand(n, generator=generator),
+        180 * torch.rand(n, generator=generator),
+        torch.full((n,), 300.0),
+        torch.full((n,), 2.7),
+        torch.full((n,), 0.1),
+        torch.zeros(n),
+    )
+    volume = density_map(atoms, box, PIXEL, RESOLUTION)
+    return Case(box, atoms, volume, angles, Pose(relion_angles_to_rotmat(angles).float(), shift), parameters)
+
+
+def write_case_star(case: Case, path: Path, stack_name: str) -> None:
+    """A RELION 3.1 file, by the definitions: origin is the shift that brings the particle back, in Angstrom."""
+    optics = {
+        "rlnOpticsGroupName": "opticsGroup1",
+        "rlnOpticsGroup": 1,
+        "rlnVoltage": 300.0,
+        "rlnSphericalAberration": 2.7,
+        "rlnAmplitudeContrast": 0.1,
+        "rlnImagePixelSize": PIXEL,
+        "rlnImageSize": case.box,
+        "rlnImageDimensionality": 2,
+    }
+    particles = {
+        "rlnImageName": [f"{i + 1:06d}@{stack_name}" for i in range(len(case.pose))],
+        "rlnAngleRot": case.angles_deg[:, 0],
+        "rlnAngleTilt": case.angles_deg[:, 1],
+        "rlnAnglePsi": case.angles_deg[:, 2],
+        "rlnOriginXAngst": -case.pose.shift_px[:, 1] * PIXEL,
+        "rlnOriginYAngst": -case.pose.shift_px[:, 0] * PIXEL,
+        "rlnDefocusU": case.parameters.defocus_u_angstrom,
+        "rlnDefocusV": case.parameters.defocus_v_angstrom,
+        "rlnDefocusAngle": case.parameters.defocus_angle_deg,
+        "rlnOpticsGroup": 1,
+    }
+    tables = pd.DataFrame([optics]).astype(str), pd.DataFrame(particles).astype(str)
+    write_star(path, ParticleTable(path, *tables))
+
+
+def run(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def correlation(a_ft: Tensor, b_ft: Tensor) -> Tensor:
+    """(b,) of images on the half-plane, the mean left out."""
+    a_ft, b_ft = a_ft[:, 1:], b_ft[:, 1:]
+    return (a_ft * b_ft.conj()).real.sum(1) / (a_ft.norm(dim=1) * b_ft.norm(dim=1))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no-ctf", "ctf"])
+def projected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Tensor, Tensor, Particles]:
+    """A case, the stack's coefficients that relion_project made of its map, the CTF, and the STAR file as we read it."""
+    folder = tmp_path_factory.mktemp("project")
+    case = make_case(32, 24, 0)
+    write_volume(folder / "map.mrc", case.volume.numpy(), PIXEL)
+    write_case_star(case, folder / "poses.star", "projections.mrcs")
+    flags = ["--ctf"] if request.param else []
+    run(folder, "relion_project", "--i", "map.mrc", "--ang", "poses.star", "--o", "projections", "--angpix", str(PIXEL), *flags)
+    stack = torch.tensor(open_stack(folder / "projections.mrcs"))
+    transfer = case.transfer() if request.param else torch.ones(1)
+    return case, HalfPlane.within(case.box).from_image(stack), transfer, Particles.open(folder / "poses.star")
+
+
+def test_projections_are_ours(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+    case, theirs, transfer, particles = projected
+    pose = particles.poses()
+    assert pose is not None
+    ours = case.image_ft(pose.rotation, pose.shift_px, transfer)
+    assert correlation(theirs, ours).min() > 0.998
+    # grey values too: same normalisation
+    assert (theirs[:, 1:].norm(dim=1) / ours[:, 1:].norm(dim=1) - 1).abs().max() < 0.02
+    # and from slices of the map
+    slices = central_slices(volume_to_ft(case.volume), HalfPlane.within(case.box), pose.rotation)
+    slices = slices * shift_phase(HalfPlane.within(case.box), pose.shift_px) * transfer
+    assert correlation(theirs, slices).min() > 0.998
+
+
+def test_another_convention_is_much_worse(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+    case, theirs, transfer, particles = projected
+    pose = particles.poses()
+    assert pose is not None
+    right = correlation(theirs, case.image_ft(pose.rotation, pose.shift_px, transfer))
+    for what, rotation, shift in (
+        ("transposed", pose.rotation.mT.contiguous(), pose.shift_px),
+        ("other hand", pose.mirrored().rotation, pose.shift_px),
+        ("shift reversed", pose.rotation, -pose.shift_px),
+        ("shift in x, y order", pose.rotation, pose.shift_px.flip(-1)),
+    ):
+        other = correlation(theirs, case.image_ft(rotation, shift, transfer))
+        # some views are alike; in the middle of the stack the distance from 1 is hundreds of times as large
+        assert other.median() < 0.95 and (1 - other).median() > 100 * (1 - right).median(), what
+
+
+@pytest.mark.parametrize("projected", [True], indirect=True, ids=["ctf"])
+def test_ctf_sign_and_angle(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+    case, theirs, transfer, particles = projected
+    right = correlation(theirs, case.image_ft(case.pose.rotation, case.pose.shift_px, transfer))
+    p, half_plane = particles.ctf, HalfPlane.within(case.box)
+    u, v, angle = p.defocus_u_angstrom, p.defocus_v_angstrom, p.defocus_angle_deg
+    rest = (p.voltage_kv, p.spherical_aberration_mm)
+    for what, wrong in (
+        ("angle reversed", CTFParameters(u, v, -angle, *rest, p.amplitude_contrast, p.phase_shift_deg)),
+        ("angle from y", CTFParameters(u, v, 90 - angle, *rest, p.amplitude_contrast, p.phase_shift_deg)),
+        ("U and V", CTFParameters(v, u, angle, *rest, p.amplitude_contrast, p.phase_shift_deg)),
+        ("sign of w", CTFParameters(u, v, angle, *rest, -p.amplitude_contrast, p.phase_shift_deg)),
+    ):
+        other = correlation(theirs, case.image_ft(case.pose.rotation, case.pose.shift_px, ctf(wrong, half_plane, PIXEL)))
+        # ten times as far from 1
+        assert (1 - other).median() > 10 * (1 - right).median(), what
+    # a positive correlation: the global sign is RELION's, not cryoDRGN's
+    assert right.min() > 0.998
+
+
+@pytest.mark.parametrize("box", [32, 48])
+def test_reconstruction_from_our_images_is_our_map(box: int, tmp_path: Path) -> None:
+    case = make_case(box, 1500, 1)
+    half_plane = HalfPlane.within(box)
+    images = half_plane.to_image(case.image_ft(case.pose.rotation, case.pose.shift_px, case.transfer()))
+    with StackWriter(tmp_path / "stack.mrcs", (len(images), box, box), PIXEL) as writer:
+        for block in images.split(400):
+            writer.write(block.numpy())
+    write_case_star(case, tmp_path / "particles.star", "stack.mrcs")
+    run(tmp_path, "relion_reconstruct", "--i", "particles.star", "--o", "map.mrc", "--ctf")
+    array, pixel = read_volume(tmp_path / "map.mrc")
+    assert pixel == pytest.approx(PIXEL) and array.shape == (box,) * 3
+    volume = torch.tensor(array)
+    fsc = fourier_shell_correlation(volume, case.volume)
+    last = int(0.9 * box / 2)
+    assert fsc[1 : last + 1].min() > 0.95, fsc
+    # the lowest shells are what a wrong sign of the CTF's w loses
+    assert fsc[1:6].min() > 0.99, fsc
+    # grey values: the same map, not only a correlated one
+    inside = radius_grid(box, 3) < 0.4 * box
+    scale = (volume * case.volume)[inside].sum() / case.volume[inside].square().sum()
+    assert 0.9 < scale < 1.1
+    mirror = fourier_shell_correlation(volume, case.volume.flip(0).roll(1, 0))
+    assert mirror[box // 4 : last].max() < 0.6
