@@ -73,11 +73,11 @@ class AceConfig:
     """first guess of the shifts' spread along an axis, in diameters; replaced by that of the encoder's predictions"""
     shift_weight: float = 0.01
     """weight of eq. 8's L1 term on shifts, as fractions of the box (paper: 1)"""
-    first_band: float = 2.6
+    first_band: float = 3.0
     """image loss at the start counts frequencies up to this, in cycles per diameter"""
-    last_band: float = 7.6
+    last_band: float = 9.0
     """and up to this at the end of the march; also sets the working box"""
-    encoder_band: float = 6.5
+    encoder_band: float = 7.5
     """the Fourier encoder reads up to this, in cycles per diameter"""
     march: float = 0.6
     """share of the run over which the band grows; 0 counts every frequency from the start (paper)"""
@@ -103,9 +103,9 @@ class AceConfig:
 class SearchConfig:
     """Stage 2: rounds of exhaustive pose search and back-projection."""
 
-    first_band: float = 5.4
+    first_band: float = 6.0
     """the first round counts frequencies up to this, in cycles per diameter"""
-    last_band: float = 8.9
+    last_band: float = 9.7
     """the band grows to this while exploring"""
     explore_rounds: int = 20
     """rounds on a fresh random subset each: cheap, and the change of images shakes the map out of wrong arrangements"""
@@ -157,8 +157,6 @@ class RunConfig:
     """CPU threads; 0: the cores this process may use"""
     precision: str = "32-true"
     """Lightning Fabric's precision for stage 1"""
-    devices: int = 1
-    """number of devices for stage 1"""
     contrast: str = "auto"
     """auto, white or black: the protein's contrast on disk"""
     diameter: float = 0.0

@@ -19,7 +19,7 @@ from ace_em.metrics.alignment import align_poses, apply_frame, turn_volume
 from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
-from ace_em.models.voxel_grid import soft_ball
+from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import accumulate, reconstruct_halves
 from ace_em.run_folder import RunFolder
@@ -75,8 +75,9 @@ def bound(truth: Particles, pose: Pose, volume: Tensor, rows: list[int]) -> floa
     even = torch.arange(len(images)) % 2 == 0
     at_box = pose.rescaled(box / truth.box)
     diameter_px = look.diameter_angstrom / (truth.box * truth.pixel_size_angstrom) * box
-    mask = soft_ball(box, min(box / 2 - 1.5, 0.85 * diameter_px))
-    halves = reconstruct_halves(*(accumulate(images.rows(half), at_box[half]) for half in (even, ~even)), mask)
+    mask = soft_ball(box, ball_radius_px(box, diameter_px))
+    one, two = (accumulate(images.rows(half), at_box[half]) for half in (even, ~even))
+    halves = reconstruct_halves(one, two, mask)
     return resolution_shell(fourier_shell_correlation(halves.combined, volume), 0.5)
 
 

@@ -31,9 +31,9 @@ def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) ->
     console.print(table)
     for name, curve in curves.items():
         for threshold in (0.5, 0.143):
-            shell = resolution_shell(curve, threshold)
-            edge = " (Nyquist: the curve does not fall below it)" if shell == len(curve) - 1 else ""
-            console.print(f"{name} = {threshold}: {box_angstrom / shell:.2f} A, {map1.shape[-1] / shell:.2f} px{edge}")
+            at = resolution_shell(curve, threshold)
+            edge = " (Nyquist: the curve does not fall below it)" if at == len(curve) - 1 else ""
+            console.print(f"{name} = {threshold}: {box_angstrom / at:.2f} A, {map1.shape[-1] / at:.2f} px{edge}")
 
 
 def masked_curves(map1: Tensor, map2: Tensor, mask: Tensor, unmasked: Tensor, seed: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ace_em.data.preprocess import Survey, WorkingSet, survey, working_set
 from ace_em.data.split import half_sets
 from ace_em.errors import InputError
 from ace_em.metrics.fsc import resolution_shell
-from ace_em.models.voxel_grid import soft_ball
+from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
 from ace_em.progress import Reporter, clock
 from ace_em.refinement.backprojection import Halves
@@ -51,8 +51,8 @@ class Plan:
         return self.diameter_angstrom / self.box_angstrom * box
 
     def mask(self, box: int) -> Tensor:
-        """Soft ball that holds the particle: 0.85 diameters in radius, or the box."""
-        return soft_ball(box, min(box / 2 - 1.5, 0.85 * self.diameter_px(box)))
+        """Soft ball that holds the particle."""
+        return soft_ball(box, ball_radius_px(box, self.diameter_px(box)))
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,19 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
         f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on two 2024 server cores if "
         "the first start settles"
     )
+
+
+def record_survey(plan: Plan, reporter: Reporter) -> None:
+    """What was found out about the images, as a record."""
     reporter.record(
         "survey",
-        n_particles=len(p),
-        box=p.box,
-        pixel_size_angstrom=p.pixel_size_angstrom,
-        contrast=colour,
-        contrast_z=round(look.contrast_z, 2),
+        n_particles=len(plan.particles),
+        box=plan.particles.box,
+        pixel_size_angstrom=plan.particles.pixel_size_angstrom,
+        contrast="white" if plan.look.sign > 0 else "black",
+        contrast_z=round(plan.look.contrast_z, 2),
         diameter_angstrom=round(plan.diameter_angstrom, 1),
-        snr=round(look.snr, 4),
+        snr=round(plan.look.snr, 4),
     )
 
 
@@ -154,7 +158,7 @@ def run_start(number: int, plan: Plan, images: WorkingSet, config: RunConfig, ru
     seed = config.seed * 100 + number
     box = plan.working_box
     accelerator = "gpu" if plan.device == "cuda" else plan.device
-    fabric = Fabric(accelerator=accelerator, devices=config.devices, precision=config.precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
     box_angstrom = plan.box_angstrom
     with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
 
@@ -182,7 +186,7 @@ def run_start(number: int, plan: Plan, images: WorkingSet, config: RunConfig, ru
     n_rounds = config.search.explore_rounds + config.search.max_rounds
     with reporter.task(f"pose search, start {number}", n_rounds) as task:
 
-        def on_block(round_number: int, done: int, total: int) -> None:
+        def on_block(round_number: int, total: int, done: int) -> None:
             last = history[-1] if history else None
             state = f"stable {last.stable:.0%}, explained {last.explained:.0%}" if last else ""
             task.update(round_number - 1, f"{done} of {total} images  {state}")
@@ -324,15 +328,18 @@ def reconstruct(particles_path: Path, out: Path, config: RunConfig, overwrite: b
     InputError
         before anything is written, when the input or an option is wrong.
     """
+    RunFolder.check(out, overwrite)
     particles = Particles.open(particles_path)
+    reporter = Reporter()
     plan = make_plan(particles, config)
-    run = RunFolder.create(out, overwrite)
-    reporter = Reporter(run.metrics)
-    settings = {"particles": str(particles_path.resolve()), **dataclasses.asdict(config)}
-    run.write_config(settings)
     announce(plan, config, reporter)
+    # every image is read, and a bad one refused, before the folder is made
     with reporter.task(f"reading images at {plan.working_box} px", len(particles)) as task:
         images = working_set(particles, plan.look, plan.working_box, on_block=task.update)
+    run = RunFolder.create(out, overwrite)
+    run.write_config({"particles": str(particles_path.resolve()), **dataclasses.asdict(config)})
+    reporter.records = run.metrics
+    record_survey(plan, reporter)
     start = best_start(plan, images, config, run, reporter)
     del images
     state = refine(plan, start, config, reporter)
@@ -352,12 +359,12 @@ def write_results(plan: Plan, start: Start, state: HalfSetState, config: RunConf
     save_checkpoint(run, start.model, state.pose, change_box(state.halves.combined, box), start.number, start.last.number)
     resolution = plan.box_angstrom / resolution_shell(state.halves.fsc, 0.143)
     converged, last = settled(start, config), start.last
+    state_of_poses = f"{last.stable:.0%} stable, {last.explained:.0%} of the signal explained"
     message = (
-        f"poses settled ({last.stable:.0%} stable, {last.explained:.0%} of the signal explained); half-maps agree to "
-        f"{resolution:.1f} A (FSC 0.143)"
+        f"poses settled ({state_of_poses}); half-maps agree to {resolution:.1f} A (FSC 0.143)"
         if converged
-        else f"the poses did not settle ({last.stable:.0%} stable, {last.explained:.0%} of the signal explained): do not trust this map; try another --seed, a "
-        "larger --ace.steps, or --diameter if the one measured is wrong"
+        else f"the poses did not settle ({state_of_poses}): do not trust this map; try another --seed, a larger --ace.steps, "
+        f"or --diameter if {plan.diameter_angstrom:.0f} A is wrong"
     )
     reporter.record("end", converged=converged, resolution_angstrom=round(resolution, 3), message=message)
     write_report(run.path)

@@ -1,6 +1,7 @@
 """The files of RUN/, each written whole or not at all."""
 
 import csv
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @staticmethod
-    def create(path: Path, overwrite: bool) -> "RunFolder":
-        """An empty folder for a new run; one with a run in it is only emptied of it when told to."""
+    def check(path: Path, overwrite: bool) -> None:
+        """Refuse a place where a run cannot go; nothing is written."""
         run = RunFolder(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: a file is in the way; expected a folder name for the run")
@@ -59,12 +60,18 @@ class RunFolder:
                 raise InputError(f"{path}: the folder is not empty; expected a new one (or give --overwrite)")
             if not run.metrics.exists() and not run.config.exists():
                 raise InputError(f"{path}: the folder holds no run; --overwrite only replaces an earlier run")
+        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not os.access(parent, os.W_OK):
+            raise InputError(f"{path}: {parent} is not writable; expected a writable place for the run")
+
+    @staticmethod
+    def create(path: Path, overwrite: bool) -> "RunFolder":
+        """An empty folder for a new run, an earlier run in it removed when told to."""
+        RunFolder.check(path, overwrite)
+        if path.is_dir():
             shutil.rmtree(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be made ({error.strerror}); expected a writable place for the run") from error
-        return run
+        path.mkdir(parents=True)
+        return RunFolder(path)
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Every setting, for ``ace-em reconstruct --config``."""

@@ -105,7 +105,7 @@ class HalfPlane:
 
     @staticmethod
     def within(box: int, max_radius: float | None = None, device: torch.device | None = None) -> "HalfPlane":
-        """The half-plane ``|k| <= max_radius``, by default every ``|k| < box / 2``: the Nyquist row of an even box has no partner."""
+        """The half-plane ``|k| <= max_radius``; by default ``|k| < box / 2``, as an even box's Nyquist row has no partner."""
         axis = frequencies(box, device)
         ky, kx = torch.meshgrid(axis, axis, indexing="ij")
         square = kx.square() + ky.square()

@@ -31,7 +31,7 @@ def resolution_shell(fsc: Tensor, threshold: float) -> float:
 
 
 def randomise_phases(volume: Tensor, from_shell: int, generator: torch.Generator) -> Tensor:
-    """The volume (n, n, n) with the phases of shells beyond ``from_shell`` replaced by those of white noise (Chen et al. 2013)."""
+    """The volume (n, n, n) with random phases, those of white noise, beyond ``from_shell`` (Chen et al. 2013)."""
     volume_ft = centred_fft(volume, 3)
     noise_ft = centred_fft(torch.randn(volume.shape, generator=generator, dtype=volume.dtype), 3)
     random_ft = volume_ft.abs() * noise_ft / noise_ft.abs().clamp(min=1e-20)

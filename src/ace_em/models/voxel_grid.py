@@ -13,12 +13,20 @@ def soft_ball(box: int, radius_px: float) -> Tensor:
     return torch.sigmoid((radius_px - radius_grid(box, 3)) * 2)
 
 
+def ball_radius_px(box: int, diameter_px: float) -> float:
+    """Radius of the ball that maps are kept in: 0.8 diameters, room for drift and a wrong guess, but inside the box."""
+    return min(box / 2 - 1.5, 0.8 * diameter_px)
+
+
 class VoxelGrid(Decoder):
     """A volume of ``box``^3 voxels inside a soft ball.
 
     ``density`` starts as a Gaussian blob of unit height; ``scale_to`` sets its height from data. Its learning rate is in
     units of that height, so it is stored relative to it: the paper's "1.0 for the decoder" depends on the grey values.
     """
+
+    mask: Tensor
+    height: Tensor
 
     def __init__(self, box: int, radius_px: float, blob_sigma_px: float, pad: int = 2) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class Pose:
         return Pose(torch.cat([p.rotation for p in poses]), torch.cat([p.shift_px for p in poses]))
 
     def mirrored(self) -> "Pose":
-        """The pose that gives the same image of the volume reflected along z (the other hand): ``J R J``, ``J = diag(1, 1, -1)``."""
+        """The pose with the same image of the other hand, the volume reflected along z: ``J R J``, ``J = diag(1, 1, -1)``."""
         sign = torch.tensor([1.0, 1.0, -1.0], dtype=self.rotation.dtype, device=self.rotation.device)
         return Pose(sign[:, None] * self.rotation * sign, self.shift_px)
 
@@ -52,6 +52,6 @@ def relion_angles_to_rotmat(angles_deg: Tensor) -> Tensor:
 
 
 def rotmat_to_relion_angles(rotation: Tensor) -> Tensor:
-    """RELION's (rot, tilt, psi), (..., 3) in degrees, of rotations (..., 3, 3); at tilt 0 or 180 rot is chosen and psi follows."""
+    """RELION's (rot, tilt, psi), (..., 3) in degrees, of rotations (..., 3, 3); at tilt 0 or 180 psi follows a chosen rot."""
     angles = roma.rotmat_to_euler("ZYZ", rotation.double(), degrees=True)
     return torch.as_tensor(angles).to(rotation.dtype)

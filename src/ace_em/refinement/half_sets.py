@@ -81,9 +81,8 @@ def refine_half_sets(
         new = Pose.cat(refined)[order]
         moved = angular_distance_deg(pose.rotation, new.rotation)
         pose = new
-        halves = reconstruct_halves(
-            *(accumulate(images.rows(mine), mine_pose) for mine, mine_pose in zip(rows, refined, strict=True)), mask
-        )
+        one, two = (accumulate(images.rows(mine), p) for mine, p in zip(rows, refined, strict=True))
+        halves = reconstruct_halves(one, two, mask)
         maps = [halves.half1, halves.half2]
         state = HalfSetState(pose, half_set, halves, band, moved)
         yield state

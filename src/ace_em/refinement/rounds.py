@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def search_rounds(
     diameter_px: float,
     config: SearchConfig,
     generator: torch.Generator,
-    on_block: Callable[[int, int, int], None] = lambda number, done, total: None,
+    on_block: Callable[[int, int, int], None] = lambda number, total, done: None,
 ) -> Iterator[Round]:
     """Yield the state after each round; the caller decides when to leave (see :func:`finished`).
 
@@ -76,7 +77,7 @@ def search_rounds(
     pose : what stage 1's encoder says; its shifts centre the first search.
     mask : (box, box, box) soft ball for maps.
     diameter_px : particle diameter in pixels of the working box.
-    on_block : called with the round, the number of images done in it and their total.
+    on_block : called with the round, the number of images it looks at and how many are done.
     """
     shells_per_band = images.box / diameter_px
     history: list[Round] = []
@@ -91,14 +92,8 @@ def search_rounds(
         inner = looked_at.band(band)
         rotations = so3_grid(RADIAN_DEG / per_diameter * config.spacing, generator)
         volume_ft = volume_to_ft(volume)
-        found = search(
-            volume_ft,
-            inner,
-            rotations,
-            shifts,
-            before.shift_px,
-            on_block=lambda done, n=number, total=len(rows): on_block(n, done, total),  # type: ignore[misc]
-        )
+        report = partial(on_block, number, len(rows))
+        found = search(volume_ft, inner, rotations, shifts, before.shift_px, on_block=report)
         local = better(
             refine_poses(volume_ft, inner, found.best, config.local_steps),
             refine_poses(volume_ft, inner, before, config.local_steps),

@@ -47,7 +47,7 @@ def fsc_figure(curve: Curve, crossings: dict[float, float], truth: np.ndarray | 
                 axes.annotate(f"{angstrom:.3g} Å", (1 / angstrom, threshold), xytext=(7, 6), textcoords="offset points")
         _resolution_ticks(axes, float(frequency[-1]))
         axes.set(xlabel="resolution (Å)", ylabel="Fourier shell correlation", ylim=(min(-0.05, float(curve.fsc.min())), 1.05))
-        axes.legend(loc="upper right")
+        axes.legend(loc="center left")
         return png(figure)
 
 

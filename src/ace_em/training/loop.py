@@ -13,7 +13,7 @@ from ace_em.maths.rotations import mates
 from ace_em.models.fourier_encoder import FourierEncoder
 from ace_em.models.pose_encoder import PoseEncoder
 from ace_em.models.resnet_encoder import ResNetEncoder
-from ace_em.models.voxel_grid import VoxelGrid
+from ace_em.models.voxel_grid import VoxelGrid, ball_radius_px
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.tasks.losses import image_residual
@@ -46,7 +46,7 @@ def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, gener
     """Encoder and a blob of the images' brightness, for a working set."""
     box = images.box
     shells_per_band = box / diameter_px
-    decoder = VoxelGrid(box, min(box / 2 - 1.5, 0.85 * diameter_px), box / 10)
+    decoder = VoxelGrid(box, ball_radius_px(box, diameter_px), diameter_px / 6)
     decoder.scale_to(_blob_height(decoder, images, generator))
     encoder: PoseEncoder
     max_shift = config.max_shift * box

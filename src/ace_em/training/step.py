@@ -33,6 +33,9 @@ class Losses(NamedTuple):
 class AutoEncoder(nn.Module):
     """Encoder and decoder side by side, so that one ``forward`` runs both tasks (and one wrapper distributes them)."""
 
+    noise_variance: Tensor
+    shift_sd_px: Tensor
+
     def __init__(
         self,
         encoder: PoseEncoder,

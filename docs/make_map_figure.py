@@ -1,0 +1,10 @@
+"""Draw slices and projections of a run's map: `python docs/make_map_figure.py RUN docs/img/NAME.png`."""
+
+import sys
+from pathlib import Path
+
+from ace_em.data.mrc import read_volume
+from ace_em.report.figures import map_figure
+from ace_em.report.run_files import Map
+
+Path(sys.argv[2]).write_bytes(map_figure(Map(*read_volume(Path(sys.argv[1]) / "volume.mrc"))))

@@ -1,0 +1,84 @@
+"""Laws of every pose encoder: proper rotations, bounded shifts, finite gradients where the 6-D representation breaks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ace_em.maths.fourier import HalfPlane
+from ace_em.models.fourier_encoder import FourierEncoder
+from ace_em.models.pose_encoder import PoseEncoder, PoseHeads
+from ace_em.models.resnet_encoder import ResNetEncoder
+
+BOX, MAX_SHIFT = 16, 2.0
+HALF_PLANE = HalfPlane.within(BOX)
+
+
+def fourier(m: int) -> PoseEncoder:
+    return FourierEncoder(HALF_PLANE, 6, m, MAX_SHIFT, width=32, depth=2)
+
+
+def resnet(m: int) -> PoseEncoder:
+    return ResNetEncoder(HALF_PLANE, m, MAX_SHIFT, hidden=32)
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("build", [fourier, resnet])
+@pytest.mark.parametrize("loud", [1.0, 1e4])
+def test_rotations_are_proper_and_shifts_bounded(build: Callable[[int], PoseEncoder], m: int, loud: float) -> None:
+    torch.manual_seed(0)
+    encoder = build(m)
+    with torch.no_grad():
+        encoder.heads.shift.weight *= loud
+        encoder.heads.rotation.weight *= loud
+    image_ft = HALF_PLANE.from_image(torch.randn(12, BOX, BOX, generator=torch.Generator().manual_seed(1)))
+    hypotheses = encoder(image_ft)
+    rotation = hypotheses.rotation
+    assert rotation.shape == (12, m, 3, 3) and hypotheses.shift_px.shape == (12, 2)
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(12, m, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(12, m), atol=1e-5, rtol=0)
+    shift = hypotheses.shift_px
+    assert shift.abs().max() <= MAX_SHIFT
+    assert shift.min() < 0 < shift.max()
+    if loud > 1:
+        assert shift.abs().max() > 0.99 * MAX_SHIFT
+    # images differ, and so do the hypotheses about one image
+    assert (rotation[0] - rotation[1]).abs().max() > 1e-3
+    assert m == 1 or (rotation[:, 0] - rotation[:, 1]).abs().max() > 1e-2
+    (rotation.square().sum() + rotation[..., 0, 1].sum() + shift.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def heads_of(columns: list[list[float]]) -> PoseHeads:
+    """Heads whose two 3-vectors are ``columns`` whatever the features."""
+    heads = PoseHeads(2, 1, MAX_SHIFT)
+    with torch.no_grad():
+        heads.rotation.weight.zero_()
+        heads.rotation.bias.copy_(torch.tensor(columns).T.flatten())
+    return heads
+
+
+def test_gram_schmidt_of_known_vectors() -> None:
+    heads = heads_of([[0, 2, 0], [0, 5, 3]])
+    wanted = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    torch.testing.assert_close(heads(torch.randn(1, 2)).rotation[0, 0], wanted)
+
+
+@pytest.mark.parametrize(
+    "columns", [[[1, 2, 3], [2, 4, 6]], [[1, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[3, 0, 0], [0, 0, 0]]]
+)
+def test_degenerate_vectors_stay_finite(columns: list[list[float]]) -> None:
+    heads = heads_of([[float(c) for c in column] for column in columns])
+    rotation = heads(torch.ones(3, 2)).rotation
+    assert rotation.isfinite().all() and rotation.abs().max() <= 1 + 1e-5
+    (rotation * torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).sum().backward()
+    for p in (heads.rotation.weight, heads.rotation.bias):
+        assert p.grad is not None and p.grad.isfinite().all()
+
+
+def test_small_shifts_pass_unchanged() -> None:
+    heads = heads_of([[1, 0, 0], [0, 1, 0]])
+    with torch.no_grad():
+        heads.shift.weight.zero_()
+        heads.shift.bias.copy_(torch.tensor([0.01, -0.02]))
+    torch.testing.assert_close(heads(torch.ones(1, 2)).shift_px[0], torch.tensor([0.01, -0.02]), atol=1e-6, rtol=1e-3)

@@ -1,0 +1,141 @@
+"""Image -> pose -> image: with the right answer planted among the hypotheses, it must be found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import roma
+import torch
+from torch import Tensor
+
+from ace_em.config import AceConfig
+from ace_em.maths.rotations import MATES
+from ace_em.models.pose_encoder import Hypotheses
+from ace_em.physics.imaging import shift_phase
+from ace_em.tasks.ipi import choose_rotation, image_pose_image
+
+M = 4
+
+
+def heads_with(truth: Tensor, mate: int) -> tuple[Tensor, Tensor]:
+    """(b, M, 3, 3) random rotations but for one, ``truth`` or its mate, and which (b,)."""
+    n = len(truth)
+    rotations = roma.random_rotmat((n, M), generator=torch.Generator().manual_seed(7))
+    where = torch.arange(n) % M
+    rotations[torch.arange(n), where] = truth @ MATES[mate]
+    return rotations, where
+
+
+def shifted_transfer(planted: Any) -> Tensor:
+    return planted.images.transfer * shift_phase(planted.images.half_plane, planted.pose.shift_px)
+
+
+@pytest.mark.parametrize("scored", [0, 1, 2, 3])
+def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
+    rotations, where = heads_with(planted.pose.rotation, 0)
+    rotations.requires_grad_()
+    rotation, is_mate = choose_rotation(planted.project, planted.images, rotations, shifted_transfer(planted), scored)
+    torch.testing.assert_close(rotation, planted.pose.rotation)
+    assert not is_mate.any()
+    rotation.square().sum().backward()
+    assert rotations.grad is not None
+    touched = rotations.grad.abs().sum((-1, -2)) > 0
+    assert torch.equal(touched, torch.nn.functional.one_hot(where, M).bool())
+
+
+@pytest.mark.parametrize("mate", [1, 2, 3])
+def test_finds_the_right_mate(planted: Any, mate: int) -> None:
+    rotations, where = heads_with(planted.pose.rotation, mate)
+    rotations.requires_grad_()
+    rotation, is_mate = choose_rotation(planted.project, planted.images, rotations, shifted_transfer(planted), mate)
+    torch.testing.assert_close(rotation, planted.pose.rotation)
+    assert is_mate.all()
+    # the gradient goes to the hypothesis that the mate came from
+    rotation.square().sum().backward()
+    assert rotations.grad is not None
+    touched = rotations.grad.abs().sum((-1, -2)) > 0
+    assert torch.equal(touched, torch.nn.functional.one_hot(where, M).bool())
+    # another mate is not the one that was planted, and with none scored it is out of reach
+    for other in {0, 1, 2, 3} - {mate}:
+        rotation, _ = choose_rotation(planted.project, planted.images, rotations, shifted_transfer(planted), other)
+        assert ((rotation - planted.pose.rotation).abs().amax((-1, -2)) > 0.1).all()
+
+
+def test_one_hypothesis_needs_no_choice(planted: Any) -> None:
+    rotations, _ = heads_with(planted.pose.rotation, 0)
+    rotation, is_mate = choose_rotation(planted.project, planted.images, rotations[:, 1:2], shifted_transfer(planted), 0)
+    assert torch.equal(rotation, rotations[:, 1]) and not is_mate.any()
+
+
+def run(planted: Any, encoder: Callable[[Tensor], Hypotheses], band: float = 8, mate: int = 1, **settings: Any) -> Any:
+    return image_pose_image(
+        encoder, planted.project, planted.images, band, mate, planted.power, AceConfig(**settings)  # type: ignore[arg-type]
+    )
+
+
+def answering(*hypotheses: Hypotheses) -> Callable[[Tensor], Hypotheses]:
+    """An encoder that gives these answers, one call after another."""
+    left = list(hypotheses)
+    return lambda image_ft: left.pop(0)
+
+
+def test_the_truth_costs_nothing_but_its_shifts(planted: Any) -> None:
+    rotations, _ = heads_with(planted.pose.rotation, 0)
+    result = run(planted, answering(Hypotheses(rotations, planted.pose.shift_px)))
+    assert result.image < 1e-10 and result.mate == 0
+    torch.testing.assert_close(result.shift, planted.pose.shift_px.abs().mean() / 16)
+    # a wrong shift costs
+    assert run(planted, answering(Hypotheses(rotations, -planted.pose.shift_px))).image > 0.01
+
+
+def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
+    wrong = planted.pose.rotation.roll(1, 0)
+    result = run(planted, answering(Hypotheses(wrong[:, None], planted.pose.shift_px)), mates=False)
+    predicted = planted.project(planted.images.half_plane, wrong) * shifted_transfer(planted)
+    wanted = (predicted - planted.images.image_ft).abs().square().sum(-1).mean() / planted.power
+    torch.testing.assert_close(result.image, wanted)
+    assert wanted > 0.1
+
+
+@pytest.mark.parametrize("mate", [1, 2, 3])
+def test_a_winning_mate_pulls_its_hypothesis(planted: Any, mate: int) -> None:
+    rotations = (planted.pose.rotation @ MATES[mate])[:, None].clone().requires_grad_()
+    answer = Hypotheses(rotations, planted.pose.shift_px)
+    result = run(planted, answering(answer), mate=mate)
+    assert result.image < 1e-10
+    assert result.mate.item() == pytest.approx(8 / 9, abs=1e-5)
+    result.mate.backward()
+    assert rotations.grad is not None and rotations.grad.abs().amax((-1, -2)).min() > 0
+    # downhill is towards the mate that won
+    moved = rotations - 1e-2 * rotations.grad * len(rotations)
+    towards = (moved - planted.pose.rotation).square().sum((-1, -2))
+    assert (towards < 8).all()
+    without = run(planted, answering(answer), mate=mate, mates=False)
+    assert without.mate == 0 and without.image > 0.01
+
+
+def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) -> None:
+    images = planted.images
+    images.image_ft[:, images.half_plane.radius > 4] += 100
+    seen = []
+
+    def encoder(image_ft: Tensor) -> Hypotheses:
+        seen.append(image_ft)
+        return Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
+
+    assert run(planted, encoder, band=4, mates=False).image < 1e-10
+    assert run(planted, encoder, band=5, mates=False).image > 0.1
+    assert torch.equal(seen[0], images.image_ft)
+
+
+def test_half_turn_scores_the_turned_image_too(planted: Any) -> None:
+    """Answers that are right for the turned images alone: rotation times a half turn about z, shift reversed."""
+    wrong = Hypotheses(planted.pose.rotation.roll(1, 0)[:, None], planted.pose.shift_px)
+    right = Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
+    right_turned = Hypotheses((planted.pose.rotation @ MATES[1])[:, None], -planted.pose.shift_px)
+    settings = {"symmetric_loss": "half-turn", "mates": False}
+    assert run(planted, answering(wrong, right_turned), **settings).image < 1e-10
+    assert run(planted, answering(right, wrong), **settings).image < 1e-10
+    # what is right for the images is wrong for the turned ones
+    assert run(planted, answering(wrong, right), **settings).image > 0.01
+    assert run(planted, answering(wrong), mates=False).image > 0.01

@@ -1,0 +1,236 @@
+"""Stage 1 on a handful of blobs: it learns, repeats itself bit for bit, and every setting runs."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import roma
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from ace_em.config import AceConfig
+from ace_em.data.preprocess import WorkingSet
+from ace_em.maths.rotations import MATES, angular_distance_deg
+from ace_em.maths.slices import central_slices, volume_to_ft
+from ace_em.models.pose_encoder import Hypotheses
+from ace_em.models.resnet_encoder import ResNetEncoder
+from ace_em.physics.imaging import clean_image_ft, shift_phase
+from ace_em.physics.pose import Pose
+from ace_em.training.loop import Progress, TrainedModel, build_model, encode, optimiser, train
+
+DIAMETER = 10.0
+SMALL = AceConfig(
+    steps=60, batch=48, warmup_steps=5, width=64, depth=2, first_band=2.6, last_band=4.0, encoder_band=4.0, lr_encoder=2e-3
+)
+
+
+def run(images: WorkingSet, seed: int = 0, **settings: Any) -> tuple[TrainedModel, list[Progress]]:
+    log: list[Progress] = []
+    fabric = Fabric(accelerator="cpu", devices=1)
+    trained = train(images, DIAMETER, dataclasses.replace(SMALL, **settings), fabric, seed, log.append)
+    return trained, log
+
+
+def state(trained: TrainedModel) -> list[Tensor]:
+    return list(trained.model.state_dict().values())
+
+
+@pytest.mark.parametrize("pip", [True, False])
+def test_learns(blobs: WorkingSet, pip: bool) -> None:
+    trained, log = run(blobs, march=0.0, steps=100, pip=pip)
+    assert [p.step for p in log] == list(range(1, 101))
+    image = torch.stack([p.losses.image for p in log])
+    assert image[-10:].mean() < 0.5 * image[:5].mean()
+    assert image[0] < 1.5
+    pose = torch.stack([p.losses.pose for p in log])
+    assert (pose > 0).all() == pip
+    assert not pip or pose[-10:].mean() < pose[:5].mean()
+    volume = trained.volume()
+    assert volume.shape == (16, 16, 16) and not volume.requires_grad
+    # the blob it started from is a ball; what it learnt is not
+    assert (volume - volume.transpose(0, 2)).norm() > 0.1 * volume.norm()
+
+
+def test_same_seed_same_bits(blobs: WorkingSet) -> None:
+    (one, log), (same, same_log), (other, _) = run(blobs, 3, steps=6), run(blobs, 3, steps=6), run(blobs, 4, steps=6)
+    assert all(torch.equal(a, b) for a, b in zip(state(one), state(same), strict=True))
+    assert [p.losses.total.item() for p in log] == [p.losses.total.item() for p in same_log]
+    assert not torch.equal(one.model.decoder.density, other.model.decoder.density)
+    assert not torch.equal(one.model.encoder.heads.rotation.weight, other.model.encoder.heads.rotation.weight)
+
+
+def test_the_run_does_not_hang_on_the_global_seed(blobs: WorkingSet) -> None:
+    torch.manual_seed(1)
+    one = run(blobs, 3, steps=2)[0]
+    torch.manual_seed(2)
+    torch.randn(10)
+    assert all(torch.equal(a, b) for a, b in zip(state(one), state(run(blobs, 3, steps=2)[0]), strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pip": False},
+        {"pip_freeze_decoder": False},
+        {"encoder": "resnet", "batch": 16},
+        {"symmetric_loss": "half-turn"},
+        {"hypotheses": 1, "mates": False},
+        {"hypotheses": 1, "mates": True},
+        {"schedule": "constant"},
+        {"pip_warmup_steps": 2},
+    ],
+    ids=str,
+)
+def test_every_setting_runs_and_matters(blobs: WorkingSet, settings: dict[str, Any]) -> None:
+    trained, log = run(blobs, steps=3, **settings)
+    assert all(torch.isfinite(torch.stack(p.losses)).all() for p in log)
+    assert all(torch.isfinite(p).all() for p in trained.model.parameters())
+    standard = run(blobs, steps=3)[1]
+    assert [p.losses.total.item() for p in log] != [p.losses.total.item() for p in standard]
+    assert isinstance(trained.model.encoder, ResNetEncoder) == (settings.get("encoder") == "resnet")
+
+
+def test_the_total_is_eq_14(blobs: WorkingSet) -> None:
+    settings: dict[str, Any] = {"steps": 4, "shift_weight": 0.0, "mate_weight": 0.0, "pip_weight": 0.4, "pip_warmup_steps": 2}
+    _, log = run(blobs, **settings)
+    for step, p in enumerate(log):
+        beta = 0.4 if step >= 2 else 0.0
+        torch.testing.assert_close(p.losses.total.detach(), p.losses.image + beta * p.losses.pose)
+        assert (p.losses.pose > 0) == (step >= 2)
+    # the other two terms join with their weights
+    more = run(blobs, **settings | {"shift_weight": 1.0, "mate_weight": 0.5})[1]
+    assert more[0].losses.image == log[0].losses.image
+    assert more[0].losses.total > log[0].losses.total + 1e-3
+
+
+def test_the_band_marches_in_shells(blobs: WorkingSet) -> None:
+    _, log = run(blobs, steps=4, march=0.5, first_band=2.0, last_band=4.0)
+    # 1.6 shells of the box for one cycle per diameter
+    torch.testing.assert_close(torch.tensor([p.band for p in log]), torch.tensor([3.2, 4.8, 6.4, 6.4]))
+
+
+def test_learning_rates_follow_the_schedule(blobs: WorkingSet) -> None:
+    """With no learning rate for one half, that half does not move."""
+    start = build_model(blobs, DIAMETER, SMALL, torch.Generator().manual_seed(1))
+    groups = optimiser(start, SMALL).param_groups
+    assert [g["lr"] for g in groups] == [SMALL.lr_encoder, SMALL.lr_decoder]
+    assert sum(len(g["params"]) for g in groups) == len(list(start.parameters()))
+    trained, _ = run(blobs, steps=3, lr_decoder=0.0)
+    assert torch.equal(trained.model.decoder.density, start.decoder.density)
+    slow, _ = run(blobs, steps=1, warmup_steps=1000)
+    fast, _ = run(blobs, steps=1, warmup_steps=1)
+    moved = [(t.model.decoder.density - start.decoder.density).abs().max().item() for t in (slow, fast)]
+    # Adam's first step is the learning rate
+    assert moved[1] == pytest.approx(SMALL.lr_decoder, rel=0.01) and moved[0] == pytest.approx(SMALL.lr_decoder / 1000, rel=0.01)
+
+
+def test_the_starting_blob_has_the_images_brightness(blobs: WorkingSet) -> None:
+    generator = torch.Generator().manual_seed(1)
+    heights = []
+    for factor in (1.0, 7.0):
+        images = dataclasses.replace(blobs, image_ft=blobs.image_ft * factor)
+        model = build_model(images, DIAMETER, SMALL, generator)
+        heights.append(model.decoder.volume().max().item())
+        with torch.no_grad():
+            predicted = model.decoder.projector()(images.half_plane, torch.eye(3)) * images.transfer
+        # no other height fits better on average
+        share = (images.image_ft * predicted.conj()).real.sum() / predicted.abs().square().sum()
+        assert share == pytest.approx(1, abs=0.1)
+    assert heights[1] == pytest.approx(7 * heights[0], rel=1e-3)
+
+
+TWO_PROCESSES = """
+import dataclasses, sys, warnings
+import torch
+from lightning_fabric import Fabric
+from ace_em.training.loop import train
+
+def work(fabric, folder, devices):
+    torch.set_num_threads(1)
+    images, diameter, config = torch.load(f"{folder}/input.pt", weights_only=False)
+    model = train(images, diameter, config, fabric, 5).model
+    parameters = [p.detach() for p in model.parameters()]
+    torch.save((fabric.world_size, parameters), f"{folder}/{devices}-{fabric.global_rank}.pt")
+
+if __name__ == "__main__":
+    work(Fabric(accelerator="cpu", devices=1), sys.argv[1], 1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_fork")
+    fabric.launch(work, sys.argv[1], 2)
+"""
+
+
+def test_two_processes_share_one_model(blobs: WorkingSet, tmp_path: Path) -> None:
+    """Gradients are averaged, so both end with the same weights; each draws its own batches, so the run is another one."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    torch.save((blobs, DIAMETER, dataclasses.replace(SMALL, steps=3)), tmp_path / "input.pt")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = [torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1")]
+    assert [world for world, _ in loaded] == [1, 2, 2]
+    alone, first, second = (parameters for _, parameters in loaded)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len(alone) == len(first) and not any(torch.equal(a, b) for a, b in zip(alone, first, strict=True) if a.dim() > 1)
+
+
+class Answers(torch.nn.Module):
+    """An encoder that knows the answers."""
+
+    def __init__(self, rotation: Tensor, shift_px: Tensor) -> None:
+        super().__init__()
+        self.rotation, self.shift_px, self.done = rotation, shift_px, 0
+
+    def forward(self, image_ft: Tensor) -> Hypotheses:
+        rows = slice(self.done, self.done + len(image_ft))
+        self.done += len(image_ft)
+        return Hypotheses(self.rotation[rows], self.shift_px[rows])
+
+
+def model_and_images(blobs: WorkingSet) -> tuple[Any, WorkingSet, Pose]:
+    """A lumpy volume as the decoder's, and noise-free images of it."""
+    generator = torch.Generator().manual_seed(2)
+    model = build_model(blobs, DIAMETER, SMALL, generator)
+    with torch.no_grad():
+        model.decoder.density *= torch.randn(model.decoder.density.shape, generator=generator)
+    n = 50
+    pose = Pose(roma.random_rotmat(n, generator=generator), torch.randn(n, 2, generator=generator))
+    with torch.no_grad():
+        image_ft = clean_image_ft(volume_to_ft(model.decoder.volume()), blobs.transfer[:n], blobs.half_plane, pose)
+    return model, WorkingSet(blobs.half_plane, image_ft, blobs.transfer[:n], blobs.noise_variance), pose
+
+
+@pytest.mark.parametrize("block", [7, 250])
+def test_encode_finds_a_planted_candidate(blobs: WorkingSet, block: int) -> None:
+    """The truth, or one of its mates, is among the hypotheses at a different place for every image."""
+    model, images, pose = model_and_images(blobs)
+    n = len(images)
+    hypotheses = roma.random_rotmat((n, 4), generator=torch.Generator().manual_seed(5))
+    hypotheses[torch.arange(n), torch.arange(n) % 4] = pose.rotation @ MATES[torch.arange(n) % 3 + torch.arange(n) % 2]
+    model.encoder = Answers(hypotheses, pose.shift_px)
+    found = encode(model, images, block)
+    assert angular_distance_deg(found.rotation, pose.rotation).max() < 0.1
+    assert torch.equal(found.shift_px, pose.shift_px)
+
+
+def test_encode_picks_the_least_residual(blobs: WorkingSet) -> None:
+    """Of an untrained encoder's 16 candidates, one by one."""
+    model, images, _ = model_and_images(blobs)
+    found = encode(model, images)
+    assert not model.training
+    with torch.no_grad():
+        hypotheses = model.encoder(images.image_ft)
+    torch.testing.assert_close(found.shift_px, hypotheses.shift_px)
+    volume_ft = volume_to_ft(model.decoder.volume().detach())
+    transfer = images.transfer * shift_phase(images.half_plane, hypotheses.shift_px)
+
+    def residual(rotation: Tensor) -> Tensor:
+        return (central_slices(volume_ft, images.half_plane, rotation) * transfer - images.image_ft).abs().square().sum(-1)
+
+    candidates = [hypotheses.rotation[:, m] @ mate for m in range(4) for mate in MATES]
+    least = torch.stack([residual(c) for c in candidates]).amin(0)
+    torch.testing.assert_close(residual(found.rotation), least, rtol=1e-4, atol=0)
+    assert len({int(i) for i in torch.stack([residual(c) for c in candidates]).argmin(0)}) > 4
