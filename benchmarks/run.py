@@ -131,7 +131,7 @@ def betagal_rows(data: Path, work: Path, seeds: int) -> list[str]:
     for i in range(len(poses)):
         for j in range(i):
             share = agreement(poses[i], poses[j], 4)
-            lines.append(f"- seeds {j + 1} and {i + 1} put {share:.1%} of the particles within 10 degrees of each other, up to D2")
+            lines.append(f"- seeds {j + 1} and {i + 1}: {share:.1%} of the particles within 10 degrees of each other, up to D2")
             print(lines[-1], flush=True)
     return lines
 
@@ -148,27 +148,30 @@ def main() -> None:
     today = datetime.date.today().isoformat()
     head = ["set", "seed", "wall s", "CPU s", "peak GiB", "starts", "within 10 deg", "Rot. median", "Rot. mean"]
     head += ["Trans. px^2", "FSC 0.5 px", "bound px"]
+    only = f" --only '{arguments.only}'" if arguments.only else ""
+    command = f'make bench ARGS="--data DATA --seeds {arguments.seeds}{only}"'
     lines = [
         f"# Benchmark of {today}",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores (shared, so times are upper bounds), Python {platform.python_version()}, "
-        f"torch {torch.__version__}. Command: `python benchmarks/run.py {' '.join(sys.argv[1:])}`. Default options throughout; "
+        f"torch {torch.__version__}. Command: `{command}`. Default options throughout; "
         "every seed has its own images, poses and random start.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
     ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table = arguments.out / f"{today}{'-' + arguments.only.replace(' ', '-') if arguments.only else ''}.md"
     for item in SETS:
         if arguments.only in item.name:
             rows = simulated_rows(item, arguments.data, arguments.work, arguments.seeds)
             lines += ["| " + " | ".join(row) + " |" for row in rows]
+            table.write_text("\n".join(lines) + "\n")
     if arguments.only in "betagal" and (arguments.data / BETAGAL).is_file():
         lines += ["", "Beta-galactosidase (EMPIAR-10204, 1,534 real particles, C1):", ""]
         lines += betagal_rows(arguments.data, arguments.work, arguments.seeds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f"{today}{'-' + arguments.only.replace(' ', '-') if arguments.only else ''}.md"
-    (arguments.out / name).write_text("\n".join(lines) + "\n")
-    print(arguments.out / name)
+    table.write_text("\n".join(lines) + "\n")
+    print(table)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def test_gram_schmidt_of_known_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [[[1, 2, 3], [2, 4, 6]], [[1, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[3, 0, 0], [0, 0, 0]]]
+    "columns",
+    [[[1, 2, 3], [2, 4, 6]], [[1, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[3, 0, 0], [0, 0, 0]]],
 )
 def test_degenerate_vectors_stay_finite(columns: list[list[float]]) -> None:
     heads = heads_of([[float(c) for c in column] for column in columns])

@@ -8,11 +8,11 @@ import torch
 
 from ace_em.data.preprocess import WorkingSet
 from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.slices import volume_to_ft
 from ace_em.models.decoder import Projector
 from ace_em.models.voxel_grid import VoxelGrid
 from ace_em.physics.imaging import clean_image_ft
 from ace_em.physics.pose import Pose
-from ace_em.maths.slices import volume_to_ft
 
 BOX = 16
 

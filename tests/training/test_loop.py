@@ -21,6 +21,7 @@ from ace_em.models.resnet_encoder import ResNetEncoder
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.training.loop import Progress, TrainedModel, build_model, encode, optimiser, train
+from ace_em.training.step import StepPlan
 
 DIAMETER = 10.0
 SMALL = AceConfig(
@@ -101,10 +102,28 @@ def test_the_total_is_eq_14(blobs: WorkingSet) -> None:
         beta = 0.4 if step >= 2 else 0.0
         torch.testing.assert_close(p.losses.total.detach(), p.losses.image + beta * p.losses.pose)
         assert (p.losses.pose > 0) == (step >= 2)
-    # the other two terms join with their weights
-    more = run(blobs, **settings | {"shift_weight": 1.0, "mate_weight": 0.5})[1]
-    assert more[0].losses.image == log[0].losses.image
-    assert more[0].losses.total > log[0].losses.total + 1e-3
+    # the other two terms join, each with its own weight
+    for weight in ("shift_weight", "mate_weight"):
+        terms = []
+        for value in (0.5, 1.0):
+            first = run(blobs, **settings | {weight: value})[1][0].losses
+            assert first.image == log[0].losses.image
+            terms.append((first.total - log[0].losses.total).item())
+        assert terms[0] > 1e-5
+        assert terms[1] == pytest.approx(2 * terms[0], rel=1e-2)
+
+
+def test_drawn_shifts_follow_the_spread_of_the_predictions(blobs: WorkingSet) -> None:
+    model, images, pose = model_and_images(blobs)
+    first = model.shift_sd_px.item()
+    assert first == pytest.approx(SMALL.pip_shift_sd * DIAMETER)
+    for factor in (3.0, 0.0):
+        model.encoder = Answers(pose.rotation[:, None], factor * pose.shift_px)
+        before = model.shift_sd_px.item()
+        model(images.image_ft, images.transfer, StepPlan(4.0, 0.0, 1), torch.Generator())
+        # no less than half of the first guess
+        spread = max(factor * pose.shift_px.std().item(), first / 2)
+        assert model.shift_sd_px.item() == pytest.approx(0.99 * before + 0.01 * spread, rel=1e-4)
 
 
 def test_the_band_marches_in_shells(blobs: WorkingSet) -> None:

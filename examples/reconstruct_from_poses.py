@@ -1,0 +1,34 @@
+"""Images with known poses, simulated and back-projected: the map that a perfect pose search would give."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ace_em.config import SimulationConfig
+from ace_em.data.mrc import read_volume
+from ace_em.data.particles import Particles
+from ace_em.data.preprocess import survey, working_set
+from ace_em.maths.fourier import radius_grid
+from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
+from ace_em.refinement.backprojection import accumulate, reconstruct_halves
+from ace_em.simulation.write import simulate
+
+structure = Path(__file__).parent / "data/5nrl_every10th_atom.npz"
+config = SimulationConfig(n=400, box=32, pixel_size=17.0, resolution=34.0, snr_db=-10.0)
+
+with tempfile.TemporaryDirectory() as folder:
+    simulate(structure, Path(folder), config)
+    particles = Particles.open(Path(folder) / "truth.star")
+    images = working_set(particles, survey(particles), config.box)
+    truth = torch.from_numpy(read_volume(Path(folder) / "volume.mrc")[0])
+
+pose = particles.poses()
+assert pose is not None
+ball = (radius_grid(config.box, 3) < config.box / 2 - 1).float()
+one, two = (accumulate(images.rows(half), pose[half]) for half in (slice(0, None, 2), slice(1, None, 2)))
+halves = reconstruct_halves(one, two, ball)
+
+shell = resolution_shell(fourier_shell_correlation(halves.combined, truth), 0.5)
+print(f"FSC with the truth falls to 0.5 at {config.box * config.pixel_size / shell:.1f} A")
+assert config.box / shell < 2.5
