@@ -14,7 +14,6 @@ from ace_em import cli
 from ace_em.config import RunConfig, SimulationConfig
 
 Result = tuple[int, str, str]
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 HEAVY = ("torch", "roma", "lightning_fabric", "pandas", "matplotlib", "gemmi", "mrcfile", "starfile", "healpy")
 
 
@@ -176,7 +175,6 @@ def test_printed_config_reads_back(ace_em: Callable[..., Result], tmp_path: Path
     assert again == yaml.safe_load(printed) | {"seed": 77, "output": "other"}
 
 
-@pytest.mark.xfail(strict=True, reason="a config file after the positional argument replaces it in silence")
 def test_particles_on_the_command_line_win_over_those_of_a_config(ace_em: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("particles: theirs.star\nseed: 3\n")
     settings = yaml.safe_load(ace_em("reconstruct", "mine.star", "-o", "out", "--config", "c.yaml", "--print_config")[1])

@@ -137,7 +137,6 @@ def test_coverage(truth: Path, tmp_path: Path) -> None:
     assert one.coverage <= 2 / 192
 
 
-@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_the_command_prints_and_writes_the_same_numbers(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", truth, in_another_frame(true_pose(truth), mirrored=True))
     before = {p.name for p in run.iterdir()}
@@ -148,7 +147,10 @@ def test_the_command_prints_and_writes_the_same_numbers(truth: Path, tmp_path: P
     assert {p.name for p in run.iterdir()} == before | {"evaluation.json"}
     written = json.loads((run / "evaluation.json").read_text())
     assert list(written) == [field.name for field in dataclasses.fields(Evaluation)]
-    assert written == dataclasses.asdict(evaluate(run, truth))
+    # two threads add up in another order each time
+    again = dataclasses.asdict(evaluate(run, truth))
+    assert written["hand"] == again.pop("hand")
+    assert {name: written[name] for name in again} == {name: pytest.approx(value, abs=1e-5) for name, value in again.items()}
     for name, value in written.items():
         if name != "fsc_truth":
             assert name in out and (value if isinstance(value, str) else f"{value:.5g}") in out

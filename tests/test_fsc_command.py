@@ -15,7 +15,6 @@ from ace_em.metrics.fsc import fourier_shell_correlation
 
 BOX, PIXEL = 24, 3.0
 Result = tuple[int, str, str]
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ def simulate_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Simulate a particle stack from a structure or a map.", exit_on_error=False)
     parser.add_argument("structure", type=str, help=".pdb, .cif (.gz too), .npz with coords and Z, or .mrc")
     parser.add_argument("-o", "--output", type=str, required=True, help="folder for particles.star, truth.star, volume.mrc")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier simulated set in that folder")
     parser.add_argument("--poses", type=str, default="", help="STAR file whose angles and origins are used, row by row")
     parser.add_argument("--ctf", type=str, default="", help="STAR file whose CTF columns are used, row by row")
     parser.add_class_arguments(SimulationConfig, None)
@@ -72,7 +73,7 @@ def run_simulate(args: Namespace) -> int:
     from ace_em.simulation.write import simulate
 
     config = SimulationConfig(**_fields(args, SimulationConfig))
-    simulate(Path(args.structure), Path(args.output), config, args.poses or None, args.ctf or None)
+    simulate(Path(args.structure), Path(args.output), config, args.poses or None, args.ctf or None, args.overwrite)
     return 0
 
 
@@ -141,6 +142,18 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def _config_first(arguments: list[str]) -> list[str]:
+    """A settings file comes before everything else on the line, so that what the user types wins over it."""
+    first: list[str] = []
+    rest = list(arguments)
+    for i in range(len(arguments) - 1, -1, -1):
+        if rest[i] == "--config":
+            first, rest = [*rest[i : i + 2], *first], rest[:i] + rest[i + 2 :]
+        elif rest[i].startswith("--config="):
+            first, rest = [rest[i], *first], rest[:i] + rest[i + 1 :]
+    return first + rest
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, 2 (input or option wrong), 1 (anything else) or 130 (interrupted)."""
     # idle OpenMP threads that spin starve others on a shared machine; must be set before torch is imported
@@ -161,7 +174,7 @@ def _run(argv: list[str]) -> int:
     parser = PARSERS[argv[0]]()
     parser.prog = f"ace-em {argv[0]}"
     try:
-        args = parser.instantiate_classes(parser.parse_args([_underscored(a) for a in argv[1:]]))
+        args = parser.instantiate(parser.parse_args(_config_first([_underscored(a) for a in argv[1:]])))
         return COMMANDS[argv[0]](args)
     except ArgumentError as error:
         print(f"ace-em {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)

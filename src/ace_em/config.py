@@ -7,6 +7,7 @@ the plan follows the particle and not the box that it came in.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SimulationConfig:
 class AceConfig:
     """Stage 1: the asymmetric complementary autoencoder, trained by IPI and PIP."""
 
-    encoder: str = "fourier"
+    encoder: Literal["fourier", "resnet"] = "fourier"
     """'fourier' (MLP on low-frequency coefficients) or 'resnet' (the paper's, A.1)"""
     steps: int = 600
     """updates"""
@@ -57,7 +58,7 @@ class AceConfig:
     """also score one random 180-degree mate of every hypothesis per step (paper: off)"""
     mate_weight: float = 0.3
     """pull of the nearest hypothesis to a mate that won"""
-    symmetric_loss: str = "none"
+    symmetric_loss: Literal["none", "half-turn"] = "none"
     """'none' (eq. 5) or 'half-turn' (eq. 6: the better of the image and its 180-degree turn)"""
     pip: bool = True
     """train pose-image-pose beside image-pose-image"""
@@ -85,7 +86,7 @@ class AceConfig:
     """AdamW learning rate"""
     lr_decoder: float = 0.05
     """AdamW learning rate in units of the volume's height (paper: 1.0 in its grey values)"""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     """'cosine' (to final_lr) or 'constant', after the warm-up"""
     final_lr: float = 0.03
     """share of the learning rate left at the end of the cosine"""
@@ -129,7 +130,7 @@ class SearchConfig:
     """stop when this share of the poses is stable"""
     settled_share: float = 0.7
     """a start that ends with fewer stable poses than this has not settled"""
-    settled_explained: float = 0.85
+    settled_explained: float = 0.9
     """nor has one whose map explains less than this of the images' power above the noise; another start is tried"""
 
 
@@ -151,13 +152,13 @@ class RunConfig:
 
     seed: int = 0
     """random seed"""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto, cpu, cuda or mps: where stage 1 runs"""
     threads: int = 0
     """CPU threads; 0: the cores this process may use"""
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Lightning Fabric's precision for stage 1"""
-    contrast: str = "auto"
+    contrast: Literal["auto", "white", "black"] = "auto"
     """auto, white or black: the protein's contrast on disk"""
     diameter: float = 0.0
     """particle diameter in Angstrom; 0: measured from the images"""

@@ -96,18 +96,43 @@ def _largest_prime_factor(n: int) -> int:
     return largest
 
 
+def check(config: RunConfig) -> None:
+    """Refuse settings that make no run."""
+    ace, search, refinement = config.ace, config.search, config.refine
+    rules = {
+        "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
+        "threads": (config.threads, config.threads >= 0, "0 or more"),
+        "diameter": (config.diameter, config.diameter >= 0, "0 or a number of Angstrom"),
+        "starts": (config.starts, config.starts >= 1, "1 or more"),
+        "ace.steps": (ace.steps, ace.steps >= 1, "1 or more"),
+        "ace.batch": (ace.batch, ace.batch >= 2, "2 or more"),
+        "ace.hypotheses": (ace.hypotheses, ace.hypotheses >= 1, "1 or more"),
+        "ace.width": (ace.width, ace.width >= 1, "1 or more"),
+        "ace.first_band": (ace.first_band, 0 < ace.first_band <= ace.last_band, "more than 0, and ace.last_band at most"),
+        "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to search.last_band"),
+        "search.spacing": (search.spacing, search.spacing > 0.2, "more than 0.2"),
+        "search.explore_images": (search.explore_images, search.explore_images >= 2, "2 or more"),
+        "search.max_rounds": (search.max_rounds, search.max_rounds >= 1, "1 or more"),
+        "search.shift_step": (search.shift_step, search.shift_step > 0, "more than 0"),
+        "refine.max_rounds": (refinement.max_rounds, refinement.max_rounds >= 1, "1 or more"),
+    }
+    for name, (value, fine, expected) in rules.items():
+        if not fine:
+            raise InputError(f"--{name} {value}: expected {expected}")
+
+
 def make_plan(particles: Particles, config: RunConfig) -> Plan:
     """Survey the images and fix boxes, device and threads."""
     if len(particles) < LEAST_PARTICLES:
         raise InputError(f"{particles.table.path}: {len(particles)} particles; expected at least {LEAST_PARTICLES}")
-    sign = {"auto": None, "white": 1.0, "black": -1.0}.get(config.contrast, 0.0)
-    if sign == 0.0:
-        raise InputError(f"--contrast {config.contrast}: expected auto, white or black")
+    sign = {"auto": None, "white": 1.0, "black": -1.0}[config.contrast]
     threads = config.threads or free_threads()
     torch.set_num_threads(threads)
     look = survey(particles, sign, config.seed)
     diameter = config.diameter or look.diameter_angstrom
     box_angstrom = particles.box * particles.pixel_size_angstrom
+    if not 4 * particles.pixel_size_angstrom <= diameter <= 1.5 * box_angstrom:
+        raise InputError(f"--diameter {diameter:g}: expected Angstrom, no more than 1.5 times the box of {box_angstrom:.0f} A")
     shells_per_band = box_angstrom / diameter
     working = min(even_box(2.2 * config.ace.last_band * shells_per_band), particles.box)
     final = config.final_box or min(particles.box, LARGEST_DEFAULT_BOX)
@@ -158,7 +183,7 @@ def run_start(number: int, plan: Plan, images: WorkingSet, config: RunConfig, ru
     seed = config.seed * 100 + number
     box = plan.working_box
     accelerator = "gpu" if plan.device == "cuda" else plan.device
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
     box_angstrom = plan.box_angstrom
     with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
 
@@ -328,6 +353,7 @@ def reconstruct(particles_path: Path, out: Path, config: RunConfig, overwrite: b
     InputError
         before anything is written, when the input or an option is wrong.
     """
+    check(config)
     RunFolder.check(out, overwrite)
     particles = Particles.open(particles_path)
     reporter = Reporter()

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,11 @@ from ace_em.data.particles import Particles
 from ace_em.data.star import with_poses, write_star
 from ace_em.errors import InputError
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
+
+FILES = (
+    *("metrics.jsonl", "config.yaml", "poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "checkpoint.pt"),
+    *("evaluation.json", "report.html"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,19 @@ class RunFolder:
         if path.is_dir() and any(path.iterdir()):
             if not overwrite:
                 raise InputError(f"{path}: the folder is not empty; expected a new one (or give --overwrite)")
-            if not run.metrics.exists() and not run.config.exists():
+            if not run.metrics.exists():
                 raise InputError(f"{path}: the folder holds no run; --overwrite only replaces an earlier run")
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not os.access(parent, os.W_OK):
-            raise InputError(f"{path}: {parent} is not writable; expected a writable place for the run")
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise InputError(f"{path}: {parent} is not a writable folder; expected a writable place for the run")
 
     @staticmethod
     def create(path: Path, overwrite: bool) -> "RunFolder":
-        """An empty folder for a new run, an earlier run in it removed when told to."""
+        """A folder for a new run. The files of an earlier run are removed when told to, and nothing else."""
         RunFolder.check(path, overwrite)
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (path / name).unlink(missing_ok=True)
         return RunFolder(path)
 
     def write_config(self, settings: dict[str, Any]) -> None:

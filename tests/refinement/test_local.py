@@ -62,7 +62,8 @@ def test_never_increases_the_residual(particle: Any, degrees: float, brightness:
     before = residual(p, images, start)
     for steps in (1, 3, 6):
         found = refine_poses(p.volume_ft, images, start, steps)
-        assert (found.residual <= before).all()
+        # up to the order of the sum
+        assert (found.residual <= before * (1 + 1e-5)).all()
         torch.testing.assert_close(found.residual, residual(p, images, found.pose), rtol=1e-3, atol=0.01)
         before = found.residual
     # and nearly always lowers it

@@ -8,8 +8,9 @@ import roma
 import torch
 
 from ace_em.config import SearchConfig
+from ace_em.data.preprocess import WorkingSet
 from ace_em.maths.rotations import angular_distance_deg
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.rounds import Round, band_per_diameter, explained_share, finished, search_rounds, still_exploring
@@ -100,6 +101,10 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
     """From a blurred map and random poses to the right ones; exploring on subsets, then on all images."""
     n, diameter = 120, 13.0
     p = particle(n, box=20, noise=0.5)
+    # far beyond the grid of shifts: found only about the last ones
+    far = torch.tensor([4.0, -4.0])
+    p.images.image_ft.mul_(shift_phase(p.images.half_plane, far))
+    p.pose.shift_px.add_(far)
     config = SearchConfig(
         first_band=3.5, last_band=4.5, explore_rounds=1, explore_images=80, max_rounds=2, spacing=0.9, shift=0.1, shift_step=0.05
     )
@@ -149,3 +154,22 @@ def test_rounds_follow_the_generator(particle: Any) -> None:
     one, same, other = first(0), first(0), first(1)
     assert torch.equal(one.pose.rotation, same.pose.rotation) and torch.equal(one.halves.combined, same.halves.combined)
     assert not torch.equal(one.pose.rotation, other.pose.rotation)
+
+
+def test_each_round_reads_its_band_and_the_last_rounds_map(particle: Any) -> None:
+    """From the right poses and half of the true map, with rubbish beyond the band."""
+    p = particle(60, box=16)
+    config = SearchConfig(first_band=3.0, last_band=3.0, explore_images=60, spacing=0.9, shift=0.05, shift_step=0.05)
+
+    def two_rounds(images: WorkingSet) -> list[Round]:
+        rounds = search_rounds(images, p.volume / 2, p.pose, p.mask, 10.0, config, torch.Generator().manual_seed(0))
+        return [next(rounds), next(rounds)]
+
+    first, second = two_rounds(p.images)
+    # half of the amplitude explains three quarters of the power; the map of the first round is whole
+    assert first.explained == pytest.approx(0.75, abs=0.05)
+    assert second.explained > 0.9
+    beyond = p.images.half_plane.radius > first.band
+    assert beyond.sum() > 10
+    rubbish = dataclasses.replace(p.images, image_ft=torch.where(beyond, 300.0, p.images.image_ft))
+    assert torch.equal(two_rounds(rubbish)[0].pose.rotation, first.pose.rotation)

@@ -31,8 +31,10 @@ class Survey:
     contrast_z : how sure that is, in standard deviations of the mean.
     diameter_angstrom : of the particle, roughly (see ``_diameter_px``).
     noise_power : (box // 2 + 1,) noise power per shell of normalised images.
-    power : mean power of the images' coefficients.
+    power : mean power of the images' coefficients in their strongest shell.
     snr : signal over noise power of the normalised images, whole box.
+    common_sd : what all images are divided by where there is more signal than noise (the background is then the CTF's
+        ringing, which differs from image to image for no fault of the exposure); None: each by its own background's deviation.
     """
 
     sign: float
@@ -41,11 +43,16 @@ class Survey:
     noise_power: Tensor
     power: float
     snr: float
+    common_sd: float | None
 
     @property
     def whitening_power(self) -> Tensor:
-        """Noise power with a floor of a hundredth of the images' power: noise-free images must not divide by nothing."""
-        return self.noise_power.clamp(min=0.01 * self.power)
+        """Noise power with a floor of a twentieth of the strongest shell's power.
+
+        What stands outside of the particle in noise-free images is the CTF's ringing: without the floor, whitening would
+        divide by that.
+        """
+        return self.noise_power.clamp(min=0.05 * self.power)
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,14 @@ class WorkingSet:
         )
 
 
-def normalise(images: Tensor, sign: float) -> Tensor:
-    """Images (b, n, n) with background (outside the inscribed circle) of mean 0 and deviation 1, times ``sign``."""
+def normalise(images: Tensor, sign: float, common_sd: float | None = None) -> Tensor:
+    """Images (b, n, n) with background (outside the inscribed circle) of mean 0 and deviation 1, times ``sign``.
+
+    With a ``common_sd`` every image is divided by that instead of its own background's deviation.
+    """
     mean, sd = background_mean_sd(images, background_mask(images.shape[-1], images.shape[-1] / 2))
-    return (images - mean[:, None, None]) / sd[:, None, None] * sign
+    scale = sd[:, None, None] if common_sd is None else common_sd
+    return (images - mean[:, None, None]) / scale * sign
 
 
 def soft_disc(box: int, radius_px: float, edge_px: float) -> Tensor:
@@ -115,18 +126,23 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
     sign : +1 or -1 when the user knows the contrast; otherwise it is measured.
     """
     chosen = np.random.default_rng(seed).permutation(len(particles))[:SURVEY]
-    images = normalise(torch.from_numpy(particles.images(np.sort(chosen))), 1.0)
+    images = torch.from_numpy(particles.images(np.sort(chosen)))
     box, small = particles.box, min(particles.box, 32)
+    _, sd = background_mean_sd(images, background_mask(box, box / 2))
+    clean = images.var(dim=(1, 2)).median() > 2 * sd.square().median()
+    common_sd = sd.median().item() if clean else None
+    images = normalise(images, 1.0, common_sd)
     measured, z = _contrast(images)
     sign = measured if sign is None else sign
     background = background_mask(box, box / 2)
     half_plane = HalfPlane.within(box)
     noise = noise_power(images, background, half_plane)
-    mean_power = half_plane.from_image(images).abs().square().mean().item()
+    power = half_plane.from_image(images).abs().square().mean(0)
+    in_shells = shell_sums(power, half_plane.shell, box // 2) / shell_sums(torch.ones_like(power), half_plane.shell, box // 2)
     low_passed = fourier_resize(images, small, 2)
     diameter = _diameter_px(low_passed) * particles.box / small * particles.pixel_size_angstrom
     snr = max(images.square().mean().item() - 1, 0.0)
-    return Survey(sign, z, diameter, noise, mean_power, snr)
+    return Survey(sign, z, diameter, noise, in_shells[1:].max().item(), snr, common_sd)
 
 
 def _contrast(images: Tensor) -> tuple[float, float]:
@@ -180,7 +196,7 @@ def working_set(
     image_ft = torch.empty(len(rows), len(half_plane), dtype=torch.complex64)
     transfer = torch.empty(len(rows), len(half_plane))
     full = HalfPlane(particles.box, half_plane.k, half_plane.radius)
-    for start, images in _blocks(particles, rows, look.sign):
+    for start, images in _blocks(particles, rows, look):
         images *= disc
         block = slice(start, start + len(images))
         image_ft[block] = full.from_image(images) / noise_sd
@@ -190,7 +206,7 @@ def working_set(
     return WorkingSet(half_plane, image_ft, transfer, noise_variance)
 
 
-def _blocks(particles: Particles, rows: np.ndarray, sign: float) -> Iterator[tuple[int, Tensor]]:
+def _blocks(particles: Particles, rows: np.ndarray, look: Survey) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(rows), BLOCK):
         images = torch.from_numpy(particles.images(rows[start : start + BLOCK]))
-        yield start, normalise(images, sign)
+        yield start, normalise(images, look.sign, look.common_sd)

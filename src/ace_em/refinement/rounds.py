@@ -134,11 +134,13 @@ def still_exploring(history: list[Round], config: SearchConfig) -> bool:
 
 
 def finished(history: list[Round], config: SearchConfig) -> bool:
-    """Whether the rounds may stop: nearly all poses stable in a round on all images, or no more of them than two rounds ago."""
+    """Whether the rounds may stop: nearly all poses stable in a round on all images, or no more than in the last three."""
     full = [r for r in history if not r.exploring]
+    stable = [r.stable for r in full]
+    if len(full) >= config.max_rounds:
+        return True
     if len(full) < 2:
         return False
-    stable = [r.stable for r in full]
-    if stable[-1] >= config.stable_share or len(full) >= config.max_rounds:
+    if stable[-1] >= config.stable_share:
         return True
     return len(full) >= 4 and stable[-1] < max(stable[-4:-1]) + 0.01

@@ -45,6 +45,10 @@ def check(config: SimulationConfig) -> None:
         "resolution": (config.resolution > 0, "a positive number of Angstrom"),
         "shift_sd": (config.shift_sd >= 0, "0 or more Angstrom"),
         "amplitude_contrast": (0 <= config.amplitude_contrast <= 1, "a fraction"),
+        "voltage": (config.voltage > 0, "a positive number of kV"),
+        "snr_db": (-100 <= config.snr_db <= 300, "-100 to 300"),
+        "defocus_spread": (config.defocus_spread >= 0, "0 or more"),
+        "seed": (0 <= config.seed < 2**63, "0 or a positive number below 2^63"),
     }
     for name, (fine, expected) in rules.items():
         if not fine:
@@ -67,10 +71,25 @@ def poses_from_star(path: str, config: SimulationConfig) -> Pose:
     return given.rescaled(pixel_size / config.pixel_size)[torch.arange(config.n) % len(given)]
 
 
-def simulate(structure: Path, out: Path, config: SimulationConfig, poses: str | None = None, ctf: str | None = None) -> None:
-    """Write a simulated particle set into the folder ``out``."""
+def simulate(
+    structure: Path,
+    out: Path,
+    config: SimulationConfig,
+    poses: str | None = None,
+    ctf: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a simulated particle set into the folder ``out``; one that is there is replaced only when told to."""
     check(config)
+    files = [out / name for name in ("particles.star", "particles.mrcs", "truth.star", "volume.mrc")]
+    if not overwrite and any(f.exists() for f in files):
+        raise InputError(f"{out}: holds {next(f for f in files if f.exists()).name}; expected a new folder (or give --overwrite)")
     specimen = read_specimen(structure, config)
+    if specimen.atoms is not None and specimen.atoms.diameter_angstrom > config.box * config.pixel_size:
+        raise InputError(
+            f"--pixel_size {config.pixel_size:g}: {structure} is {specimen.atoms.diameter_angstrom:.0f} A across, and a box of "
+            f"{config.box} px only {config.box * config.pixel_size:.0f} A; expected a larger pixel or --box"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     pose, parameters = sample_poses(config, generator), sample_ctf(config, generator)
     if poses is not None:
