@@ -127,7 +127,7 @@ def read_particle_star(path: Path | str) -> ParticleTable:
     candidates = [name for name, block in blocks.items() if "rlnImageName" in block]
     if not candidates:
         found = "; ".join(
-            f"data_{name} with {', '.join(list(block)[:4]) or 'nothing'}" for name, block in list(blocks.items())[:4]
+            f"data_{name} with {', '.join(map(str, list(block)[:4])) or 'nothing'}" for name, block in list(blocks.items())[:4]
         )
         raise InputError(f"{path}: no particles: no block has a column rlnImageName (found {found})")
     name = "particles" if "particles" in candidates else candidates[0]
