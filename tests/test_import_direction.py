@@ -25,6 +25,7 @@ RANK = {
     "training": 6,
     "refinement": 6,
     "run_folder": 6,
+    "plan": 6,
     "pipeline": 7,
     "fsc_command": 7,
     "evaluation": 7,

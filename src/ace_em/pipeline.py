@@ -1,8 +1,6 @@
 """From particles to RUN/: the stages in order. The only file that knows them all."""
 
 import dataclasses
-import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +11,11 @@ from torch import Tensor
 
 from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import Survey, WorkingSet, survey, working_set
+from ace_em.data.preprocess import WorkingSet, working_set
 from ace_em.data.split import half_sets
-from ace_em.errors import InputError
 from ace_em.metrics.fsc import resolution_shell
-from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
+from ace_em.plan import Plan, announce, check, make_plan, record_survey
 from ace_em.progress import Reporter, clock
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState, at_box, change_box, low_pass, refine_half_sets
@@ -26,33 +23,6 @@ from ace_em.refinement.rounds import Round, finished, search_rounds
 from ace_em.run_folder import RunFolder
 from ace_em.training.loop import Progress, encode, train
 from ace_em.training.step import AutoEncoder
-
-LARGEST_DEFAULT_BOX = 128
-LEAST_PARTICLES = 100
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the run will do, settled before it starts."""
-
-    particles: Particles
-    look: Survey
-    diameter_angstrom: float
-    working_box: int
-    boxes: list[int]
-    device: str
-    threads: int
-
-    @property
-    def box_angstrom(self) -> float:
-        return self.particles.box * self.particles.pixel_size_angstrom
-
-    def diameter_px(self, box: int) -> float:
-        return self.diameter_angstrom / self.box_angstrom * box
-
-    def mask(self, box: int) -> Tensor:
-        """Soft ball that holds the particle."""
-        return soft_ball(box, ball_radius_px(box, self.diameter_px(box)))
 
 
 @dataclass(frozen=True)
@@ -62,120 +32,6 @@ class Start:
     number: int
     model: AutoEncoder
     last: Round
-
-
-def free_threads() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def choose_device(name: str) -> str:
-    """``auto`` takes what is there: CUDA, then Apple's MPS, then the CPU."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(d for d in ("cuda", "mps", "cpu") if available[d])
-    if not available[name]:
-        raise InputError(f"--device {name}: no such device here; expected auto or cpu")
-    return name
-
-
-def even_box(least: float) -> int:
-    """The next even box of at least 24 whose FFT is fast (no prime factor above 5)."""
-    box = max(24, 2 * math.ceil(least / 2))
-    while _largest_prime_factor(box) > 5:
-        box += 2
-    return box
-
-
-def _largest_prime_factor(n: int) -> int:
-    largest, factor = 1, 2
-    while n > 1:
-        while n % factor == 0:
-            n, largest = n // factor, factor
-        factor += 1
-    return largest
-
-
-def check(config: RunConfig) -> None:
-    """Refuse settings that make no run."""
-    ace, search, refinement = config.ace, config.search, config.refine
-    rules = {
-        "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
-        "threads": (config.threads, config.threads >= 0, "0 or more"),
-        "diameter": (config.diameter, config.diameter >= 0, "0 or a number of Angstrom"),
-        "starts": (config.starts, config.starts >= 1, "1 or more"),
-        "ace.steps": (ace.steps, ace.steps >= 1, "1 or more"),
-        "ace.batch": (ace.batch, ace.batch >= 2, "2 or more"),
-        "ace.hypotheses": (ace.hypotheses, ace.hypotheses >= 1, "1 or more"),
-        "ace.width": (ace.width, ace.width >= 1, "1 or more"),
-        "ace.first_band": (ace.first_band, 0 < ace.first_band <= ace.last_band, "more than 0, and ace.last_band at most"),
-        "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to search.last_band"),
-        "search.spacing": (search.spacing, search.spacing > 0.2, "more than 0.2"),
-        "search.explore_images": (search.explore_images, search.explore_images >= 2, "2 or more"),
-        "search.max_rounds": (search.max_rounds, search.max_rounds >= 1, "1 or more"),
-        "search.shift_step": (search.shift_step, search.shift_step > 0, "more than 0"),
-        "refine.max_rounds": (refinement.max_rounds, refinement.max_rounds >= 1, "1 or more"),
-    }
-    for name, (value, fine, expected) in rules.items():
-        if not fine:
-            raise InputError(f"--{name} {value}: expected {expected}")
-
-
-def make_plan(particles: Particles, config: RunConfig) -> Plan:
-    """Survey the images and fix boxes, device and threads."""
-    if len(particles) < LEAST_PARTICLES:
-        raise InputError(f"{particles.table.path}: {len(particles)} particles; expected at least {LEAST_PARTICLES}")
-    sign = {"auto": None, "white": 1.0, "black": -1.0}[config.contrast]
-    threads = config.threads or free_threads()
-    torch.set_num_threads(threads)
-    look = survey(particles, sign, config.seed)
-    diameter = config.diameter or look.diameter_angstrom
-    box_angstrom = particles.box * particles.pixel_size_angstrom
-    if not 4 * particles.pixel_size_angstrom <= diameter <= 1.5 * box_angstrom:
-        raise InputError(f"--diameter {diameter:g}: expected Angstrom, no more than 1.5 times the box of {box_angstrom:.0f} A")
-    shells_per_band = box_angstrom / diameter
-    working = min(even_box(2.2 * config.ace.last_band * shells_per_band), particles.box)
-    final = config.final_box or min(particles.box, LARGEST_DEFAULT_BOX)
-    if not 16 <= final <= particles.box:
-        raise InputError(f"--final_box {final}: expected 16 to {particles.box}, the box of the images")
-    middle = [b for b in (64,) if working < b < final]
-    return Plan(particles, look, diameter, working, [*middle, final], choose_device(config.device), threads)
-
-
-def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
-    """The plan, before anything long starts."""
-    p, look = plan.particles, plan.look
-    colour = "white" if look.sign > 0 else "black"
-    how = "measured" if config.contrast == "auto" else "as told"
-    reporter.say(f"{p.table.path}: {len(p)} particles, {p.box} px at {p.pixel_size_angstrom:g} A/px")
-    reporter.say(f"protein is {colour} ({how}, z = {look.contrast_z:+.0f}), signal over noise {look.snr:.3f}")
-    if config.contrast == "auto" and abs(look.contrast_z) < 5:
-        reporter.say("the contrast is not clear from the images: if the map comes out inverted, give --contrast")
-    reporter.say(
-        f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
-    )
-    coefficients = math.pi / 2 * (plan.working_box / 2) ** 2
-    training = config.ace.steps * config.ace.batch * (coefficients + 400) * 6e-7 / min(plan.threads, 2)
-    searching = len(p) * coefficients * 4e-5 / min(plan.threads, 2)
-    seconds = training + searching + len(p) * plan.boxes[-1] ** 2 * 1.3e-6
-    reporter.say(
-        f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on two 2024 server cores if "
-        "the first start settles"
-    )
-
-
-def record_survey(plan: Plan, reporter: Reporter) -> None:
-    """What was found out about the images, as a record."""
-    reporter.record(
-        "survey",
-        n_particles=len(plan.particles),
-        box=plan.particles.box,
-        pixel_size_angstrom=plan.particles.pixel_size_angstrom,
-        contrast="white" if plan.look.sign > 0 else "black",
-        contrast_z=round(plan.look.contrast_z, 2),
-        diameter_angstrom=round(plan.diameter_angstrom, 1),
-        snr=round(plan.look.snr, 4),
-    )
 
 
 def run_start(number: int, plan: Plan, images: WorkingSet, config: RunConfig, run: RunFolder, reporter: Reporter) -> Start:
