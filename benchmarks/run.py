@@ -37,8 +37,8 @@ def ace_em(*arguments: str, log: Path) -> dict[str, float]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode != 0:
-        print(f"{' '.join(arguments)}: exit {done.returncode}, see {log}", flush=True)
-    return {"wall_s": time.monotonic() - started, "cpu_s": cpu, "rc": done.returncode, "gib": after.ru_maxrss / 2**20}
+        raise SystemExit(f"ace-em {' '.join(arguments)}: exit {done.returncode}, see {log}")
+    return {"wall_s": time.monotonic() - started, "cpu_s": cpu, "gib": after.ru_maxrss / 2**20}
 
 
 def starts_used(run: Path) -> int:
@@ -55,7 +55,17 @@ def simulated_rows(item: SimulatedSet, data: Path, work: Path, seeds: int) -> li
         folder.mkdir(parents=True, exist_ok=True)
         options = [part for key, value in item.options.items() for part in (f"--{key}", str(value))]
         structure = structure_file(item, data, work)
-        ace_em("simulate", str(structure), "-o", str(folder), *options, "--seed", str(seed), log=folder / "simulate.log")
+        ace_em(
+            "simulate",
+            str(structure),
+            "-o",
+            str(folder),
+            *options,
+            "--seed",
+            str(seed),
+            "--overwrite",
+            log=folder / "simulate.log",
+        )
         run = folder / "run"
         stars = ("--overwrite",) if run.exists() else ()
         cost = ace_em(
