@@ -238,18 +238,11 @@ def test_interrupt_leaves_a_checkpoint_and_no_litter(data: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_structure_is_solved_from_nothing(tmp_path: Path) -> None:
-    """What it is all for: a thousand images, no poses, no reference. A minute a seed.
-
-    So few images leave about every second start in a wrong arrangement, and rounding decides which: hence several seeds.
-    """
-    simulate(STRUCTURE, tmp_path, SimulationConfig(n=1000, box=BOX, pixel_size=PIXEL, resolution=30.0, snr_db=5.0))
-    settings = ["--ace.steps", 200, "--search.explore_rounds", 6, "--search.max_rounds", 4, "--threads", 1, "--starts", 1]
-    for seed in range(8):
-        run = tmp_path / f"run{seed}"
-        run_cli("reconstruct", tmp_path / "particles.star", "-o", run, *settings, "--seed", seed)
-        result = evaluate(run, tmp_path)
-        if result.within_10deg > 0.98:
-            break
-    assert result.within_10deg > 0.98 and result.rot_median < 0.005 and result.trans < 0.1
+    """What it is all for: noisy images, no poses, no reference, no option given."""
+    simulate(STRUCTURE, tmp_path, SimulationConfig(n=1500, box=64, pixel_size=8.5, resolution=20.0, snr_db=-10.0, seed=5))
+    run = tmp_path / "run"
+    run_cli("reconstruct", tmp_path / "particles.star", "-o", run)
+    result = evaluate(run, tmp_path)
+    assert result.within_10deg > 0.95 and result.rot_median < 0.002 and result.trans < 1.0
     assert result.fsc05_px < 1.1 * result.bound_px
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["converged"] is True
