@@ -30,7 +30,7 @@ TEN_DEGREES = 8 * np.sin(np.radians(5.0)) ** 2
 
 
 def ace_em(*arguments: str, log: Path) -> dict[str, float]:
-    """Run the command; wall and CPU seconds and peak memory (GiB) of it."""
+    """Run the command; wall and CPU seconds of it, and the largest peak memory (GiB) of any command so far."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with open(log, "w") as file:
         done = subprocess.run([ACE_EM, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False)

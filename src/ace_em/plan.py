@@ -132,12 +132,13 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
+    # seconds per image and coefficient, fitted to the demo and the benchmark of 2026-11-23
     coefficients = math.pi / 2 * (plan.working_box / 2) ** 2
     training = config.ace.steps * config.ace.batch * (coefficients + 400) * 6e-7 / min(plan.threads, 2)
     searching = len(p) * coefficients * 4e-5 / min(plan.threads, 2)
     seconds = training + searching + len(p) * plan.boxes[-1] ** 2 * 1.3e-6
     reporter.say(
-        f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on two 2024 server cores if "
+        f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on two server cores if "
         "the first start settles"
     )
 
