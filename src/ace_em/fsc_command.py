@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ace_em.data.mrc import read_volume
 from ace_em.errors import InputError
-from ace_em.metrics.fsc import corrected_fsc, fourier_shell_correlation, randomise_phases, resolution_shell
+from ace_em.metrics.fsc import fourier_shell_correlation, masked_fsc, resolution_shell
 
 
 def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) -> None:
@@ -18,11 +18,18 @@ def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) ->
     map1, pixel_size = _cubic(path1)
     map2, pixel_size2 = _cubic(path2)
     _same(path1, map1, pixel_size, path2, map2, pixel_size2)
-    curves = {"FSC": fourier_shell_correlation(map1, map2)}
-    if mask_path is not None:
+    if mask_path is None:
+        curves = {"FSC": fourier_shell_correlation(map1, map2)}
+    else:
         mask, mask_pixel_size = _cubic(mask_path)
         _same(path1, map1, pixel_size, mask_path, mask, mask_pixel_size)
-        curves |= masked_curves(map1, map2, mask, curves["FSC"], seed)
+        found = masked_fsc(map1, map2, mask, torch.Generator().manual_seed(seed))
+        curves = {
+            "FSC": found.unmasked,
+            "masked": found.masked,
+            "randomised": found.randomised,
+            "corrected": found.corrected,
+        }
     box_angstrom = map1.shape[-1] * pixel_size
     table = Table("shell", "A", *curves)
     for shell in range(1, len(curves["FSC"])):
@@ -34,20 +41,6 @@ def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) ->
             at = resolution_shell(curve, threshold)
             edge = " (Nyquist: the curve does not fall below it)" if at == len(curve) - 1 else ""
             console.print(f"{name} = {threshold}: {box_angstrom / at:.2f} A, {map1.shape[-1] / at:.2f} px{edge}")
-
-
-def masked_curves(map1: Tensor, map2: Tensor, mask: Tensor, unmasked: Tensor, seed: int) -> dict[str, Tensor]:
-    """FSC inside a mask, of phase-randomised maps inside it, and the former corrected for what the mask itself adds."""
-    from_shell = max(2, int(resolution_shell(unmasked, 0.8)))
-    generator = torch.Generator().manual_seed(seed)
-    masked = fourier_shell_correlation(map1 * mask, map2 * mask)
-    random = [randomise_phases(m, from_shell, generator) * mask for m in (map1, map2)]
-    masked_random = fourier_shell_correlation(*random)
-    return {
-        "masked": masked,
-        "randomised": masked_random,
-        "corrected": corrected_fsc(masked, masked_random, from_shell),
-    }
 
 
 def _cubic(path: Path) -> tuple[Tensor, float]:

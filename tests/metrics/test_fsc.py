@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid
-from ace_em.metrics.fsc import corrected_fsc, fourier_shell_correlation, randomise_phases, resolution_shell
+from ace_em.metrics.fsc import MaskedFSC, corrected_fsc, fourier_shell_correlation, masked_fsc, randomise_phases, resolution_shell
 
 F64 = torch.float64
 
@@ -119,3 +119,74 @@ def test_a_masks_own_correlation_is_taken_away() -> None:
     assert torch.equal(corrected[: from_shell + 2], masked[: from_shell + 2])
     assert masked[from_shell + 1] > 0.5
     assert corrected[from_shell + 3 :].abs().mean() < 0.12
+
+
+def soft_ball(n: int, radius: float, edge: float) -> Tensor:
+    return 0.5 + 0.5 * torch.cos(math.pi * ((radius_grid(n, 3).double() - radius) / edge).clamp(0, 1))
+
+
+def mean_curves(curves: list[MaskedFSC]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Unmasked, masked, randomised, corrected, over repeats."""
+    unmasked, masked, randomised, corrected = (
+        torch.stack([getattr(c, name) for c in curves]).mean(0) for name in ("unmasked", "masked", "randomised", "corrected")
+    )
+    return unmasked, masked, randomised, corrected
+
+
+def test_pure_noise_in_a_tight_mask() -> None:
+    """Noise on a common grey level: the mask's own shape is what the halves share inside it."""
+    n, repeats = 24, 48
+    mask = soft_ball(n, 3, 2)
+    curves = [
+        masked_fsc(noise(n, 2 * s) + 1, noise(n, 2 * s + 1) + 1, mask, torch.Generator().manual_seed(s)) for s in range(repeats)
+    ]
+    for c in curves:
+        assert c.from_shell == 2 and torch.equal(c.corrected[:4], c.masked[:4])
+    unmasked, masked, randomised, corrected = mean_curves(curves)
+    assert masked[1:7].min() > 0.4 and randomised[1:7].min() > 0.4
+    assert unmasked[1:].abs().max() < 0.143
+    assert corrected[4:].abs().max() < 0.143 and corrected[4:].mean().abs() < 0.04
+
+
+def test_corrected_curve_of_a_particle_in_noise_has_the_known_expectation() -> None:
+    """SNR / (1 + SNR), where SNR is what the mask leaves of signal and of noise; without a mask solvent dilutes it."""
+    n, repeats = 48, 6
+    mask = soft_ball(n, 12, 5)
+
+    def snr(radius: Tensor) -> Tensor:
+        return 6 * torch.exp(-((radius / 12) ** 2))
+
+    curves = []
+    for s in range(0, 3 * repeats, 3):
+        signal = centred_ifft(centred_fft(noise(n, s), 3) * snr(radius_grid(n, 3).double()).sqrt(), 3).real * mask
+        curves.append(masked_fsc(signal + noise(n, s + 1), signal + noise(n, s + 2), mask, torch.Generator().manual_seed(s)))
+    unmasked, masked, randomised, corrected = mean_curves(curves)
+    shells = torch.arange(n // 2 + 1, dtype=F64)
+    # the mask acts on the particle twice and on the noise once
+    inside = snr(shells) * mask.pow(4).mean() / mask.square().mean()
+    outside = snr(shells) * mask.square().mean()
+    independent = (2 * math.pi * repeats * mask.square().mean()).sqrt() * shells
+    for curve in (masked, corrected):
+        difference = curve - inside / (1 + inside)
+        assert (difference * independent)[4:].abs().max() < 3.5
+        assert difference[6:].abs().mean() < 0.02
+    assert (unmasked - outside / (1 + outside))[6:].abs().mean() < 0.02
+    assert corrected[8] > unmasked[8] + 0.3
+    assert randomised[5:].abs().mean() < 0.05
+
+
+def test_phases_are_random_from_where_the_unmasked_curve_falls() -> None:
+    n, last = 32, 7
+    shared_ft, near = centred_fft(noise(n, 0), 3), radius_grid(n, 3) < last + 0.5
+    one, two = (centred_ifft(torch.where(near, shared_ft, centred_fft(noise(n, s), 3)), 3).real for s in (1, 2))
+    curves = masked_fsc(one, two, soft_ball(n, 8, 4), torch.Generator().manual_seed(0))
+    assert curves.from_shell == last
+    again = masked_fsc(one, two, soft_ball(n, 8, 4), torch.Generator().manual_seed(0))
+    other = masked_fsc(one, two, soft_ball(n, 8, 4), torch.Generator().manual_seed(1))
+    assert torch.equal(curves.randomised, again.randomised) and not torch.equal(curves.randomised, other.randomised)
+    torch.testing.assert_close(curves.corrected, corrected_fsc(curves.masked, curves.randomised, last))
+    # nothing falls: nothing is random but the corners, and nothing is corrected
+    same = masked_fsc(one, one, soft_ball(n, 8, 4), torch.Generator().manual_seed(0))
+    assert same.from_shell == n // 2
+    for curve in (same.unmasked, same.masked, same.corrected):
+        torch.testing.assert_close(curve, torch.ones(n // 2 + 1, dtype=F64))
