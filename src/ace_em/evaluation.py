@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
 from ace_em.errors import InputError
 from ace_em.maths.fourier import fourier_resize
-from ace_em.metrics.alignment import align_poses, apply_frame, turn_volume
+from ace_em.metrics.alignment import align_poses, apply_frame, nearest_estimate, turn_volume
 from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
+from ace_em.plan import group_of
 from ace_em.refinement.backprojection import accumulate, reconstruct_halves
 from ace_em.run_folder import RunFolder
 
@@ -81,8 +83,18 @@ def bound(truth: Particles, pose: Pose, volume: Tensor, rows: list[int]) -> floa
     return resolution_shell(fourier_shell_correlation(halves.combined, volume), 0.5)
 
 
+def run_settings(run: RunFolder) -> dict[str, Any]:
+    """The settings that a run was made with; none when its config.yaml is gone."""
+    import yaml
+
+    return yaml.safe_load(run.config.read_text()) or {} if run.config.is_file() else {}
+
+
 def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
-    """Compare RUN/ with the folder that ``simulate`` made (truth.star, volume.mrc); writes evaluation.json."""
+    """Compare RUN/ with the folder that ``simulate`` made (truth.star, volume.mrc); writes evaluation.json.
+
+    Poses of a run with ``--symmetry`` count as right up to its point group.
+    """
     run = RunFolder(run_path)
     for needed in (run.poses, run.volume, truth_path / "truth.star", truth_path / "volume.mrc"):
         if not needed.is_file():
@@ -90,8 +102,9 @@ def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
     truth = Particles.open(truth_path / "truth.star")
     estimate = Particles.open(run.poses, project_root=truth_path)
     found, true, rows = matched_poses(estimate, truth)
-    frame = align_poses(found, true)
-    aligned = apply_frame(found, frame)
+    group = group_of(run_settings(run).get("symmetry", "C1"))
+    frame = align_poses(found, true, group)
+    aligned = apply_frame(nearest_estimate(found, true, frame, group), frame)
     error = pose_error(aligned, true)
 
     map_found, pixel_size = read_volume(run.volume)

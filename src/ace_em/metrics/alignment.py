@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ace_em.maths.fourier import centred_ifft, frequencies
+from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import squared_frobenius
 from ace_em.maths.slices import sample, volume_to_ft
 from ace_em.physics.pose import Pose
@@ -29,30 +30,59 @@ class Frame:
     origin_px: Tensor
 
 
-def align_poses(estimate: Pose, truth: Pose) -> Frame:
-    """Robust alignment of two pose sets of the same particles: the hand and rotation with the smaller median error."""
-    best, best_median, best_mirrored = torch.eye(3), float("inf"), False
+def align_poses(estimate: Pose, truth: Pose, group: Tensor | None = None) -> Frame:
+    """Robust alignment of two pose sets of the same particles: the hand and rotation with the smaller median error.
+
+    Parameters
+    ----------
+    estimate, truth : (N,).
+    group : (g, 3, 3) point group of the estimated map; its poses are right up to ``g @ R``.
+    """
+    best, best_median = Frame(torch.eye(3), False, torch.zeros(3)), float("inf")
     for mirrored in (False, True):
         candidate = estimate.mirrored() if mirrored else estimate
-        rotation = _align_rotations(candidate.rotation, truth.rotation)
-        median = squared_frobenius(rotation @ candidate.rotation, truth.rotation).median().item()
+        rotation = _align_rotations(candidate.rotation, truth.rotation, _group_of(group, mirrored))
+        frame = Frame(rotation, mirrored, torch.zeros(3))
+        aligned = apply_frame(nearest_estimate(estimate, truth, frame, group), frame)
+        median = squared_frobenius(aligned.rotation, truth.rotation).median().item()
         if median < best_median:
-            best, best_median, best_mirrored = rotation, median, mirrored
-    frame = Frame(best, best_mirrored, torch.zeros(3))
-    return Frame(best, best_mirrored, _common_origin(apply_frame(estimate, frame), truth))
+            best, best_median = frame, median
+    aligned = apply_frame(nearest_estimate(estimate, truth, best, group), best)
+    return Frame(best.rotation, best.mirrored, _common_origin(aligned, truth))
 
 
-def _align_rotations(estimate: Tensor, truth: Tensor, n_seeds: int = 300) -> Tensor:
+def _group_of(group: Tensor | None, mirrored: bool) -> Tensor:
+    """The point group (g, 3, 3) of the map, or of its mirror image."""
+    if group is None:
+        return torch.eye(3)[None]
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=group.dtype))
+    return mirror @ group @ mirror if mirrored else group
+
+
+def nearest_estimate(estimate: Pose, truth: Pose, frame: Frame, group: Tensor | None) -> Pose:
+    """Of the equivalent poses ``g @ R`` of every particle (N,) the one that is nearest to the truth, seen through ``frame``."""
+    if group is None or len(group) == 1:
+        return estimate
+    rotation = estimate.mirrored().rotation if frame.mirrored else estimate.rotation
+    nearest = nearest_copy(rotation, frame.rotation.T @ truth.rotation, _group_of(group, frame.mirrored))
+    pose = Pose(nearest, estimate.shift_px)
+    return pose.mirrored() if frame.mirrored else pose
+
+
+def _align_rotations(estimate: Tensor, truth: Tensor, group: Tensor, n_seeds: int = 300) -> Tensor:
     """``A`` with ``A @ estimate ~ truth``: the candidate of a few hundred single pairs with the least median, then Procrustes."""
     seeds = torch.linspace(0, len(truth) - 1, min(n_seeds, len(truth))).long()
     candidates = truth[seeds] @ estimate[seeds].mT
-    some = seeds
-    errors = squared_frobenius(candidates[:, None] @ estimate[some][None], truth[some][None])
-    rotation = candidates[errors.median(1).values.argmin()]
+    medians = []
+    for candidate in candidates:
+        copies = nearest_copy(estimate[seeds], candidate.T @ truth[seeds], group)
+        medians.append(squared_frobenius(candidate @ copies, truth[seeds]).median())
+    rotation = candidates[torch.stack(medians).argmin()]
     for _ in range(5):
-        error = squared_frobenius(rotation @ estimate, truth)
+        copies = nearest_copy(estimate, rotation.T @ truth, group)
+        error = squared_frobenius(rotation @ copies, truth)
         near = error <= 4 * error.median()
-        rotation = roma.special_procrustes((truth[near] @ estimate[near].mT).sum(0))
+        rotation = roma.special_procrustes((truth[near] @ copies[near].mT).sum(0))
     return rotation
 
 

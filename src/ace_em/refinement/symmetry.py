@@ -1,0 +1,277 @@
+"""Point-group symmetry of maps: averaging over the group, and the axes of a map whose orientation is not known.
+
+A map with the group G has ``V(g r) = V(r)``, and its transform ``V_hat(g q) = V_hat(q)``, for every ``g`` in G.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import healpy
+import numpy as np
+import roma
+import torch
+from torch import Tensor
+
+from ace_em.maths.fourier import fourier_resize, frequencies
+from ace_em.maths.point_group import in_asymmetric_unit
+from ace_em.maths.rotations import so3_grid
+from ace_em.maths.slices import VolumeFT, sample, volume_to_ft
+from ace_em.metrics.alignment import Frame
+from ace_em.refinement.backprojection import Accumulator
+
+BLOCK = 2**20
+N_SIDE = 16  # HEALPix directions of possible axes, 3.7 degrees apart
+FRAME_SPACING_DEG = 4.0
+DISTINCT_DEG = 8.0
+N_OPERATORS, N_FEW = 12, 6
+N_CANDIDATES = 12
+N_FINALISTS = 4
+STRETCHES = (1.0, 3.0, 9.0)
+POINTS_COARSE, POINTS_FINE, POINTS_LAST = 1000, 2000, 10000
+
+
+def _plane(axis: Tensor, z: Tensor) -> Tensor:
+    """(y, x, 3) frequencies of one plane in x, y, z order, ``x >= 0``."""
+    y, x = torch.meshgrid(axis, axis[len(axis) // 2 :], indexing="ij")
+    return torch.stack([x, y, z.expand_as(x)], dim=-1)
+
+
+def symmetrise(accumulator: Accumulator, group: Tensor) -> Accumulator:
+    """Inserted images as if each had been inserted at all its poses ``g R``: the sum of ``old(g q)`` over the group.
+
+    A sum and not a mean, of data and squared transfer alike: every image counts as often as the particle has units. The
+    identity's share is taken as it is; the others are read from the padded grid by trilinear interpolation, as RELION does.
+    Beyond the Nyquist sphere the sum is zero. A group of one leaves the accumulator as it is.
+
+    Parameters
+    ----------
+    group : (g, 3, 3) with the identity first.
+    """
+    if len(group) == 1:
+        return accumulator
+    grid, box = accumulator.grid, accumulator.box
+    group = group.to(grid)
+    data, power = VolumeFT(grid[:2], box), VolumeFT(grid[2:].expand(2, -1, -1, -1), box)
+    axis = frequencies(grid.shape[1], grid.device, grid.dtype) * (box / (grid.shape[1] - 1))
+    total = torch.zeros_like(grid)
+    for z in range(len(axis)):
+        k = _plane(axis, axis[z])
+        inside = k.norm(dim=-1) <= box / 2
+        if not inside.any():
+            continue
+        copies = []
+        for part in k[inside].split(max(1, BLOCK // len(group))):
+            # the identity among them is read and not used: `sample` shares even numbers among threads
+            value = sample(data, part, group)[1:].sum(0)
+            copies.append(torch.stack([value.real, value.imag, sample(power, part, group).real[1:].sum(0)]))
+        total[:, z, inside] = grid[:, z, inside] + torch.cat(copies, dim=-1)
+    return Accumulator(total, box)
+
+
+def symmetrise_volume(volume: Tensor, group: Tensor, pad: int = 3) -> Tensor:
+    """Mean over the group (g, 3, 3) of ``V(g r)``, of a real map (n, n, n), by Fourier interpolation.
+
+    As in :func:`ace_em.metrics.alignment.turn_volume`, frequencies beyond the Nyquist sphere are dropped.
+    """
+    n = volume.shape[-1]
+    volume_ft, group = volume_to_ft(volume, pad), group.to(volume)
+    axis = frequencies(2 * (n // 2) + 1, volume.device, volume.dtype)
+    half = torch.zeros(len(axis), len(axis), n // 2 + 1, dtype=volume.dtype.to_complex(), device=volume.device)
+    for z in range(len(axis)):
+        k = _plane(axis, axis[z])
+        inside = k.norm(dim=-1) < n / 2
+        if inside.any():
+            parts = k[inside].split(max(1, BLOCK // len(group)))
+            half[z, inside] = torch.cat([sample(volume_ft, part, group).mean(0) for part in parts])
+    half = torch.fft.ifftshift(half[:n, :n], dim=(0, 1))
+    return torch.fft.fftshift(torch.fft.irfftn(half, s=(n, n, n)))
+
+
+@dataclass(frozen=True)
+class SymmetryAxes:
+    """Where a map has the axes of its group.
+
+    Attributes
+    ----------
+    frame : ``turn_volume(volume, frame)`` has the axes as RELION has them, and ``apply_frame`` carries the poses along.
+    correlation : Fourier correlation of the map with its copies under every operator but the identity, averaged over
+        shells 1 to ``band`` and over the operators. 1 is perfect symmetry.
+    """
+
+    frame: Frame
+    correlation: float
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A map's transform read at random points of its shells.
+
+    Attributes
+    ----------
+    k : (n, 3) points, as many in every shell, and ``shell`` (n,) of each, counted from 0.
+    weight : (n,) that gives every shell the same power and the whole the power 1.
+    """
+
+    volume_ft: VolumeFT
+    k: Tensor
+    shell: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def draw(volume_ft: VolumeFT, band: int, n_points: int, generator: torch.Generator) -> "_Probe":
+        shell = torch.arange(n_points) % band
+        direction = torch.nn.functional.normalize(torch.randn(n_points, 3, generator=generator), dim=-1)
+        k = direction * (shell + 0.5 + torch.rand(n_points, generator=generator))[:, None]
+        power = sample(volume_ft, k, torch.eye(3)).abs().square()
+        per_shell = torch.zeros(band).index_add_(0, shell, power)
+        return _Probe(volume_ft, k, shell, (band * per_shell.clamp(min=1e-30))[shell].rsqrt())
+
+    def weighted_by(self, fsc: Tensor) -> "_Probe":
+        """The same points, each shell with the signal-to-noise ratio of ``fsc`` (band,) and the area of a shell of the map."""
+        fsc = fsc.clamp(0.01, 0.95)
+        factor = fsc / (1 - fsc) * (torch.arange(len(fsc)) + 1).square()
+        return replace(self, weight=self.weight * (factor / factor.mean()).sqrt()[self.shell])
+
+    def read(self, rotation: Tensor, centre_px: Tensor) -> Tensor:
+        """(..., n) ``V_hat(B k)`` of the map moved so that ``centre_px`` (..., 3) lies at the origin; B (..., 3, 3)."""
+        angle = (2 * math.pi / self.volume_ft.box) * ((rotation.mT @ centre_px[..., None])[..., 0] @ self.k.T)
+        return sample(self.volume_ft, self.k, rotation) * torch.polar(self.weight.expand_as(angle), angle)
+
+    def shell_correlation(self, rotation: Tensor, centre_px: Tensor) -> Tensor:
+        """(..., band) correlation of the centred map with its copies turned by ``rotation`` (..., 3, 3)."""
+        one, other = self.read(torch.eye(3), centre_px), self.read(rotation, centre_px)
+        sums = torch.zeros(3, *other.shape[:-1], int(self.shell.max()) + 1)
+        products = torch.stack([(one * other.conj()).real, one.abs().square().expand_as(other.real), other.abs().square()])
+        sums.index_add_(-1, self.shell, products)
+        return sums[0] / (sums[1] * sums[2]).sqrt().clamp(min=1e-30)
+
+
+def find_axes(volume: Tensor, group: Tensor, band: float, generator: torch.Generator) -> SymmetryAxes:
+    """Where a map (n, n, n), reconstructed without symmetry, has the axes and the centre of a point group.
+
+    The correlation of the map with itself turned about every direction, by every angle of the group, is tabulated once
+    at low resolution; frames are ranked by the sum of the table over their axes; the best that differ are refined with
+    their centre, in rotation and position, first at low and then at full resolution. About the axis of ``Cn`` rotation and
+    position are free and stay as they fall.
+
+    Parameters
+    ----------
+    group : (g, 3, 3) with the identity first.
+    band : shell up to which the map is trusted.
+    """
+    if len(group) == 1:
+        return SymmetryAxes(Frame(torch.eye(3), False, torch.zeros(3)), 1.0)
+    n = volume.shape[-1]
+    band = max(3, min(math.floor(band), n // 2 - 2))
+    # beyond the band nothing is read
+    box = min(n, 2 * band + 4)
+    small = fourier_resize(volume.float().cpu(), box, 3)
+    volume_ft = volume_to_ft(small, pad=3 if box <= 96 else 2)
+    centre_px, radius_px = _centre_and_radius(small)
+    group = group.float().cpu()
+    some = group[1:][torch.randperm(len(group) - 1, generator=generator)[:N_OPERATORS]]
+    # a frame of the grid may be 4 degrees off: the particle's rim is then moved by a sixth of the shortest wavelength
+    coarse = min(band, max(5, round(2.5 * box / radius_px)))
+    probe = _Probe.draw(volume_ft, coarse, POINTS_COARSE, generator)
+    frames = _distinct(*_ranked_frames(probe, group, some, centre_px, generator), group)
+    frames, centres_px = _refine(probe, frames, centre_px.expand(len(frames), 3), some[:N_FEW], 6)
+    probe = _Probe.draw(volume_ft, band, POINTS_FINE, generator)
+    frames, centres_px = _refine(probe, frames[:N_FINALISTS], centres_px[:N_FINALISTS], some[:N_FEW], 4)
+    probe = _Probe.draw(volume_ft, band, POINTS_LAST, generator)
+    fsc = probe.shell_correlation(frames[0].T @ some @ frames[0], centres_px[0]).mean(0)
+    frames, centres_px = _refine(probe.weighted_by(fsc), frames[:1], centres_px[:1], some, 4)
+    rotation, centre_px = frames[0], centres_px[0]
+    correlation = torch.stack([probe.shell_correlation(rotation.T @ g @ rotation, centre_px).mean() for g in group[1:]])
+    return SymmetryAxes(Frame(rotation, False, rotation @ centre_px * (n / box)), correlation.mean().item())
+
+
+def _centre_and_radius(volume: Tensor) -> tuple[Tensor, float]:
+    """Centre of mass (3,) x, y, z of what is bright, in pixels from the centre, and the radius of a ball of its spread."""
+    axis = frequencies(volume.shape[-1])
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    position = torch.stack([x, y, z], dim=-1).view(-1, 3)
+    mass = (volume - 0.2 * volume.max()).clamp(min=0).flatten()
+    mass = mass / mass.sum().clamp(min=1e-30)
+    centre = mass @ position
+    variance = mass @ (position - centre).square().sum(-1)
+    return centre, max(2.0, (5 / 3 * variance.item()) ** 0.5)
+
+
+def _ranked_frames(
+    probe: _Probe, group: Tensor, some: Tensor, centre_px: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A grid of frames (m, 3, 3), one of each orbit, and the mean correlation (m,) under the operators ``some``."""
+    # down to the equator: turned about the opposite axis, the map and its copy change places
+    pixels = np.arange(healpy.nside2npix(N_SIDE) // 2 + 2 * N_SIDE)
+    direction = torch.as_tensor(np.stack(healpy.pix2vec(N_SIDE, pixels), axis=-1)).float()
+    rotvec = roma.rotmat_to_rotvec(some)
+    angle = rotvec.norm(dim=-1)
+    one = probe.read(torch.eye(3), centre_px)
+    frames = so3_grid(FRAME_SPACING_DEG, generator)
+    frames = frames[in_asymmetric_unit(frames, group)]
+    score = torch.zeros(len(frames))
+    for size in angle.mul(1e3).round().unique() / 1e3:
+        turns = roma.rotvec_to_rotmat(direction * size).split(max(1, BLOCK // len(probe.k)))
+        table = torch.cat([(probe.read(part, centre_px) * one.conj()).real.sum(-1) for part in turns])
+        for axis in (rotvec / angle[:, None])[(angle - size).abs() < 1e-3]:
+            # A^T g A turns about A^T axis
+            turned = axis @ frames
+            x, y, z = torch.where(turned[:, 2:] < 0, -turned, turned).numpy().T
+            score += table[torch.as_tensor(healpy.vec2pix(N_SIDE, x, y, z)).clamp(max=len(pixels) - 1)]
+    return frames, score / len(some)
+
+
+def _distinct(frames: Tensor, score: Tensor, group: Tensor) -> Tensor:
+    """The best frames (c, 3, 3) whose axes differ: ``A^T G A`` is another set of rotations."""
+    operators = (frames.mT[:, None] @ group[1:] @ frames[:, None]).flatten(-2)
+    least_trace = 1 + 2 * math.cos(math.radians(DISTINCT_DEG))
+    score = score.clone()
+    kept: list[int] = []
+    while len(kept) < N_CANDIDATES and score.max() > -math.inf:
+        best = int(score.argmax())
+        kept.append(best)
+        # of every operator the nearest one of the best frame, and of these the farthest
+        nearest = (operators @ operators[best].T).amax(-1).amin(-1)
+        score[nearest > least_trace] = -math.inf
+        score[best] = -math.inf
+    return frames[kept]
+
+
+def _refine(probe: _Probe, rotation: Tensor, centre_px: Tensor, some: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Levenberg-Marquardt on frames (c, 3, 3) and centres (c, 3), best first: what the map differs by from its copies."""
+    eye = torch.eye(3).expand(len(rotation), 1, 3, 3)
+    steps = torch.tensor([0.01] * 3 + [0.1] * 3)
+
+    def moved(change: Tensor) -> tuple[Tensor, Tensor]:
+        return rotation @ roma.rotvec_to_rotmat(change[:, :3]), centre_px + change[:, 3:]
+
+    def residual(rotation: Tensor, centre_px: Tensor) -> Tensor:
+        turns = torch.cat([eye, rotation.mT[:, None] @ some @ rotation[:, None]], dim=1)
+        values = probe.read(turns, centre_px[:, None].expand(-1, turns.shape[1], 3))
+        return torch.view_as_real(values[:, 1:] - values[:, :1]).flatten(1)
+
+    damping = torch.full((len(rotation),), 1e-2)
+    now = residual(rotation, centre_px)
+    for _ in range(n_steps):
+        # both sides: noise decorrelates with any step, which one side alone would take for a slope
+        ahead, behind = (
+            torch.stack([residual(*moved(step.expand(len(rotation), 6))) for step in torch.diag(way)], dim=1)
+            for way in (steps, -steps)
+        )
+        jacobian = (ahead - behind) / (2 * steps[:, None])
+        hessian = jacobian @ jacobian.mT
+        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+        # what is free leaves no slope: its own curvature cannot damp it
+        damped = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-4 * diagonal.amax(-1, keepdim=True))
+        change = -torch.linalg.solve(damped, jacobian @ now[..., None])[..., 0]
+        # noise has slopes of its own: the curvature seems larger than it is, and the step comes out too short
+        tried = [moved(stretch * change) for stretch in STRETCHES]
+        left = torch.stack([now, *(residual(*state) for state in tried)])
+        pick = left.square().sum(-1).argmin(0)
+        row = torch.arange(len(rotation))
+        rotation = torch.stack([rotation, *(turned for turned, _ in tried)])[pick, row]
+        centre_px = torch.stack([centre_px, *(centre for _, centre in tried)])[pick, row]
+        now = left[pick, row]
+        damping = torch.where(pick > 0, damping / 5, damping * 10).clamp(1e-4, 1e4)
+    order = now.square().sum(-1).argsort()
+    return rotation[order], centre_px[order]
