@@ -71,25 +71,35 @@ def _scale_bar(axes: "Axes", box: int, pixel_size_angstrom: float) -> None:
     axes.text(start, y + 0.03 * box, f"{length:g} Å", color="white", fontsize=11, va="bottom")
 
 
-def map_figure(volume: Map) -> bytes:
-    """Central slices across and projections along x, y and z."""
+def map_figure(volume: Map, sharp: Map | None, made: str = "sharpened") -> bytes:
+    """Central slices across x, y and z of the map and of its sharpened version; projections, of the latter where there is one.
+
+    ``made`` says in a word what was done to the sharpened map.
+    """
     import matplotlib
 
-    density, centre = volume.volume, volume.volume.shape[0] // 2
-    rows = {
-        "slice": [density.take(centre, axis) for axis in (2, 1, 0)],
-        "projection": [density.sum(axis) for axis in (2, 1, 0)],
-    }
+    best = (volume if sharp is None else sharp).volume
+    rows = {"slice at": _slices(volume.volume)}
+    if sharp is not None:
+        rows[f"{made}, at"] = _slices(best)
+    rows["projection along"] = [best.sum(axis) for axis in (2, 1, 0)]
     with matplotlib.rc_context(PICTURE):
-        figure = new_figure((5.6, 4.1))
-        panels = figure.subplots(2, 3)
-        for line, (word, images) in zip(panels, rows.items(), strict=True):
+        figure = new_figure((5.6, 2.05 * len(rows)))
+        panels = figure.subplots(len(rows), 3)
+        for line, (words, images) in zip(panels, rows.items(), strict=True):
             low, high = np.percentile(np.stack(images), [0.5, 99.8])
+            # sharpening digs troughs, beside which the empty outside of the mask would be grey
+            low = 0.0 if words.startswith(made) else float(low)
             for axes, image, letter in zip(line, images, "xyz", strict=True):
-                _show(axes, image, float(low), float(high))
-                axes.set_title(f"{word} {'at' if word == 'slice' else 'along'} {letter}")
-        _scale_bar(panels[0, 0], density.shape[0], volume.pixel_size_angstrom)
+                _show(axes, image, low, float(high))
+                axes.set_title(f"{words} {letter}")
+        _scale_bar(panels[0, 0], volume.volume.shape[0], volume.pixel_size_angstrom)
         return png(figure)
+
+
+def _slices(density: np.ndarray) -> list[np.ndarray]:
+    """Planes through the centre of (n, n, n) ``density``, across x, y and z."""
+    return [density.take(density.shape[0] // 2, axis) for axis in (2, 1, 0)]
 
 
 def smoothed_views(rotation: Tensor, spread_deg: float, n_side: int = 16) -> np.ndarray:

@@ -25,10 +25,31 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """Half-map FSC: ``frequency_per_angstrom`` and ``fsc``, both (n,), shell by shell from shell 0."""
+    """Half-map FSC, every array (n,), shell by shell from shell 0.
+
+    Attributes
+    ----------
+    fsc : inside the ball, without a mask.
+    masked, randomised, corrected : inside the mask, there with random phases, and the one corrected for the other; None where
+        the table has no such column.
+    """
 
     frequency_per_angstrom: np.ndarray
     fsc: np.ndarray
+    masked: np.ndarray | None = None
+    randomised: np.ndarray | None = None
+    corrected: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the two half-sets had in common at the outset: a map cut at ``cut_angstrom``.
+
+    Its soft edge and the outline of the ball carry agreement a few shells further, to ``reach_angstrom``, even for noise.
+    """
+
+    cut_angstrom: float
+    reach_angstrom: float
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ class RunFiles:
 
     Attributes
     ----------
+    map, sharp : volume.mrc, and volume_sharp.mrc, which earlier versions did not write.
     metrics : the objects of metrics.jsonl, in order.
     config_text, config : config.yaml as it stands, and parsed (empty when it is not a mapping).
     table : poses.star without its images; ``particles`` is the same rows with their images, where these were found.
@@ -53,6 +75,7 @@ class RunFiles:
 
     path: Path
     map: Map | None
+    sharp: Map | None
     curve: Curve | None
     metrics: tuple[Record, ...]
     config_text: str | None
@@ -65,6 +88,12 @@ class RunFiles:
     def stage(self, name: str) -> list[Record]:
         """The records of a stage, in the order logged."""
         return [record for record in self.metrics if record.get("stage") == name]
+
+    @property
+    def symmetry(self) -> str:
+        """Name of the point group that the run imposes."""
+        groups = [record.get("group") for record in self.stage("symmetry")]
+        return str(groups[-1] if groups else self.config.get("symmetry", "C1")).upper()
 
     def problem(self, file: str) -> str | None:
         """What is wrong with a file."""
@@ -82,6 +111,14 @@ def number(record: Record | None, key: str) -> float:
 def column(records: Sequence[Record], key: str) -> np.ndarray:
     """(n,) numbers of a key, NaN where it is absent."""
     return np.array([number(record, key) for record in records], dtype=np.float64)
+
+
+def by_start(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of each random start, in the order logged; under '' those of no one start."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(str(record.get("start", "")), []).append(record)
+    return groups
 
 
 def rotations(table: ParticleTable) -> Tensor:
@@ -107,6 +144,7 @@ def read_run(run: Path) -> RunFiles:
         return None
 
     volume = attempt("volume.mrc", _read_map)
+    sharp = attempt("volume_sharp.mrc", _read_map) if (run / "volume_sharp.mrc").exists() else None
     for file in ("half1.mrc", "half2.mrc"):
         if not (run / file).is_file():
             problems.append((file, "not there"))
@@ -125,7 +163,7 @@ def read_run(run: Path) -> RunFiles:
             particles = _open_images(run, table, config.get("particles"))
         except (InputError, OSError, ValueError) as error:
             problems.append(("particle images", str(error)))
-    return RunFiles(run, volume, curve, metrics, text, config, evaluation, table, particles, tuple(problems))
+    return RunFiles(run, volume, sharp, curve, metrics, text, config, evaluation, table, particles, tuple(problems))
 
 
 def _read_map(path: Path) -> Map:
@@ -136,12 +174,19 @@ def _read_map(path: Path) -> Map:
 
 
 def _read_curve(path: Path) -> Curve:
+    names = ("frequency_per_angstrom", "fsc", "fsc_masked", "fsc_randomised", "fsc_corrected")
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [(float(row["frequency_per_angstrom"]), float(row["fsc"])) for row in csv.DictReader(file)]
+        table = csv.DictReader(file)
+        present = [name for name in names if name in (table.fieldnames or ())]
+        if present[:2] != list(names[:2]):
+            raise InputError(f"expected columns {names[0]} and {names[1]}")
+        # a row cut short has None where it ends
+        rows = [[float(row[name] or "nan") for name in present] for row in table]
     values = np.array(rows, dtype=np.float64)
-    if len(rows) < 3 or not np.isfinite(values).all():
+    if len(rows) < 3 or not np.isfinite(values[:, :2]).all():
         raise InputError(f"{len(rows)} shells, expected at least 3 with finite values")
-    return Curve(values[:, 0], values[:, 1])
+    found = dict(zip(present, values.T, strict=True))
+    return Curve(values[:, 0], values[:, 1], *(found.get(name) for name in names[2:]))
 
 
 def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str | None]:

@@ -17,7 +17,9 @@ h2 { margin: 0 0 .6rem; font-size: 1.05rem; }
 .outcome { margin: 0 0 .5rem; padding: .7rem 1rem; background: var(--card); border-left: 5px solid; border-radius: 4px;
   font-size: 1.12rem; }
 .good { border-color: var(--good); } .bad { border-color: var(--bad); } .open { border-color: var(--open); }
-.message { margin: 0 0 .5rem; color: var(--soft); }
+.outcome p { margin: 0; }
+.outcome .message { margin-top: .3rem; color: var(--soft); font-size: .95rem; }
+.bad p:first-child { font-weight: 600; } .bad .message { color: var(--text); font-size: 1.05rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.2rem, 1fr)); gap: .6rem; margin: .8rem 0; }
 .tiles div { padding: .5rem .8rem; background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
 .tiles dt { color: var(--soft); font-size: .8rem; }
@@ -37,6 +39,7 @@ figcaption, .absent { margin-top: .6rem; color: var(--soft); font-size: .88rem; 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }
 td { padding-right: 0; min-width: 5.5rem; overflow-wrap: break-word; }
+code { white-space: nowrap; font-size: .95em; }
 summary { cursor: pointer; font-weight: 600; }
 pre { margin: .8rem 0 0; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
 @media (max-width: 760px) { body { padding: .7rem; }

@@ -1,0 +1,148 @@
+"""The figures of the page, each in a card with its caption."""
+
+import base64
+import math
+from collections.abc import Callable
+from html import escape
+
+from ace_em.errors import InputError
+from ace_em.maths.point_group import point_group
+from ace_em.report.charts import fsc_figure, loss_figure
+from ace_em.report.figures import map_figure, triplet_figure, view_figure
+from ace_em.report.rounds import Rounds, round_figure
+from ace_em.report.run_files import RunFiles, column, number, rotations
+from ace_em.report.sentences import Summary, last, shared
+from ace_em.report.triplets import MAX_BOX, make_triplets
+
+LOW_PASS_ANGSTROM = 20.0
+
+
+def figure_cards(run: RunFiles, summary: Summary) -> list[str]:
+    """The figures of the page from top to bottom; one that cannot be made leaves a card that says why."""
+    return [
+        _card("The map", "picture", "central slices and projections of the map", lambda: _map(run)),
+        _card("Resolution", "chart", "Fourier shell correlation of the half-maps", lambda: _fsc(run, summary)),
+        _card("Views", "picture", "distribution of viewing directions", lambda: _views(run)),
+        _card("Stage 1: losses", "chart", "image loss and PIP loss over steps", lambda: _losses(run)),
+        _card("Poses, round by round", "chart", "pose change, stable share, resolution, signal explained", lambda: _rounds(run)),
+        _card("Images and predictions", "picture tall", "input, predicted, clean projection", lambda: _triplets(run)),
+    ]
+
+
+def _card(title: str, kind: str, alt: str, make: Callable[[], tuple[bytes, str]]) -> str:
+    heading = f"<h2>{escape(title)}</h2>"
+    try:
+        png, caption = make()
+    except (InputError, OSError, ValueError) as error:
+        return f"<section class='card {kind}'>{heading}<p class='absent'>Not shown: {escape(str(error))}</p></section>"
+    source = base64.b64encode(png).decode("ascii")
+    image = f'<img src="data:image/png;base64,{source}" alt="{escape(alt)}">'
+    return f"<section class='card {kind}'>{heading}<figure>{image}<figcaption>{escape(caption)}</figcaption></figure></section>"
+
+
+def _absent(run: RunFiles, file: str) -> InputError:
+    return InputError(run.problem(file) or f"{file} is not there")
+
+
+def _map(run: RunFiles) -> tuple[bytes, str]:
+    if run.map is None:
+        raise _absent(run, "volume.mrc")
+    caption = "Density is white. Seen along x: y to the right, z up; along y: x right, z up; along z: x right, y up."
+    if run.sharp is not None:
+        end = last(run.stage("end"))
+        note, made = str(end.get("b_factor_note") or ""), "masked" if number(end, "b_factor") == 0 else "sharpened"
+        caption = (
+            f"Top: volume.mrc, whose solvent shows the noise. Below: volume_sharp.mrc, weighted by the FSC, masked and, where "
+            f"that could be measured, sharpened. {note} {caption}"
+        )
+        return map_figure(run.map, run.sharp, made), caption
+    return map_figure(run.map, None), caption
+
+
+def _fsc(run: RunFiles, summary: Summary) -> tuple[bytes, str]:
+    if run.curve is None:
+        raise _absent(run, "fsc.csv")
+    truth = (run.evaluation or {}).get("fsc_truth")
+    truth = column([{"fsc": value} for value in truth], "fsc") if isinstance(truth, list) and truth else None
+    caption = f"Half-map FSC in the ball around the particle: {_where(summary.crossings)}."
+    if summary.corrected_crossings:
+        caption += (
+            f" Inside the mask, corrected by phase randomisation: {_where(summary.corrected_crossings)}. The curve of randomised "
+            "phases is what the mask alone would give."
+        )
+    common = shared(run)
+    if common is not None:
+        caption += (
+            f" Grey: both halves began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge and the "
+            f"ball's outline carry agreement to about {common.reach_angstrom:.3g} Å. Finer than that they share nothing."
+        )
+    caption += " Black, dashed: the map against the known truth." if truth is not None else ""
+    return fsc_figure(run.curve, summary.crossings, truth, common), caption
+
+
+def _where(crossings: dict[float, float]) -> str:
+    parts = [
+        f"{threshold:g} at {angstrom:.3g} Å" if math.isfinite(angstrom) else f"above {threshold:g} to the last shell"
+        for threshold, angstrom in crossings.items()
+    ]
+    return "; ".join(parts)
+
+
+def _views(run: RunFiles) -> tuple[bytes, str]:
+    if run.table is None:
+        raise _absent(run, "poses.star")
+    # a particle with symmetry is seen from all of an image's equivalent views at once
+    group = point_group(run.symmetry)
+    rotation = (group[:, None] @ rotations(run.table).double()).flatten(0, 1)
+    # some 25 views count at every point, so that chance alone makes it vary by a fifth
+    spread = min(max(math.degrees(5 / len(rotation) ** 0.5), 5.0), 25.0)
+    caption = f"Viewing directions in the map's own frame (Mollweide, equal areas), each spread over {spread:.0f}°."
+    if len(group) > 1:
+        caption += f" Every image counts at its {len(group)} equivalent views in {run.symmetry}."
+    return view_figure(rotation, spread), caption
+
+
+def _losses(run: RunFiles) -> tuple[bytes, str]:
+    records = run.stage("ace")
+    if not records:
+        raise InputError("metrics.jsonl has no entry of stage 1")
+    caption = (
+        "The image loss counts more frequencies as the run goes on, so it need not fall. A PIP loss that stays high means "
+        "that the map has no features to tell views apart."
+    )
+    return loss_figure(records), caption
+
+
+def _rounds(run: RunFiles) -> tuple[bytes, str]:
+    survey = last(run.stage("survey"))
+    box_angstrom = number(survey, "box") * number(survey, "pixel_size_angstrom")
+    rounds = Rounds(run.stage("explore"), run.stage("search"), run.stage("refine"), run.stage("start"), box_angstrom)
+    if not rounds.phases:
+        raise InputError("metrics.jsonl has no rounds yet")
+    caption = "From the top: how far the median pose turned in a round; share of poses that hardly turned; half-map FSC 0.143"
+    if rounds.explore:
+        caption += (
+            " (no claim while exploring, whose halves share a reference); share of the signal that the map explains, where more "
+            "than 100 % means that it fits noise. Exploring takes a fresh subset of the images each round, search and "
+            "refinement all of them in two half-sets"
+        )
+    if rounds.search or rounds.refine:
+        caption += ". Pixels: the working box; a dotted upright where it changes"
+    return round_figure(rounds), f"{caption}."
+
+
+def _triplets(run: RunFiles) -> tuple[bytes, str]:
+    if run.map is None:
+        raise _absent(run, "volume.mrc")
+    if run.particles is None:
+        raise _absent(run, "particle images")
+    contrast = last(run.stage("survey")).get("contrast", run.config.get("contrast"))
+    sign = -1.0 if contrast == "black" else 1.0
+    shown = make_triplets(run.particles, run.map, sign, LOW_PASS_ANGSTROM)
+    box = run.map.volume.shape[0]
+    caption = (
+        f"Particles spread evenly over the set, not chosen by eye. Input: protein white, low-passed at {LOW_PASS_ANGSTROM:g} Å "
+        "for display. Predicted: the map at the particle's pose, with CTF and shift; r is its correlation with the input. "
+        "Clean projection: without CTF and shift. Each picture has its own grey scale."
+    )
+    return triplet_figure(shown, run.map.pixel_size_angstrom * box / min(box, MAX_BOX)), caption

@@ -1,0 +1,101 @@
+"""What the report's figures show: that it is the run's, where it is due."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import healpy
+import numpy as np
+import pytest
+import roma
+import torch
+from matplotlib.figure import Figure
+
+from ace_em.report.charts import fsc_figure
+from ace_em.report.figures import nice_length, png, smoothed_views
+from ace_em.report.page import render
+from ace_em.report.rounds import Rounds, round_figure
+from ace_em.report.run_files import read_run
+from ace_em.report.sentences import shared
+from ace_em.report.triplets import make_triplets
+
+
+def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr("ace_em.report.cards.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
+    assert "Every image counts at its 4 equivalent views in D2." in render(read_run(run))
+    views = seen[0].unflatten(0, (4, -1))[..., 2]
+    signs = (views / views[0]).round().long()
+    assert signs.unique(dim=1).shape[1] == 1
+    assert {tuple(s) for s in signs[:, 0].tolist()} == {(1, 1, 1), (-1, -1, 1), (1, -1, -1), (-1, 1, -1)}
+
+
+def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure:
+    """The figure behind a picture."""
+    made: list[Figure] = []
+    for module in ("rounds", "charts"):
+        monkeypatch.setattr(f"ace_em.report.{module}.png", lambda figure: made.append(figure) or png(figure))
+    make()
+    return made[0]
+
+
+def test_rounds_stand_in_columns_in_the_order_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = read_run(run)
+    rounds = Rounds(files.stage("explore"), files.stage("search"), files.stage("refine"), files.stage("start"), 192.0)
+    panels = _drawn(monkeypatch, lambda: round_figure(rounds)).axes
+    columns = {axes.get_title(): axes.get_position().x0 for axes in panels if axes.get_title()}
+    assert list(columns) == ["exploring", "search", "refinement"] == sorted(columns, key=lambda name: columns[name])
+    explained = next(axes for axes in panels if axes.get_ylabel() == "explained (%)")
+    diamonds = {line.get_xydata()[0, 1]: line.get_color() for line in explained.lines if line.get_marker() == "D"}
+    assert sorted(diamonds) == pytest.approx([43.0, 86.0]) and len(set(diamonds.values())) == 2
+    assert all(line.get_xydata()[0, 0] == 2 for line in explained.lines if line.get_marker() == "D")
+
+
+@pytest.mark.parametrize("phases", [("explore",), ("search",), ("refine",), ("search", "refine"), ("explore", "search")])
+def test_rounds_of_an_older_or_unfinished_run_are_drawn(run: Path, phases: tuple[str, ...]) -> None:
+    """Earlier versions searched from every start and did not explore; nothing may have moved, or boxes be unknown."""
+    still = {"stable": 1.0, "moved_median_deg": 0.0, "band_angstrom": 20.0}
+    records = [{"stage": phase, "start": start} | still for phase in phases for start in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # the words beside a picture; a card without one has none
+    assert "pose change, stable share" in render(read_run(run))
+
+
+def test_every_fsc_curve_and_the_shared_band_are_drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = read_run(run)
+    assert files.curve is not None
+    curve, common = files.curve, shared(files)
+    figure = _drawn(monkeypatch, lambda: fsc_figure(curve, {0.143: float("nan"), 0.5: 19.2}, None, common))
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    for name, values in (("no mask", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
+        assert lines[name].get_ydata() == pytest.approx(values[1:])
+    assert lines["masked, phases randomised"].get_xdata() == pytest.approx(curve.frequency_per_angstrom[1:])
+    uprights = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1 < len(line.get_xdata())]
+    assert uprights == pytest.approx([1 / 20])
+    assert any("shared below this" in text.get_text() for text in figure.axes[0].texts)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_predictions_match_images_made_from_turned_atoms(finished: Path, sign: float) -> None:
+    files = read_run(finished / "run")
+    assert files.particles is not None and files.map is not None
+    triplets = make_triplets(files.particles, files.map, sign, 12.0)
+    assert [t.row for t in triplets] == [1, 6, 11, 15, 20]
+    # wrong shifts, CTF or rotations give less than 0.7
+    assert all(sign * t.correlation > 0.93 for t in triplets), [t.correlation for t in triplets]
+    assert all(t.clean.shape == (32, 32) for t in triplets)
+
+
+def test_smoothed_views_are_one_when_uniform_and_peak_where_all_look() -> None:
+    uniform = roma.random_rotmat(20000, generator=torch.Generator().manual_seed(0))
+    assert smoothed_views(uniform, 15.0) == pytest.approx(1.0, abs=0.25)
+    one = uniform[:1].expand(50, 3, 3)
+    density = smoothed_views(one, 10.0)
+    assert density.mean() == pytest.approx(1.0, abs=0.02)
+    peak = np.array(healpy.pix2vec(16, int(density.argmax())))
+    assert peak @ one[0, :, 2].numpy() > 0.995
+
+
+@pytest.mark.parametrize(("extent", "length"), [(100.0, 20.0), (416.0, 100.0), (150.0, 50.0), (3.0, 1.0)])
+def test_scale_bars_are_round_lengths(extent: float, length: float) -> None:
+    assert nice_length(extent) == length
