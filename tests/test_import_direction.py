@@ -26,11 +26,14 @@ RANK = {
     "refinement": 6,
     "run_folder": 6,
     "plan": 6,
-    "pipeline": 7,
-    "fsc_command": 7,
-    "evaluation": 7,
-    "cli": 8,
-    "__main__": 9,
+    "run_log": 7,
+    "verdict": 7,
+    "results": 8,
+    "pipeline": 9,
+    "fsc_command": 9,
+    "evaluation": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 NEIGHBOURS_ALLOWED = {("simulation", "data"), ("report", "data")}
 

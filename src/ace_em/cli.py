@@ -13,6 +13,7 @@ from ace_em import __version__
 from ace_em.config import RunConfig, SimulationConfig
 from ace_em.errors import InputError
 
+NOT_CONVERGED = 3
 INTERRUPTED = 130
 
 
@@ -81,8 +82,8 @@ def run_reconstruct(args: Namespace) -> int:
     config = RunConfig(**_fields(args, RunConfig))
     from ace_em.pipeline import reconstruct
 
-    reconstruct(Path(args.particles), Path(args.output), config, args.overwrite)
-    return 0
+    verdict = reconstruct(Path(args.particles), Path(args.output), config, args.overwrite)
+    return 0 if verdict.converged else NOT_CONVERGED
 
 
 def run_evaluate(args: Namespace) -> int:
@@ -155,7 +156,8 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, 2 (input or option wrong), 1 (anything else) or 130 (interrupted)."""
+    """Entry point; exits with 0, 3 (a run that did not converge), 2 (input or option wrong), 1 (anything else) or 130
+    (interrupted)."""
     # idle OpenMP threads that spin starve others on a shared machine; must be set before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(_run(list(sys.argv[1:] if argv is None else argv)))

@@ -102,7 +102,7 @@ class AceConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Stage 2: rounds of exhaustive pose search and back-projection."""
+    """Stage 2: exhaustive pose search, first exploring on random subsets, then of all images in two half-sets."""
 
     first_band: float = 6.0
     """the first round counts frequencies up to this, in cycles per diameter"""
@@ -114,29 +114,40 @@ class SearchConfig:
     """images in such a subset"""
     explored: float = 0.93
     """exploring ends early when the map explains this share of the signal and gains no more"""
-    max_rounds: int = 12
-    """most rounds on all images after that, even if poses still move"""
+    held_out: int = 400
+    """images kept out of exploring (a fifth of all at most): how well the map explains them decides between starts"""
+    tolerance: float = 0.05
+    """a start whose map explains less of the held-out images' signal than the noise lets the right map explain, less this
+    share, is poor: another is tried"""
+    shortfall: float = 0.2
+    """a run whose map falls short of that by more than this share has not converged"""
+    least_z: float = 5.0
+    """nor has one whose map beats a map of random phases by fewer standard errors than this"""
     spacing: float = 1.5
     """distance of orientations in the grid, in units of 1 rad over the band"""
     shift: float = 0.08
     """radius of the shift grid about an image's last shift, in diameters"""
     shift_step: float = 0.04
     """its step, in diameters"""
+    top_k: int = 4
+    """orientations per image that local steps are tried from"""
     local_steps: int = 3
     """Gauss-Newton steps after each search"""
+    shared_band: float = 4.5
+    """the two half-sets start from the explored map cut at this, in cycles per diameter; nothing finer is shared"""
+    max_rounds: int = 8
+    """most rounds on all images"""
     stable_deg: float = 10.0
     """a pose is stable when a round on all images moved it by less than this"""
     stable_share: float = 0.97
-    """stop when this share of the poses is stable"""
+    """stop when this share of the poses is stable and the half-maps no longer gain"""
     settled_share: float = 0.7
-    """a start that ends with fewer stable poses than this has not settled"""
-    settled_explained: float = 0.9
-    """nor has one whose map explains less than this of the images' power above the noise; another start is tried"""
+    """fewer stable poses than this at the end, and the run has not converged"""
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Stage 3: two independent half-sets, refined by Gauss-Newton steps as the band grows."""
+    """Stage 3: the two half-sets, refined by Gauss-Newton steps as band and box grow."""
 
     local_steps: int = 3
     """Gauss-Newton steps per round"""
@@ -144,6 +155,12 @@ class RefineConfig:
     """rounds per box"""
     stable_deg: float = 0.5
     """a box is done when the median pose moved by less than this and the band no longer grows"""
+    defocus: bool = False
+    """fit every particle's defocus at the full box, in two passes"""
+    defocus_range: float = 1600.0
+    """how far from the file's defocus is looked, Angstrom"""
+    defocus_sd: float = 400.0
+    """prior spread of the defocus error, Angstrom"""
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,12 @@ class RunConfig:
     """box of the final maps in pixels; 0: that of the images, 128 at most"""
     starts: int = 3
     """how many random starts are tried at most before the best is taken"""
+    symmetry: str = "C1"
+    """point group (Cn, Dn, T, O, I; RELION's axes), used after a start without it"""
+    flip_hand: bool = False
+    """write the mirror image, maps and poses together: images alone do not tell the hand"""
+    b_factor: float | None = None
+    """B factor in Angstrom^2 (negative sharpens) for volume_sharp.mrc; none: measured"""
     ace: AceConfig = field(default_factory=AceConfig)
     """stage 1"""
     search: SearchConfig = field(default_factory=SearchConfig)

@@ -11,6 +11,7 @@ from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, survey
 from ace_em.errors import InputError
+from ace_em.maths.point_group import point_group
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.progress import Reporter, clock
 
@@ -29,6 +30,7 @@ class Plan:
     boxes: list[int]
     device: str
     threads: int
+    group: Tensor
 
     @property
     def box_angstrom(self) -> float:
@@ -45,6 +47,14 @@ class Plan:
 def free_threads() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def group_of(name: str) -> Tensor:
+    """The point group of ``--symmetry``, (g, 3, 3)."""
+    try:
+        return point_group(name).float()
+    except ValueError as error:
+        raise InputError(f"--symmetry {name}: {error}") from error
 
 
 def choose_device(name: str) -> str:
@@ -76,6 +86,7 @@ def _largest_prime_factor(n: int) -> int:
 
 def check(config: RunConfig) -> None:
     """Refuse settings that make no run."""
+    group_of(config.symmetry)
     ace, search, refinement = config.ace, config.search, config.refine
     rules = {
         "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
@@ -89,7 +100,11 @@ def check(config: RunConfig) -> None:
         "ace.first_band": (ace.first_band, 0 < ace.first_band <= ace.last_band, "more than 0, and ace.last_band at most"),
         "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to search.last_band"),
         "search.spacing": (search.spacing, search.spacing > 0.2, "more than 0.2"),
+        "search.explore_rounds": (search.explore_rounds, search.explore_rounds >= 1, "1 or more"),
         "search.explore_images": (search.explore_images, search.explore_images >= 2, "2 or more"),
+        "search.held_out": (search.held_out, search.held_out >= 10, "10 or more"),
+        "search.top_k": (search.top_k, 1 <= search.top_k <= 100, "1 to 100"),
+        "search.shared_band": (search.shared_band, search.shared_band >= 2, "2 or more"),
         "search.max_rounds": (search.max_rounds, search.max_rounds >= 1, "1 or more"),
         "search.shift_step": (search.shift_step, search.shift_step > 0, "more than 0"),
         "refine.max_rounds": (refinement.max_rounds, refinement.max_rounds >= 1, "1 or more"),
@@ -117,7 +132,8 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     if not 16 <= final <= particles.box:
         raise InputError(f"--final_box {final}: expected 16 to {particles.box}, the box of the images")
     middle = [b for b in (64,) if working < b < final]
-    return Plan(particles, look, diameter, working, [*middle, final], choose_device(config.device), threads)
+    boxes = [*middle, final]
+    return Plan(particles, look, diameter, working, boxes, choose_device(config.device), threads, group_of(config.symmetry))
 
 
 def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:

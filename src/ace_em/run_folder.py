@@ -13,13 +13,13 @@ from torch import Tensor
 from ace_em.data.atomic import replace_atomically
 from ace_em.data.mrc import write_volume
 from ace_em.data.particles import Particles
-from ace_em.data.star import with_poses, write_star
+from ace_em.data.star import with_defocus_offset, with_poses, write_star
 from ace_em.errors import InputError
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
 FILES = (
     *("metrics.jsonl", "config.yaml", "poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "checkpoint.pt"),
-    *("evaluation.json", "report.html"),
+    *("volume_sharp.mrc", "mask.mrc", "evaluation.json", "report.html"),
 )
 
 
@@ -89,21 +89,30 @@ class RunFolder:
         for name, volume in maps.items():
             write_volume(self.path / f"{name}.mrc", volume.cpu().numpy(), pixel_size_angstrom)
 
-    def write_fsc(self, fsc: Tensor, pixel_size_angstrom: float) -> None:
-        """Half-map FSC as a table."""
-        box_angstrom = 2 * (len(fsc) - 1) * pixel_size_angstrom
+    def write_fsc(self, curves: dict[str, Tensor], pixel_size_angstrom: float) -> None:
+        """Curves by name, (n // 2 + 1,) each, as the columns of a table."""
+        n_shells = len(next(iter(curves.values())))
+        box_angstrom = 2 * (n_shells - 1) * pixel_size_angstrom
         with replace_atomically(self.path / "fsc.csv") as temporary, open(temporary, "w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", "fsc"])
-            for shell, value in enumerate(fsc.tolist()):
+            table.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", *curves])
+            for shell in range(n_shells):
                 resolution = f"{box_angstrom / shell:.3f}" if shell else "inf"
-                table.writerow([shell, f"{shell / box_angstrom:.6f}", resolution, f"{value:.5f}"])
+                values = [f"{curve[shell].item():.5f}" for curve in curves.values()]
+                table.writerow([shell, f"{shell / box_angstrom:.6f}", resolution, *values])
 
-    def write_poses(self, particles: Particles, pose: Pose, half_set: np.ndarray) -> None:
-        """Every column of the input as it was, with angles, origins and half-sets; ``pose`` in pixels of the images."""
+    def write_poses(
+        self, particles: Particles, pose: Pose, half_set: np.ndarray, defocus_offset_angstrom: np.ndarray | None = None
+    ) -> None:
+        """Every column of the input as it was, with angles, origins and half-sets; ``pose`` in pixels of the images.
+
+        With a ``defocus_offset_angstrom`` (N,) the defocus columns are moved by it.
+        """
         angles = rotmat_to_relion_angles(pose.rotation.double()).numpy()
         origin = -pose.shift_px.flip(-1).double().numpy() * particles.pixel_size_angstrom
         table = with_poses(particles.table, angles, origin, half_set, particles.pixel_size_angstrom)
+        if defocus_offset_angstrom is not None:
+            table = with_defocus_offset(table, defocus_offset_angstrom)
         write_star(self.poses, table)
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:

@@ -181,6 +181,14 @@ def with_poses(
     return replace(table, particles=particles)
 
 
+def with_defocus_offset(table: ParticleTable, offset_angstrom: np.ndarray) -> ParticleTable:
+    """The same table with an offset (N,) added to rlnDefocusU and rlnDefocusV."""
+    particles = table.particles.copy()
+    for name in ("rlnDefocusU", "rlnDefocusV"):
+        particles[name] = [f"{value:.6f}" for value in numeric_column(table, name) + offset_angstrom]
+    return replace(table, particles=particles)
+
+
 def _optics_rows(table: ParticleTable, optics: pd.DataFrame) -> np.ndarray:
     """Row of the optics table of each particle, (N,) int64."""
     for where, frame in (("data_optics", optics), (f"data_{table.particle_block}", table.particles)):

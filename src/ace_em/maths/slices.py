@@ -6,6 +6,7 @@ by it first. Only ``x >= 0`` of the transform is stored (a real volume's transfo
 x is read at its Hermitian partner and conjugated.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -118,17 +119,26 @@ def insert_slices(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotati
     -------
     (3, P + 1, P + 1, P / 2 + 1): real part, imaginary part, weight.
     """
-    points, sign = _grid_points(half_plane.box, half_plane.k, rotation)
     size = padded_box
-    empty = torch.zeros(1, 3, size + 1, size + 1, size // 2 + 1, dtype=weights.dtype, device=weights.device)
-    groups = torch.get_num_threads() if empty.device.type == "cpu" and len(points) % torch.get_num_threads() == 0 else 1
-    inserted = torch.stack([values.real, values.imag * sign, weights]).view(3, groups, 1, -1, len(half_plane))
-    # the adjoint of interpolation is its own backward pass
-    with torch.enable_grad():
-        empty.requires_grad_()
-        grid = points.detach().view(groups, 1, -1, len(half_plane), 3)
-        read = F.grid_sample(empty.expand(groups, -1, -1, -1, -1), grid, align_corners=True)
-        return torch.autograd.grad(read, empty, inserted.movedim(1, 0))[0][0]
+    points = half_plane.k @ rotation[..., :, :2].mT
+    sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points.dtype)
+    x, y, z = (points * sign[..., None] * (size / half_plane.box)).view(-1, 3).T
+    y, z = y + size // 2, z + size // 2
+    floor = [axis.floor() for axis in (x, y, z)]
+    width, height = size // 2 + 1, size + 1
+    first = (floor[2].long() * height + floor[1].long()) * width + floor[0].long()
+    # the weights of the lower and the upper neighbour along each axis
+    x_weights, y_weights, z_weights = ((1 - (axis - low), axis - low) for axis, low in zip((x, y, z), floor, strict=True))
+    inserted = (values.real.reshape(-1), (values.imag * sign).reshape(-1), weights.reshape(-1))
+    # room for upper neighbours beyond the last plane, row and voxel, whose weight is 0
+    grid = torch.zeros(3, (height + 1) * height * width + width + 1, dtype=weights.dtype, device=weights.device)
+    for dz, dy, dx in itertools.product((0, 1), repeat=3):
+        share = z_weights[dz] * y_weights[dy] * x_weights[dx]
+        voxel = first + ((dz * height + dy) * width + dx)
+        # one-dimensional index_add is several times faster than the backward pass of grid_sample, the same sum
+        for channel, part in zip(grid, inserted, strict=True):
+            channel.index_add_(0, voxel, part * share)
+    return grid[:, : height * height * width].view(3, height, height, width)
 
 
 def hermitian(grid: Tensor) -> Tensor:

@@ -40,6 +40,15 @@ class Pose:
     def cat(poses: Sequence["Pose"]) -> "Pose":
         return Pose(torch.cat([p.rotation for p in poses]), torch.cat([p.shift_px for p in poses]))
 
+    @staticmethod
+    def stack(poses: Sequence["Pose"]) -> "Pose":
+        """Several poses (N,) of each particle as one (N, K)."""
+        return Pose(torch.stack([p.rotation for p in poses], dim=1), torch.stack([p.shift_px for p in poses], dim=1))
+
+    def column(self, index: int) -> "Pose":
+        """One of the several poses per particle of (N, K): (N,)."""
+        return Pose(self.rotation[:, index], self.shift_px[:, index])
+
     def mirrored(self) -> "Pose":
         """The pose with the same image of the other hand, the volume reflected along z: ``J R J``, ``J = diag(1, 1, -1)``."""
         sign = torch.tensor([1.0, 1.0, -1.0], dtype=self.rotation.dtype, device=self.rotation.device)

@@ -79,12 +79,21 @@ def ssnr_from_fsc(fsc: Tensor, combined: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Halves:
-    """Two half-maps, the map of both, and the FSC between the halves."""
+    """Two half-maps as references (Wiener-filtered, in the ball), the map of both, and the FSC between the halves.
+
+    ``unfiltered1`` and ``unfiltered2`` are the halves as the images have them, over the whole box: post-processing, here or
+    in another program, begins with those.
+    """
 
     half1: Tensor
     half2: Tensor
     combined: Tensor
     fsc: Tensor
+    unfiltered1: Tensor
+    unfiltered2: Tensor
+
+
+FLAT_SSNR = 20.0
 
 
 def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halves:
@@ -93,13 +102,15 @@ def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halv
     Parameters
     ----------
     one, two : inserted halves.
-    mask : (box, box, box) soft ball inside which the FSC is measured and the maps are kept.
+    mask : (box, box, box) soft ball inside which the FSC is measured and the references are kept.
     """
-    n_shells = one.box // 2 + 1
-    flat = torch.full((n_shells,), 20.0)
-    fsc = fourier_shell_correlation(wiener(one, flat) * mask, wiener(two, flat) * mask)
-    fsc[:2] = fsc[:2].clamp(min=0.9)
-    half = ssnr_from_fsc(fsc, combined=False).clamp(min=0.02)
+    flat = torch.full((one.box // 2 + 1,), FLAT_SSNR)
+    # the weak prior keeps empty voxels finite; what it takes from the others is given back
+    unfiltered = [wiener(a, flat) * (1 + 1 / FLAT_SSNR) for a in (one, two)]
+    fsc = fourier_shell_correlation(unfiltered[0] * mask, unfiltered[1] * mask)
+    prior = fsc.clone()
+    prior[:2] = prior[:2].clamp(min=0.9)
+    half = ssnr_from_fsc(prior, combined=False).clamp(min=0.02)
     maps = [wiener(a, half) * mask for a in (one, two)]
-    combined = wiener(one + two, ssnr_from_fsc(fsc, combined=True).clamp(min=0.04)) * mask
-    return Halves(maps[0], maps[1], combined, fsc)
+    combined = wiener(one + two, ssnr_from_fsc(prior, combined=True).clamp(min=0.04)) * mask
+    return Halves(maps[0], maps[1], combined, fsc, *unfiltered)

@@ -1,42 +1,86 @@
-"""Stage 3: two half-sets refined without knowledge of each other; their maps meet only for the FSC.
+"""Two half-sets searched and refined without knowledge of each other; their maps meet only for the FSC.
 
-Both start from stage 2's map cut at stage 2's band. What they share lies below that band; beyond it each half-map is made
-from its own images alone, so that agreement there is evidence.
+Both start from the explored map cut at a low frequency, the shared band, and forget the poses that made it: the first
+round searches every pose anew. What the halves share lies below that band (and its share of the starting shifts, which
+every round searches again); beyond it each half-map is made from its own images alone, so that agreement there is evidence.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import roma
 import torch
 from torch import Tensor
 
-from ace_em.config import RefineConfig
+from ace_em.config import RefineConfig, SearchConfig
 from ace_em.data.preprocess import WorkingSet
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
+from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg, squared_frobenius
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.metrics.fsc import resolution_shell
+from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
-from ace_em.refinement.local import refine_poses
+from ace_em.refinement.calibration import Calibration, recalibrated_, residuals
+from ace_em.refinement.defocus import DefocusFit, Optics, refine_defocus, with_defocus_
+from ace_em.refinement.exploring import explained_share
+from ace_em.refinement.local import LocalResult, refine_poses
+from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
+from ace_em.refinement.symmetry import symmetrise
 
 ALIGNMENT_IMAGES = 400
+GROWTH = 1.35
+"""A band may always grow by this factor from one round to the next."""
+REACH = 0.5
+"""And to this over the poses' median move in radians: shell r sees poses about 1/r away."""
+
+PoseUpdate = Callable[[VolumeFT, WorkingSet, Pose, Tensor], LocalResult]
+"""New poses of some images: the reference, the images, their poses, their rows in the whole set."""
+
+
+@dataclass(frozen=True)
+class HalfSets:
+    """The images (N, n) of one working box, the half 1 or 2 of each (N,), a soft ball for maps, the point group (g, 3, 3)."""
+
+    images: WorkingSet
+    half_set: Tensor
+    mask: Tensor
+    group: Tensor
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return torch.nonzero(self.half_set == 1)[:, 0], torch.nonzero(self.half_set == 2)[:, 0]
 
 
 @dataclass(frozen=True)
 class HalfSetState:
-    """Poses (N,) at a working box, the half each image belongs to (N,) 1 or 2, maps, the last shell used, how far poses moved."""
+    """State after a round at a working box.
+
+    Attributes
+    ----------
+    pose : (N,).
+    halves : the half-maps, the map of both, their FSC.
+    band : last shell that the poses were judged by.
+    moved_deg : (N,) change of orientation, up to the point group.
+    explained : share of the power above the noise, inside the band, that each half's reference and poses accounted for.
+    calibration : noise and brightness; the images have been brought up to it.
+    """
 
     pose: Pose
-    half_set: Tensor
     halves: Halves
     band: float
     moved_deg: Tensor
+    explained: float
+    calibration: Calibration
 
     @property
     def fsc143_shell(self) -> float:
         return resolution_shell(self.halves.fsc, 0.143)
+
+    def stable_share(self, degrees: float) -> float:
+        return (self.moved_deg < degrees).float().mean().item()
 
 
 def low_pass(volume: Tensor, shell: float) -> Tensor:
@@ -51,46 +95,147 @@ def change_box(volume: Tensor, box: int) -> Tensor:
     return centred_ifft(resize(centred_fft(volume, 3), box, 3), 3).real
 
 
-def refine_half_sets(
-    images: WorkingSet,
-    reference: Halves,
-    pose: Pose,
-    half_set: Tensor,
-    mask: Tensor,
-    first_band: float,
-    config: RefineConfig,
+def shared_start(volume: Tensor, pose: Pose, shell: float, calibration: Calibration) -> HalfSetState:
+    """The state that both halves start from: one map, cut at ``shell``."""
+    common = low_pass(volume, shell)
+    fsc = (torch.arange(volume.shape[-1] // 2 + 1) <= shell).float()
+    moved = torch.full((len(pose),), 180.0)
+    return HalfSetState(pose, Halves(common, common, common, fsc, common, common), shell, moved, 0.0, calibration)
+
+
+def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate | None) -> HalfSetState:
+    """One round: new poses for each half from its own map, noise and brightness from what is left, new maps.
+
+    Without an ``update`` the poses, and how far they moved last, stay.
+    """
+    rows = sets.rows
+    if update is not None:
+        state = _with_new_poses(sets, state, band, update)
+    one, two = (symmetrise(accumulate(sets.images.rows(mine), state.pose[mine]), sets.group) for mine in rows)
+    return replace(state, halves=reconstruct_halves(one, two, sets.mask))
+
+
+def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate) -> HalfSetState:
+    inner, rows = sets.images.band(band), sets.rows
+    references = [volume_to_ft(v) for v in (state.halves.half1, state.halves.half2)]
+    found = [update(r, inner.rows(mine), state.pose[mine], mine) for r, mine in zip(references, rows, strict=True)]
+    refined = [found[0].pose, _into_frame_of(references[0], inner.rows(rows[1]), found[1].pose)]
+    pose = Pose.cat(refined)[torch.cat(rows).argsort()]
+    moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
+    explained = explained_share(inner, torch.cat([f.residual for f in found]))
+    left = [(mine, residuals(r, sets.images.rows(mine), f.pose)) for r, mine, f in zip(references, rows, found, strict=True)]
+    calibration = recalibrated_(sets.images, state.calibration, left)
+    return HalfSetState(pose, state.halves, band, moved, explained, calibration)
+
+
+@dataclass(frozen=True)
+class SearchUpdate:
+    """Search on a grid; ``settled`` (N,) images are only followed, and None of the poses is looked at in a first round."""
+
+    grid: PoseGrid
+    config: SearchConfig
+    settled: Tensor | None
+    on_block: Callable[[int], None]
+
+    def __call__(self, reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
+        if self.settled is None:
+            return find_poses(reference, images, pose, self.grid, self.config, False, self.on_block)
+        return find_or_follow_poses(reference, images, pose, self.settled[rows], self.grid, self.config, self.on_block)
+
+
+def settled_rows(history: list[HalfSetState], config: SearchConfig) -> Tensor | None:
+    """Images (N,) that two searches in a row have found where they were; None before the first search."""
+    if len(history) == 1:
+        return None
+    last = [state.moved_deg < config.stable_deg for state in history[-2:]]
+    return last[0] & last[1]
+
+
+def search_half_sets(
+    sets: HalfSets,
+    state: HalfSetState,
+    space: SearchSpace,
+    generator: torch.Generator,
+    on_block: Callable[[int, int], None] = lambda number, done: None,
 ) -> Iterator[HalfSetState]:
-    """Yield the state after each round at one working box; poses, half-maps and band go on from the last.
+    """Search every image against its own half's map until poses and maps no longer change; yield the state of each round.
+
+    The first round looks at nothing but the grid: the poses that made the shared map are forgotten, their shifts are where
+    its shifts are centred. ``on_block`` is called with the round and the number of images of the present half that are done.
+    """
+    config, history = space.config, [state]
+    while not search_finished(history, config):
+        number, last = len(history), history[-1]
+        band = min(space.band(config.last_band), max(last.band, min(last.fsc143_shell + 2, last.band * GROWTH)))
+        update = SearchUpdate(space.grid(band, generator), config, settled_rows(history, config), partial(on_block, number))
+        history.append(next_round(sets, last, band, update))
+        yield history[-1]
+
+
+def search_finished(history: list[HalfSetState], config: SearchConfig) -> bool:
+    """Nearly all poses stable and the half-maps no better for it, or no more stable than in the three rounds before."""
+    rounds = history[1:]
+    if len(rounds) >= config.max_rounds:
+        return True
+    if len(rounds) < 2:
+        return False
+    stable = [r.stable_share(config.stable_deg) for r in rounds]
+    if stable[-1] >= config.stable_share and rounds[-1].fsc143_shell < rounds[-2].fsc143_shell + 0.5:
+        return True
+    return len(rounds) >= 4 and stable[-1] < max(stable[-4:-1]) + 0.01
+
+
+def refine_half_sets(sets: HalfSets, state: HalfSetState, config: RefineConfig) -> Iterator[HalfSetState]:
+    """Local steps, each half on its own map, as the band grows with the FSC; yield the state of each round at this box.
+
+    The first state has the poses it came with: the maps of this box, and how far they agree.
+    """
+    nyquist, first_band = sets.images.box / 2, state.band
+    state = next_round(sets, state, first_band, None)
+    yield state
+
+    def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
+        return refine_poses(reference, images, pose, config.local_steps)
+
+    for _ in range(config.max_rounds):
+        # a little beyond what the halves agree on, as far as the poses' last move lets a slice be found from its neighbour
+        moved = torch.deg2rad(state.moved_deg.median()).item()
+        reach = max(state.band * GROWTH, REACH / max(moved, 1e-6))
+        band = min(max(first_band, state.fsc143_shell + 2), nyquist, reach)
+        if state.band >= band - 1 and state.moved_deg.median() < config.stable_deg:
+            return
+        state = next_round(sets, state, band, update)
+        yield state
+
+
+def refine_defocus_rounds(
+    sets: HalfSets, state: HalfSetState, parameters: CTFParameters, pixel_size_angstrom: float, config: RefineConfig
+) -> tuple[HalfSetState, DefocusFit]:
+    """Two passes over every particle's defocus, each half against its own map, and new maps after each.
 
     Parameters
     ----------
-    images : whole half-plane of this box.
-    reference : the two halves' references at this box (the same map twice at the start of stage 3).
-    first_band : last shell of the first round.
+    parameters : the file's CTF parameters.
+    pixel_size_angstrom : of this working box.
     """
-    rows = [torch.nonzero(half_set == h)[:, 0] for h in (1, 2)]
-    maps, band = [reference.half1, reference.half2], first_band
-    nyquist = images.box / 2
-    for _ in range(config.max_rounds):
-        inner = images.band(band)
-        refined = []
-        for volume, mine in zip(maps, rows, strict=True):
-            refined.append(refine_poses(volume_to_ft(volume), inner.rows(mine), pose[mine], config.local_steps).pose)
-        refined[1] = _into_frame_of(volume_to_ft(maps[0]), inner.rows(rows[1]), refined[1])
-        order = torch.cat(rows).argsort()
-        new = Pose.cat(refined)[order]
-        moved = angular_distance_deg(pose.rotation, new.rotation)
-        pose = new
-        one, two = (accumulate(images.rows(mine), p) for mine, p in zip(rows, refined, strict=True))
-        halves = reconstruct_halves(one, two, mask)
-        maps = [halves.half1, halves.half2]
-        state = HalfSetState(pose, half_set, halves, band, moved)
-        yield state
-        # the next round sees a little beyond what the halves agree on
-        next_band = min(max(first_band, state.fsc143_shell + 2), nyquist, band * 1.35)
-        if moved.median() < config.stable_deg and next_band <= band + 1:
-            return
-        band = next_band
+    total, at_limit = torch.zeros(len(sets.images)), 0
+    optics = Optics.of(sets.images, parameters, pixel_size_angstrom, state.calibration.scale)
+    for _ in range(2):
+        inner, offset, at_limit = sets.images.band(state.band), torch.zeros(len(total)), 0
+        for mine, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
+            fit = refine_defocus(
+                volume_to_ft(volume),
+                inner.rows(mine),
+                optics.rows(mine),
+                state.pose[mine],
+                config.defocus_range,
+                config.defocus_sd,
+                total[mine],
+            )
+            offset[mine], at_limit = fit.offset_angstrom, at_limit + fit.at_limit
+        optics, total = with_defocus_(sets.images, optics, offset), total + offset
+        state = next_round(sets, state, state.band, None)
+    return state, DefocusFit(total, at_limit)
 
 
 def _into_frame_of(reference_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Pose:
@@ -110,11 +255,8 @@ def _into_frame_of(reference_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Po
     return Pose(rotation, pose.shift_px + (rotation.mT[:, :2, :] @ origin).flip(-1))
 
 
-def at_box(halves: Halves, box: int) -> Halves:
-    """The maps of one working box as references at another."""
-    return replace(
-        halves,
-        half1=change_box(halves.half1, box),
-        half2=change_box(halves.half2, box),
-        combined=change_box(halves.combined, box),
-    )
+def at_box(state: HalfSetState, old_box: int, box: int) -> HalfSetState:
+    """The state of one working box as the start at another."""
+    maps = {f.name: change_box(getattr(state.halves, f.name), box) for f in fields(Halves) if f.name != "fsc"}
+    calibration = state.calibration.at_box(box)
+    return replace(state, pose=state.pose.rescaled(box / old_box), halves=replace(state.halves, **maps), calibration=calibration)

@@ -18,6 +18,8 @@ from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 
 BLOCK = 128
+STILL = 0.02
+"""An image that a step has helped, but moved by no more than this (samples and radians at the band's rim), is done."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class LocalResult:
 
     pose: Pose
     residual: Tensor
+
+
+def replaced(results: LocalResult, rows: Tensor, new: LocalResult) -> LocalResult:
+    """``results`` (N,) with those of some ``rows``, indices or a mask, exchanged."""
+    rotation, shift, residual = results.pose.rotation.clone(), results.pose.shift_px.clone(), results.residual.clone()
+    rotation[rows], shift[rows], residual[rows] = new.pose.rotation, new.pose.shift_px, new.residual
+    return LocalResult(Pose(rotation, shift), residual)
 
 
 def better(one: LocalResult, other: LocalResult) -> LocalResult:
@@ -45,7 +54,7 @@ def refine_poses(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int
     volume_ft : the reference.
     images : working set, cut to the band that should count.
     pose : (N,) starting poses, within about a radian over the band's radius of the truth.
-    steps : tries per image.
+    steps : tries per image; an image that no longer moves is left alone.
     """
     parts = []
     for start in range(0, len(images), BLOCK):
@@ -54,17 +63,46 @@ def refine_poses(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int
     return LocalResult(Pose.cat([p.pose for p in parts]), torch.cat([p.residual for p in parts]))
 
 
+def refine_candidates(volume_ft: VolumeFT, images: WorkingSet, candidates: Pose, steps: int) -> LocalResult:
+    """The best of several starting poses per image: one step from each, then all ``steps`` from the two that stand best.
+
+    Parameters
+    ----------
+    candidates : (N, K) poses.
+    """
+    first = [refine_poses(volume_ft, images, candidates.column(i), 1) for i in range(candidates.rotation.shape[1])]
+    order = torch.stack([one.residual for one in first], dim=1).argsort(dim=1)[:, :2]
+    tried = Pose.stack([one.pose for one in first])
+    rows = torch.arange(len(order))
+    finalists = [Pose(tried.rotation[rows, column], tried.shift_px[rows, column]) for column in order.T]
+    results = [refine_poses(volume_ft, images, pose, steps) for pose in finalists]
+    return results[0] if len(results) == 1 else better(*results)
+
+
 def _refine_block(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int) -> LocalResult:
     best = LocalResult(pose, _residual(volume_ft, images, pose))
     damping = torch.full((len(pose),), 1e-3)
+    moving = torch.arange(len(pose))
     for _ in range(steps):
-        normal, gradient = _normal_equations(volume_ft, images, best.pose)
-        move = _solve(normal, gradient, damping)
-        trial = Pose(best.pose.rotation @ roma.rotvec_to_rotmat(move[:, :3]), best.pose.shift_px + move[:, 3:])
-        residual = _residual(volume_ft, images, trial)
-        damping = torch.where(residual < best.residual, damping * 0.3, damping * 10)
-        best = better(best, LocalResult(trial, residual))
+        some = images if len(moving) == len(pose) else images.rows(moving)
+        here = LocalResult(best.pose[moving], best.residual[moving])
+        normal, gradient = _normal_equations(volume_ft, some, here.pose)
+        move = _solve(normal, gradient, damping[moving])
+        trial = Pose(here.pose.rotation @ roma.rotvec_to_rotmat(move[:, :3]), here.pose.shift_px + move[:, 3:])
+        residual = _residual(volume_ft, some, trial)
+        helped = residual < here.residual
+        damping[moving] = torch.where(helped, damping[moving] * 0.3, damping[moving] * 10)
+        best = replaced(best, moving, better(here, LocalResult(trial, residual)))
+        moving = moving[~helped | (_rim_move(images, move) > STILL)]
+        if len(moving) == 0:
+            break
     return best
+
+
+def _rim_move(images: WorkingSet, move: Tensor) -> Tensor:
+    """How far a step (b, 5) moves the band's rim, in samples of the transform, or turns its phases, in radians."""
+    rim = float(images.half_plane.radius[-1])
+    return torch.maximum(move[:, :3].norm(dim=1) * rim, move[:, 3:].norm(dim=1) * (2 * math.pi / images.box) * rim)
 
 
 def _residual(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Tensor:

@@ -5,18 +5,27 @@ and the shift moved to the image's side, the first term for all images, shifts a
 per block, and the second another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ace_em.config import SearchConfig
 from ace_em.data.preprocess import WorkingSet
+from ace_em.maths.point_group import in_asymmetric_unit
+from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
+from ace_em.refinement.local import LocalResult, better, refine_candidates, refine_poses, replaced
 
 BLOCK_BYTES = 128 * 2**20
+"""Most memory for the scores of a block of images."""
+REFERENCE_BYTES = 256 * 2**20
+"""And for the references that they are scored against at a time."""
+RADIAN_DEG = 57.29578
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,6 @@ class SearchResult:
     @property
     def best(self) -> Pose:
         return Pose(self.pose.rotation[:, 0], self.pose.shift_px[:, 0])
-
-    @property
-    def weights(self) -> Tensor:
-        """(N, K) posterior probabilities among the kept poses."""
-        return torch.softmax(self.log_likelihood, dim=1)
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Tensor:
@@ -63,8 +67,26 @@ def search(
     rotations : (g, 3, 3).
     shifts_px : (t, 2), added to each image's ``centre_px`` (N, 2).
     top_k : orientations kept per image, each with its best shift.
-    on_block : called with the number of images done.
+    on_block : called with the number of images done, once for every lot of references that memory has room for.
     """
+    per_slice = 12 * len(images.half_plane)
+    kept = None
+    for chunk in rotations.split(max(1, REFERENCE_BYTES // per_slice)):
+        found = _search_chunk(volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block)
+        kept = found if kept is None else _merged(kept, found, top_k)
+    assert kept is not None
+    return kept
+
+
+def _search_chunk(
+    volume_ft: VolumeFT,
+    images: WorkingSet,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    centre_px: Tensor,
+    top_k: int,
+    on_block: Callable[[int], None],
+) -> SearchResult:
     slices = central_slices(volume_ft, images.half_plane, rotations)
     references = 2 * torch.view_as_real(slices).flatten(1).T.contiguous()
     powers = slices.abs().square().T.contiguous()
@@ -76,7 +98,8 @@ def search(
         # conj(h S phase) y summed over k: transfer and shift are moved onto the image
         moved = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -centre)
         rows = torch.view_as_real(moved[:, None] * phases).flatten(2)
-        cross = (rows.flatten(0, 1) @ references).view(len(batch), len(shifts_px), -1)
+        with _short_products():
+            cross = (rows.flatten(0, 1) @ references).view(len(batch), len(shifts_px), -1)
         best_cross, best_shift = cross.max(1)
         score = best_cross - batch.transfer.square() @ powers
         top = score.topk(top_k, dim=1)
@@ -84,3 +107,106 @@ def search(
         kept.append(SearchResult(Pose(rotations[top.indices], shift), top.values))
         on_block(start + len(batch))
     return SearchResult(Pose.cat([k.pose for k in kept]), torch.cat([k.log_likelihood for k in kept]))
+
+
+@contextmanager
+def _short_products() -> Iterator[None]:
+    """Let matrix products round their factors to bfloat16 where the processor multiplies those faster; sums stay float32.
+
+    A score is a sum over hundreds of coefficients of unit noise: the rounding moves it by far less than that noise, and the
+    poses kept are judged again in full precision.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _merged(one: SearchResult, other: SearchResult, top_k: int) -> SearchResult:
+    """The best ``top_k`` of two results for the same images."""
+    likelihood = torch.cat([one.log_likelihood, other.log_likelihood], dim=1)
+    top = likelihood.topk(min(top_k, likelihood.shape[1]), dim=1)
+    rows = torch.arange(len(likelihood))[:, None]
+    rotation = torch.cat([one.pose.rotation, other.pose.rotation], dim=1)[rows, top.indices]
+    shift = torch.cat([one.pose.shift_px, other.pose.shift_px], dim=1)[rows, top.indices]
+    return SearchResult(Pose(rotation, shift), top.values)
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """Rotations (g, 3, 3), and shifts (t, 2), (y, x) pixels, about an image's last shift."""
+
+    rotations: Tensor
+    shifts_px: Tensor
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Which poses are searched at a working box.
+
+    Attributes
+    ----------
+    box : working box in pixels.
+    diameter_px : of the particle, in its pixels.
+    group : (|G|, 3, 3) point group; symmetric copies are left out of the grid.
+    """
+
+    box: int
+    diameter_px: float
+    config: SearchConfig
+    group: Tensor
+
+    def band(self, per_diameter: float) -> float:
+        """Shell of a band given in cycles per diameter, below Nyquist."""
+        return min(per_diameter * self.box / self.diameter_px, self.box / 2 - 1)
+
+    def grid(self, band: float, generator: torch.Generator) -> PoseGrid:
+        """Shell r of the particle's diameter needs orientations about 1/r rad apart; the grid as a whole is turned at random."""
+        per_diameter = band * self.diameter_px / self.box
+        rotations = so3_grid(RADIAN_DEG / per_diameter * self.config.spacing, generator)
+        if len(self.group) > 1:
+            rotations = rotations[in_asymmetric_unit(rotations, self.group)]
+        shifts = shift_grid(self.config.shift * self.diameter_px, self.config.shift_step * self.diameter_px)
+        return PoseGrid(rotations, shifts)
+
+
+def find_poses(
+    volume_ft: VolumeFT,
+    images: WorkingSet,
+    before: Pose,
+    grid: PoseGrid,
+    config: SearchConfig,
+    keep_before: bool = True,
+    on_block: Callable[[int], None] = lambda done: None,
+) -> LocalResult:
+    """The best pose of every image: the ``top_k`` best of the grid, and its pose before, refined.
+
+    Parameters
+    ----------
+    before : (N,) poses; their shifts centre the grid's.
+    keep_before : whether they may be right already; otherwise only the grid is looked at.
+    """
+    found = search(volume_ft, images, grid.rotations, grid.shifts_px, before.shift_px, config.top_k, on_block)
+    best = refine_candidates(volume_ft, images, found.pose, config.local_steps)
+    return better(best, refine_poses(volume_ft, images, before, config.local_steps)) if keep_before else best
+
+
+def find_or_follow_poses(
+    volume_ft: VolumeFT,
+    images: WorkingSet,
+    before: Pose,
+    settled: Tensor,
+    grid: PoseGrid,
+    config: SearchConfig,
+    on_block: Callable[[int], None] = lambda done: None,
+) -> LocalResult:
+    """Look only around the poses that are ``settled`` (N,) bool; search the other images' exhaustively."""
+    if not settled.any():
+        return find_poses(volume_ft, images, before, grid, config, True, on_block)
+    result = refine_poses(volume_ft, images, before, config.local_steps)
+    if settled.all():
+        return result
+    found = find_poses(volume_ft, images.rows(~settled), before[~settled], grid, config, True, on_block)
+    return replaced(result, ~settled, found)

@@ -1,0 +1,122 @@
+"""The end of a run: maps, FSC, poses, the last record and the report."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ace_em.config import RunConfig
+from ace_em.maths.point_group import mirrored_axes
+from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
+from ace_em.physics.pose import Pose
+from ace_em.plan import Plan
+from ace_em.progress import Reporter, clock
+from ace_em.refinement.backprojection import Halves
+from ace_em.refinement.half_sets import HalfSetState
+from ace_em.refinement.mask import soft_mask
+from ace_em.refinement.postprocessing import PostProcessed, postprocess
+from ace_em.run_folder import RunFolder
+from ace_em.verdict import Verdict
+
+MASK_LOW_PASS_ANGSTROM = 15.0
+MASK_DILATE_ANGSTROM = 6.0
+MASK_EDGE_ANGSTROM = 12.0
+
+
+def mirrored(halves: Halves, pose: Pose, symmetry: str) -> tuple[Halves, Pose]:
+    """The other hand: maps reflected along z, poses ``J R J``, and turned back onto the point group's axes."""
+    turn = mirrored_axes(symmetry).float()
+    frame = Frame(turn, mirrored=True, origin_px=torch.zeros(3))
+    maps = {f.name: getattr(halves, f.name) for f in dataclasses.fields(halves) if f.name != "fsc"}
+    # reflected voxel by voxel where no turn is due: nothing is interpolated
+    if torch.equal(turn, torch.eye(3)):
+        turned = {name: reflect(volume) for name, volume in maps.items()}
+    else:
+        turned = {name: turn_volume(volume, frame) for name, volume in maps.items()}
+    return dataclasses.replace(halves, **turned), apply_frame(pose, frame)
+
+
+def reflect(volume: torch.Tensor) -> torch.Tensor:
+    """Volume (n, n, n) reflected along z about its centre; the plane of an even box that has no partner stays."""
+    n = volume.shape[0]
+    z = torch.arange(n)
+    return volume[(2 * (n // 2) - z) % n]
+
+
+def grey_scaled(halves: Halves, factor: float) -> Halves:
+    """Maps whose projections, summed along z, have the grey values of the normalised images (noise of deviation 1)."""
+    maps = {f.name: getattr(halves, f.name) * factor for f in dataclasses.fields(halves) if f.name != "fsc"}
+    return dataclasses.replace(halves, **maps)
+
+
+def mask_of(halves: Halves, plan: Plan, pixel_size: float) -> torch.Tensor:
+    """A soft mask from the map of both halves."""
+    box = halves.combined.shape[-1]
+    shell = min(plan.box_angstrom / MASK_LOW_PASS_ANGSTROM, 0.8 * box / 2)
+    dilate, edge = MASK_DILATE_ANGSTROM / pixel_size, max(MASK_EDGE_ANGSTROM / pixel_size, 3.0)
+    return soft_mask(halves.combined, shell, dilate, edge, plan.mask(box))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of the refinement, the half 1 or 2 of every particle (N,), the verdict, and defocus offsets (N,) if fitted."""
+
+    last: HalfSetState
+    half_set: np.ndarray
+    verdict: Verdict
+    defocus_offset_angstrom: torch.Tensor | None
+
+
+def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolder, reporter: Reporter) -> None:
+    """Everything that RUN/ holds at the end."""
+    from ace_em.report.page import write_report
+
+    last, verdict, box = outcome.last, outcome.verdict, plan.boxes[-1]
+    pixel_size = plan.box_angstrom / box
+    halves, pose = grey_scaled(last.halves, (box / plan.particles.box) ** 3), last.pose.rescaled(plan.particles.box / box)
+    if config.flip_hand:
+        halves, pose = mirrored(halves, pose, config.symmetry)
+    ball = plan.mask(box)
+    final = postprocess(
+        halves.unfiltered1 * ball,
+        halves.unfiltered2 * ball,
+        mask_of(halves, plan, pixel_size),
+        pixel_size,
+        torch.Generator().manual_seed(config.seed),
+        config.b_factor,
+    )
+    run.write_maps(
+        {
+            "volume": halves.combined,
+            "half1": halves.unfiltered1,
+            "half2": halves.unfiltered2,
+            "volume_sharp": final.volume,
+            "mask": final.mask,
+        },
+        pixel_size,
+    )
+    curves = {"fsc": halves.fsc, "fsc_masked": final.curves.masked, "fsc_randomised": final.curves.randomised}
+    run.write_fsc(curves | {"fsc_corrected": final.curves.corrected}, pixel_size)
+    defocus = outcome.defocus_offset_angstrom
+    run.write_poses(plan.particles, pose, outcome.half_set, None if defocus is None else defocus.numpy())
+    say_resolution(plan, last, final, verdict, reporter)
+    write_report(run.path)
+    reporter.say(verdict.message)
+    reporter.say("the hand is not known from projections; --flip-hand gives the other")
+    reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {clock(reporter.elapsed_s)}")
+
+
+def say_resolution(plan: Plan, last: HalfSetState, final: PostProcessed, verdict: Verdict, reporter: Reporter) -> None:
+    """The last record, and what the mask adds."""
+    masked = plan.box_angstrom / final.resolution_shell
+    reporter.say(f"inside a mask made from the map, phase-randomised: FSC 0.143 at {masked:.2f} A. {final.b_factor_note}")
+    reporter.record(
+        "end",
+        converged=verdict.converged,
+        resolution_angstrom=round(plan.box_angstrom / last.fsc143_shell, 3),
+        masked_resolution_angstrom=round(masked, 3),
+        b_factor=round(final.b_factor, 1),
+        b_factor_note=final.b_factor_note,
+        message=verdict.message,
+    )

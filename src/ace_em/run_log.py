@@ -1,0 +1,95 @@
+"""What a run says about its rounds: a line for the user, and a record for metrics.jsonl."""
+
+from ace_em.config import RunConfig
+from ace_em.plan import Plan
+from ace_em.progress import Reporter
+from ace_em.refinement.defocus import DefocusFit
+from ace_em.refinement.exploring import HeldOut, Round
+from ace_em.refinement.half_sets import HalfSetState
+from ace_em.training.loop import Progress
+
+
+def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, reporter: Reporter) -> str:
+    """Record a training step; returns the words beside the progress bar."""
+    image, pose = progress.losses.image.item(), progress.losses.pose.item()
+    band = plan.box_angstrom / progress.band
+    reporter.record(
+        "ace",
+        start=start,
+        step=progress.step,
+        steps=config.ace.steps,
+        image_loss=round(image, 5),
+        pip_loss=round(pose, 5),
+        band_angstrom=round(band, 2),
+    )
+    return f"band {band:.0f} A  image loss {image:.3f}  pose loss {pose:.3f}"
+
+
+def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> None:
+    """A round on a random subset."""
+    band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
+    moved = state.moved_deg.median().item()
+    reporter.say(
+        f"exploring, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, {state.explained:.1%} of the "
+        "signal explained"
+    )
+    reporter.record(
+        "explore",
+        start=start,
+        round=state.number,
+        band_angstrom=round(band, 2),
+        stable=round(state.stable, 4),
+        moved_median_deg=round(moved, 3),
+        explained=round(state.explained, 4),
+        fsc143_angstrom=round(resolution, 2),
+    )
+
+
+def start_judged(start: int, held_out: HeldOut, n: int, reporter: Reporter) -> None:
+    """What the held-out images say of a start."""
+    share, z = held_out.explained, held_out.against_null
+    of_noise = f"(noise allows {held_out.expected:.0%}) " if held_out.expected > 0 else ""
+    signal = f"explains {share:.1%} of the signal {of_noise}in" if share < 1.5 else "fits"
+    reporter.say(f"start {start}: its map {signal} {n} images held out, and beats a map of random phases by z = {z:.0f}")
+    reporter.record(
+        "start",
+        start=start,
+        held_out=n,
+        explained=round(share, 4),
+        expected=round(held_out.expected, 4),
+        against_null_z=round(z, 2),
+    )
+
+
+def half_set_round(
+    stage: str, state: HalfSetState, number: int, box: int, plan: Plan, config: RunConfig, reporter: Reporter
+) -> None:
+    """A round of search or refinement, ``stage`` 'search' or 'refine'."""
+    resolution, moved = plan.box_angstrom / state.fsc143_shell, state.moved_deg.median().item()
+    stable = state.stable_share(config.search.stable_deg)
+    name = "search of all images" if stage == "search" else f"refinement at {box} px"
+    reporter.say(
+        f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {stable:.0%} of poses stable, median move "
+        f"{moved:.2f} deg"
+    )
+    reporter.record(
+        stage,
+        box=box,
+        round=number,
+        band_angstrom=round(plan.box_angstrom / state.band, 2),
+        stable=round(stable, 4),
+        moved_median_deg=round(moved, 4),
+        explained=round(state.explained, 4),
+        fsc143_angstrom=round(resolution, 3),
+        brightness_sd=round(state.calibration.scale.std().item(), 4),
+    )
+
+
+def defocus_fitted(fit: DefocusFit, plan: Plan, state: HalfSetState, reporter: Reporter) -> None:
+    """How much the defocus changed, and what it did for the half-maps."""
+    sd, resolution = fit.offset_angstrom.std().item(), plan.box_angstrom / state.fsc143_shell
+    reporter.say(
+        f"defocus changed by {sd:.0f} A (standard deviation), {fit.at_limit} at the limit and left alone; half-map FSC 0.143 at "
+        f"{resolution:.2f} A"
+    )
+    reporter.record("defocus", sd_angstrom=round(sd, 1), at_limit=fit.at_limit, fsc143_angstrom=round(resolution, 3))

@@ -1,0 +1,74 @@
+"""Whether a run has converged, why not, and what to try."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ace_em.config import RunConfig, SearchConfig
+from ace_em.plan import Plan
+from ace_em.refinement.exploring import HeldOut
+from ace_em.refinement.half_sets import HalfSetState
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``converged``, and a plain sentence for the terminal and the report."""
+
+    converged: bool
+    message: str
+
+
+def explains(held_out: HeldOut, config: SearchConfig) -> bool:
+    """Whether a start's map explains images that it has not seen as well as the noise allows."""
+    return held_out.explained >= held_out.expected - config.tolerance and held_out.against_null >= config.least_z
+
+
+def agreement_beyond(fsc: Tensor, shared: float) -> float:
+    """Mean FSC of the shells from somewhat beyond the shared band to about twice that; 1 where the box ends before."""
+    beyond = fsc[math.ceil(shared) + 3 : 2 * math.ceil(shared) + 4]
+    return beyond.mean().item() if len(beyond) else 1.0
+
+
+def judge(plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetState, last: HalfSetState) -> Verdict:
+    """The verdict on a run.
+
+    Parameters
+    ----------
+    held_out : how well the chosen start's map explains images held out.
+    searched : after the last search of all images, whose poses may still jump.
+    last : the end of the refinement.
+    """
+    search, stable = config.search, searched.stable_share(config.search.stable_deg)
+    shared = search.shared_band * plan.box_angstrom / plan.diameter_angstrom
+    resolution, start = plan.box_angstrom / last.fsc143_shell, plan.box_angstrom / shared
+    wrong = []
+    short = f"explains {held_out.explained:.0%} of the signal in images held out, where noise allows {held_out.expected:.0%}"
+    if held_out.against_null < search.least_z:
+        wrong.append("the map explains images held out no better than one of random phases")
+    elif held_out.explained < held_out.expected - search.shortfall:
+        wrong.append(f"the map only {short}")
+    if stable < search.settled_share:
+        wrong.append(f"only {stable:.0%} of the poses are stable")
+    if agreement_beyond(last.halves.fsc, shared) < 0.143:
+        wrong.append(f"the half-maps hardly agree beyond the {start:.0f} A that they started from")
+    if wrong:
+        return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. {advice(plan, config)}")
+    message = f"converged: {stable:.0%} of the poses stable; half-maps agree to {resolution:.1f} A (FSC 0.143)"
+    if not explains(held_out, search):
+        message += f". But the map {short}: some views may be in a wrong place. Compare with another --seed"
+    return Verdict(True, message)
+
+
+def advice(plan: Plan, config: RunConfig) -> str:
+    """What to try."""
+    tries = [
+        f"another --seed or more --starts (now {config.starts})",
+        f"a longer training (--ace.steps, now {config.ace.steps})",
+        f"--diameter, if {plan.diameter_angstrom:.0f} A is wrong",
+    ]
+    if len(plan.particles) < 2000:
+        tries.append("more particles")
+    if len(plan.group) == 1:
+        tries.append("--symmetry, if the particle has any")
+    return f"Try: {', '.join(tries)}; look at the images in the report for junk and for the contrast."
