@@ -1,4 +1,5 @@
-"""A small run end to end: every file of RUN/, the same bytes from the same seed, the same poses from black protein."""
+"""A small run end to end: every file of RUN/, the same bytes from the same seed, the same poses from black protein, the
+other hand, a point group, and the exit code of a run that is not to be trusted."""
 
 import csv
 import dataclasses
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
 import pytest
+import roma
 import torch
 import yaml
 
@@ -21,7 +24,11 @@ from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
 from ace_em.data.star import numeric_column, read_particle_star, write_star
 from ace_em.evaluation import evaluate
-from ace_em.metrics.fsc import resolution_shell
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.point_group import point_group
+from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
+from ace_em.refinement.half_sets import low_pass
+from ace_em.refinement.symmetry import symmetrise_volume
 from ace_em.simulation.write import simulate
 
 STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
@@ -32,20 +39,45 @@ FILES = {
     "volume.mrc",
     "half1.mrc",
     "half2.mrc",
+    "volume_sharp.mrc",
+    "mask.mrc",
     "fsc.csv",
     "poses.star",
     "checkpoint.pt",
     "report.html",
 }
 POSE_COLUMNS = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
+# half of the signal is beyond a band that a small run can be searched in
 SMALL = ["--ace.steps", 20, "--ace.batch", 64, "--ace.width", 64, "--search.explore_rounds", 3, "--search.max_rounds", 2]
+SMALL += ["--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2, "--search.top_k", 2]
 SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1]
+# so few images and rounds explain too little to be trusted
+STRICT = ["--search.shortfall", 0.05]
+NOT_CONVERGED = 3
 
 
-def run_cli(*args: object) -> None:
+def run_cli(*args: object, code: int = 0) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(a) for a in args])
-    assert ended.value.code == 0
+    assert ended.value.code == code
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_map(path: Path) -> torch.Tensor:
+    return torch.from_numpy(read_volume(path)[0].copy())
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose page nobody looks at do without its figures, which take half of their time."""
+    monkeypatch.setattr("ace_em.report.page.write_report", lambda run: run / "report.html")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,7 +101,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = contents(data)
     out = tmp_path_factory.mktemp("runs") / "first"
-    run_cli("reconstruct", data / "particles.star", "-o", out, *SMALL)
+    run_cli("reconstruct", data / "particles.star", "-o", out, *SMALL, *STRICT, code=NOT_CONVERGED)
     assert contents(data) == before
     return out
 
@@ -77,7 +109,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rich_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rich") / "run"
-    run_cli("reconstruct", data / "rich.star", "-o", out, *SMALL, "--seed", 1)
+    lenient = ["--search.shortfall", 1, "--search.settled_share", 0.2]
+    run_cli("reconstruct", data / "rich.star", "-o", out, *SMALL, "--seed", 1, *lenient)
     return out
 
 
@@ -87,39 +120,67 @@ def test_every_file_and_no_other(run: Path) -> None:
 
 
 def test_records_tell_the_stages_in_order(run: Path) -> None:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = records_of(run)
     stages = list(dict.fromkeys(r["stage"] for r in records))
-    assert stages == ["survey", "ace", "search", "refine", "end"]
+    assert stages == ["survey", "ace", "explore", "start", "kept", "search", "refine", "end"]
     times = [r["time_s"] for r in records]
     assert times == sorted(times) and times[0] >= 0
     survey, end = records[0], records[-1]
     assert (survey["n_particles"], survey["box"], survey["pixel_size_angstrom"]) == (N, BOX, PIXEL)
     assert survey["contrast"] == "white" and 200 < survey["diameter_angstrom"] < 500
     assert [r["step"] for r in records if r["stage"] == "ace"] == [10, 20]
-    assert [r["round"] for r in records if r["stage"] == "search"] == [1, 2]
-    assert isinstance(end["converged"], bool) and end["resolution_angstrom"] >= 2 * PIXEL and end["message"]
+    for stage, rounds in (("explore", 3), ("search", 2), ("refine", 3)):
+        assert [r["round"] for r in records if r["stage"] == stage] == list(range(1, rounds + 1)), stage
+    (start,) = [r for r in records if r["stage"] == "start"]
+    assert start["held_out"] == N // 5 and 0 < start["explained"] < 1.2 and start["against_null_z"] > 5
+    assert 0.5 < start["expected"] < 1
+    assert [r["start"] for r in records if r["stage"] == "kept"] == [1]
+    assert end["resolution_angstrom"] >= 2 * PIXEL and end["masked_resolution_angstrom"] >= 2 * PIXEL
+
+
+def test_verdict_is_the_exit_code(run: Path, rich_run: Path) -> None:
+    """``run_cli`` in the fixtures has seen the codes."""
+    end = records_of(run)[-1]
+    assert end["converged"] is False
+    assert end["message"].startswith("not converged: ") and "--starts" in end["message"] and "--ace.steps" in end["message"]
+    end = records_of(rich_run)[-1]
+    assert end["converged"] is True and end["message"].startswith("converged: ")
 
 
 def test_maps_and_their_fsc(run: Path) -> None:
     maps = {}
-    for name in ("volume", "half1", "half2"):
-        maps[name], pixel_size = read_volume(run / f"{name}.mrc")
-        assert maps[name].shape == (BOX,) * 3 and pixel_size == pytest.approx(PIXEL) and maps[name].std() > 0
-    flat = {name: volume.ravel() for name, volume in maps.items()}
-    assert np.corrcoef(flat["half1"], flat["half2"])[0, 1] > 0.8 and not np.array_equal(flat["half1"], flat["half2"])
-    assert np.corrcoef(flat["volume"], flat["half1"] + flat["half2"])[0, 1] > 0.95
+    for name in ("volume", "half1", "half2", "volume_sharp", "mask"):
+        array, pixel_size = read_volume(run / f"{name}.mrc")
+        assert array.shape == (BOX,) * 3 and pixel_size == pytest.approx(PIXEL) and array.std() > 0
+        maps[name] = torch.from_numpy(array.copy())
+    assert not torch.equal(maps["half1"], maps["half2"])
+    low = {name: low_pass(volume, 8) for name, volume in maps.items()}
+    assert correlation(low["half1"], low["half2"]) > 0.8
+    assert correlation(low["volume"], low["half1"] + low["half2"]) > 0.9
     # white inside
     assert maps["volume"][BOX // 2 - 3 : BOX // 2 + 3].mean() > 0
+    # the halves are as the images have them, all over the box; the map of both is kept in a ball
+    corner = radius_grid(BOX, 3) > BOX / 2 + 2
+    assert maps["half1"][corner].std() > 0.02 * maps["half1"].std()
+    assert maps["volume"][corner].abs().max() < 1e-3 * maps["volume"].abs().max()
+    assert 0 <= maps["mask"].min() and maps["mask"].max() == pytest.approx(1, abs=0.01)
+    assert not maps["volume_sharp"][maps["mask"] == 0].any()
+    assert correlation(maps["volume_sharp"], (low["half1"] + low["half2"]) * maps["mask"]) > 0.8
     with open(run / "fsc.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["shell", "frequency_per_angstrom", "resolution_angstrom", "fsc"]
+    curves = ["fsc", "fsc_masked", "fsc_randomised", "fsc_corrected"]
+    assert list(rows[0]) == ["shell", "frequency_per_angstrom", "resolution_angstrom", *curves]
     assert [int(r["shell"]) for r in rows] == list(range(BOX // 2 + 1)) and rows[0]["resolution_angstrom"] == "inf"
     for r in rows[1:]:
         assert float(r["resolution_angstrom"]) == pytest.approx(BOX * PIXEL / int(r["shell"]), abs=1e-3)
         assert float(r["frequency_per_angstrom"]) == pytest.approx(int(r["shell"]) / (BOX * PIXEL), abs=1e-6)
-    shell = resolution_shell(torch.tensor([float(r["fsc"]) for r in rows]), 0.143)
-    end = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert end["resolution_angstrom"] == pytest.approx(BOX * PIXEL / shell, rel=1e-3)
+    column = {name: torch.tensor([float(r[name]) for r in rows]) for name in curves}
+    end = records_of(run)[-1]
+    for name, key in (("fsc", "resolution_angstrom"), ("fsc_corrected", "masked_resolution_angstrom")):
+        assert end[key] == pytest.approx(BOX * PIXEL / resolution_shell(column[name], 0.143), rel=1e-3)
+    # another program gets the same curve from the files, but for the ball's edge
+    masked = fourier_shell_correlation(maps["half1"] * maps["mask"], maps["half2"] * maps["mask"])
+    torch.testing.assert_close(column["fsc_masked"], masked, atol=0.01, rtol=0)
 
 
 def test_poses_open_as_particles(run: Path, data: Path) -> None:
@@ -152,7 +213,7 @@ def test_checkpoint_is_safe_to_load_and_agrees_with_the_files(run: Path, data: P
     assert pose is not None
     torch.testing.assert_close(state["rotation"], pose.rotation, atol=1e-5, rtol=0)
     torch.testing.assert_close(state["shift_px"], pose.shift_px, atol=1e-4, rtol=0)
-    assert state["start"] == 1 and all(torch.isfinite(v).all() for v in state["model"].values())
+    assert state["stage"] == "end" and all(torch.isfinite(v).all() for v in state["model"].values())
     volume = torch.from_numpy(read_volume(run / "volume.mrc")[0])
     assert torch.corrcoef(torch.stack([volume.flatten(), state["volume"].flatten()]))[0, 1] > 0.999
 
@@ -165,45 +226,91 @@ def test_config_holds_every_setting(run: Path, data: Path) -> None:
     assert settings["ace"].pop("steps") == 20 and settings["search"].pop("max_rounds") == 2 and settings["starts"] == 1
     assert list(settings["ace"]) == [name for name in expected["ace"] if name != "steps"]
     assert settings["refine"] == expected["refine"] | {"max_rounds": 2}
+    assert (settings["symmetry"], settings["flip_hand"], settings["b_factor"]) == ("C1", False, None)
 
 
-def test_config_repeats_the_run_bit_by_bit(run: Path, tmp_path: Path) -> None:
-    # the first run's particles stand in its config; where it wrote does not
-    run_cli("reconstruct", "--config", run / "config.yaml", "-o", tmp_path / "again")
-    for name in ("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "config.yaml"):
-        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
+def test_config_repeats_the_run_bit_by_bit_from_black_protein_too(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+) -> None:
+    """The stack negated; and scaled and lifted, by powers of two so that no digit is lost to rounding."""
+    stack = mrcfile.read(data / "particles.mrcs")
+    with mrcfile.new(tmp_path / "particles.mrcs") as file:
+        file.set_data(-4 * stack)
+    (tmp_path / "particles.star").write_bytes((data / "particles.star").read_bytes())
+    again = tmp_path / "run"
+    # the first run's particles stand in its config; what is typed wins. Where it wrote does not
+    run_cli("reconstruct", tmp_path / "particles.star", "--config", run / "config.yaml", "-o", again, code=NOT_CONVERGED)
+    assert "protein is black (measured" in capsys.readouterr().out
+    assert records_of(again)[0]["contrast"] == "black"
+    # protein is white inside the program, and in its maps
+    for name in ("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv"):
+        assert (again / name).read_bytes() == (run / name).read_bytes(), name
+    one, other = (yaml.safe_load((r / "config.yaml").read_text()) for r in (run, again))
+    assert one.pop("particles") != other.pop("particles") and one == other
+
+
+def test_flip_hand_writes_the_mirror_image_of_the_run(run: Path, data: Path, tmp_path: Path, no_report: None) -> None:
+    run_cli("reconstruct", "--config", run / "config.yaml", "-o", tmp_path / "run", "--flip-hand", "true", code=NOT_CONVERGED)
+    z = torch.arange(1, BOX)  # the plane that has no partner on the other side apart
+    for name in ("volume", "half1", "half2"):
+        one, other = read_map(run / f"{name}.mrc"), read_map(tmp_path / f"run/{name}.mrc")
+        assert torch.equal(other[z], one[BOX - z]), name
+        assert correlation(one, other) < 0.99
+    one, other = read_map(run / "volume_sharp.mrc"), read_map(tmp_path / "run/volume_sharp.mrc")
+    assert correlation(other[z], one[BOX - z]) > 0.99
+    poses = [Particles.open(r / "poses.star", project_root=data).poses() for r in (run, tmp_path / "run")]
+    assert poses[0] is not None and poses[1] is not None
+    torch.testing.assert_close(poses[1].rotation, poses[0].mirrored().rotation, atol=1e-5, rtol=0)
+    torch.testing.assert_close(poses[1].shift_px, poses[0].shift_px, atol=1e-5, rtol=0)
+
+
+def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None) -> None:
+    """Four copies of some atoms about two-fold axes that no one has told of; the map has them along x, y and z."""
+    generator = torch.Generator().manual_seed(0)
+    group = point_group("D2").float()
+    unit = torch.randn(60, 3, generator=generator).clamp(-1.5, 1.5) * torch.tensor([40.0, 30, 25]) + torch.tensor([40.0, 50, 30])
+    coords = torch.einsum("gij,nj->gni", group, unit).reshape(-1, 3) @ roma.random_rotmat(generator=generator).T
+    np.savez(tmp_path / "d2.npz", coords=coords.numpy(), Z=np.full(len(coords), 6))
+    simulate(tmp_path / "d2.npz", tmp_path, SimulationConfig(n=200, box=BOX, pixel_size=PIXEL, resolution=40.0, snr_db=0.0))
+    run, options = tmp_path / "run", [*SMALL, "--ace.steps", 100, "--search.explore_rounds", 5, "--symmetry", "d2"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in ("reconstruct", tmp_path / "particles.star", "-o", run, *options)])
+    assert ended.value.code == (0 if records_of(run)[-1]["converged"] else NOT_CONVERGED)
+    records = records_of(run)
+    stages = list(dict.fromkeys(r["stage"] for r in records))
+    assert stages == ["survey", "ace", "explore", "start", "kept", "symmetry", "search", "refine", "end"]
+    (found,) = [r for r in records if r["stage"] == "symmetry"]
+    assert found["group"] == "D2" and found["correlation"] > 0.5
+    assert "D2: the map correlates with its symmetric copies" in capsys.readouterr().out
+    assert "--symmetry" not in records[-1]["message"]
+    volume = read_map(run / "volume.mrc")
+    # to rounding: images alone make a map of such a particle nearly as symmetric
+    assert correlation(volume, symmetrise_volume(volume, group)) > 0.999
+    # which not every map has
+    assert correlation(volume, symmetrise_volume(volume, point_group("C3").float())) < 0.9
+
+
+def test_images_of_nothing_do_not_converge(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None) -> None:
+    """And on the way: contrast as told, and a final box smaller than the images'."""
+    simulate(STRUCTURE, tmp_path, SimulationConfig(n=200, box=BOX, pixel_size=PIXEL, resolution=30.0, snr_db=0.0))
+    with mrcfile.open(tmp_path / "particles.mrcs", "r+") as file:
+        file.data[:] = np.random.default_rng(0).normal(size=file.data.shape)
+    run, options = tmp_path / "run", ["--contrast", "black", "--final-box", 24, "--diameter", 340]
+    run_cli("reconstruct", tmp_path / "particles.star", "-o", run, *SMALL, *options, code=NOT_CONVERGED)
+    said, end = capsys.readouterr().out, records_of(run)[-1]
+    assert "protein is black (as told" in said
+    assert end["converged"] is False and "more particles" in end["message"]
+    assert "explains images held out no better than one of random phases" in end["message"] and end["message"] in said
+    volume, pixel_size = read_volume(run / "volume.mrc")
+    assert volume.shape == (24, 24, 24) and pixel_size == pytest.approx(PIXEL * BOX / 24)
 
 
 def test_another_seed_is_another_run(run: Path, rich_run: Path) -> None:
     one, other = (read_particle_star(r / "poses.star").particles for r in (run, rich_run))
     assert (one["rlnAngleRot"] != other["rlnAngleRot"]).mean() > 0.9
     # stage 1 knows nothing of half-sets: only the seed can tell these apart
-    losses = [
-        [json.loads(li).get("image_loss") for li in (r / "metrics.jsonl").read_text().splitlines()] for r in (run, rich_run)
-    ]
+    losses = [[record.get("image_loss") for record in records_of(r)] for r in (run, rich_run)]
     assert losses[0][1] is not None and losses[0][1:3] != losses[1][1:3]
-
-
-def test_black_protein_gives_the_same_poses(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The stack negated; and scaled and lifted, by powers of two so that no digit is lost to rounding."""
-    stack = mrcfile.read(data / "particles.mrcs")
-    with mrcfile.new(tmp_path / "particles.mrcs") as file:
-        file.set_data(-4 * stack)
-    (tmp_path / "particles.star").write_bytes((data / "particles.star").read_bytes())
-    run_cli("reconstruct", tmp_path / "particles.star", "-o", tmp_path / "run", *SMALL)
-    assert "protein is black (measured" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])["contrast"] == "black"
-    assert (tmp_path / "run/poses.star").read_bytes() == (run / "poses.star").read_bytes()
-    # protein is white inside the program, and in its maps
-    assert (tmp_path / "run/volume.mrc").read_bytes() == (run / "volume.mrc").read_bytes()
-
-
-def test_told_contrast_is_believed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = [*SMALL, "--ace.steps", 1, "--search.max_rounds", 1, "--refine.max_rounds", 1, "--search.spacing", 3]
-    run_cli("reconstruct", data / "particles.star", "-o", tmp_path / "run", *quick, "--contrast", "black", "--final-box", 24)
-    assert "protein is black (as told" in capsys.readouterr().out
-    volume, pixel_size = read_volume(tmp_path / "run/volume.mrc")
-    assert volume.shape == (24, 24, 24) and pixel_size == pytest.approx(PIXEL * BOX / 24)
 
 
 def test_evaluate_and_report_after_the_run(run: Path, data: Path) -> None:
@@ -221,7 +328,7 @@ def test_evaluate_and_report_after_the_run(run: Path, data: Path) -> None:
 
 
 def test_interrupt_leaves_a_checkpoint_and_no_litter(data: Path, tmp_path: Path) -> None:
-    long = [*SMALL, "--search.max_rounds", 500, "--search.stable_share", 2]
+    long = [*SMALL, "--search.explore_rounds", 500, "--search.explored", 2]
     args = ["reconstruct", str(data / "particles.star"), "-o", str(tmp_path / "run"), *map(str, long)]
     code = f"import sys; sys.argv = ['ace-em', *{args!r}]; from ace_em.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -245,4 +352,4 @@ def test_structure_is_solved_from_nothing(tmp_path: Path) -> None:
     result = evaluate(run, tmp_path)
     assert result.within_10deg > 0.95 and result.rot_median < 0.002 and result.trans < 1.0
     assert result.fsc05_px < 1.1 * result.bound_px
-    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["converged"] is True
+    assert records_of(run)[-1]["converged"] is True

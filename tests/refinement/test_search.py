@@ -1,16 +1,33 @@
 """Exhaustive search: on a grid that contains the truth it is found, with the likelihood written out."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 import roma
 import torch
 
+from ace_em.config import SearchConfig
 from ace_em.maths.fourier import HalfPlane
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.maths.point_group import nearest_copy, point_group
+from ace_em.maths.rotations import angular_distance_deg
+from ace_em.maths.slices import volume_to_ft
+from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement import search as search_module
-from ace_em.refinement.search import SearchResult, search, shift_grid
+from ace_em.refinement.local import refine_candidates, refine_poses
+from ace_em.refinement.search import (
+    PoseGrid,
+    SearchResult,
+    SearchSpace,
+    find_or_follow_poses,
+    find_poses,
+    search,
+    shift_grid,
+)
+from ace_em.refinement.symmetry import symmetrise_volume
+
+CONFIG = SearchConfig(top_k=4, local_steps=3)
 
 
 def grid_with(truth: Pose, n_wrong: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,16 +86,6 @@ def test_likelihood_is_the_squared_difference(particle: Any) -> None:
     assert (found.log_likelihood.diff(dim=1) <= 0).all()
 
 
-def test_weights_are_the_posterior() -> None:
-    """Odds are the exponential of the difference of log-likelihoods."""
-    likelihood = torch.tensor([[3.0, 2.0, -1.0], [500.0, 500.0, 100.0]])
-    pose = Pose(torch.eye(3).expand(2, 3, 3, 3), torch.zeros(2, 3, 2))
-    weights = SearchResult(pose, likelihood).weights
-    torch.testing.assert_close(weights.sum(1), torch.ones(2))
-    torch.testing.assert_close(weights[0, 0] / weights[0, 1], torch.tensor(1.0).exp())
-    torch.testing.assert_close(weights[1], torch.tensor([0.5, 0.5, 0.0]))
-
-
 def test_fewer_kept_are_the_first_of_many(particle: Any) -> None:
     p = particle(6, noise=1.0)
     rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0)
@@ -112,3 +119,191 @@ def test_only_the_band_counts(particle: Any) -> None:
     found = search(p.volume_ft, p.images.band(5), rotations, torch.zeros(1, 2), p.pose.shift_px)
     assert torch.equal(found.best.rotation, rotations[where])
     assert len(HalfPlane.within(20, 5)) == len(p.images.band(5).half_plane)
+
+
+def test_references_in_chunks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = particle(11, noise=1.0)
+    rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0)
+    whole = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 5)
+    done: list[int] = []
+    # four rotations at a time, fewer than are kept: 31 of them make 8 chunks
+    monkeypatch.setattr(search_module, "REFERENCE_BYTES", 4 * 12 * len(p.images.half_plane))
+    parts = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 5, done.append)
+    assert done == [11] * 8
+    assert torch.equal(parts.pose.rotation, whole.pose.rotation) and torch.equal(parts.pose.shift_px, whole.pose.shift_px)
+    torch.testing.assert_close(parts.log_likelihood, whole.log_likelihood, rtol=1e-3, atol=1e-2)
+    # less room than one reference needs is still one at a time
+    monkeypatch.setattr(search_module, "REFERENCE_BYTES", 1)
+    alone = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 5)
+    assert torch.equal(alone.pose.rotation[:, 0], whole.pose.rotation[:, 0]) and alone.log_likelihood.shape == (11, 5)
+
+
+def result_of(likelihood: list[list[float]], label: float) -> SearchResult:
+    """Poses that can be told apart: the entry's likelihood stands in the rotation, and a label in the shift."""
+    values = torch.tensor(likelihood)
+    rotation = values[..., None, None].expand(*values.shape, 3, 3).clone()
+    return SearchResult(Pose(rotation, torch.full((*values.shape, 2), label)), values)
+
+
+def test_merged_keeps_the_best_of_both() -> None:
+    one, other = result_of([[9.0, 2.0], [4.0, 3.0]], 1.0), result_of([[5.0, 4.0], [8.0, 7.0]], 2.0)
+    best = search_module._merged(one, other, 3)
+    assert best.log_likelihood.tolist() == [[9, 5, 4], [8, 7, 4]]
+    assert best.pose.rotation[..., 0, 0].tolist() == best.log_likelihood.tolist()
+    assert best.pose.shift_px[..., 0].tolist() == [[1, 2, 2], [2, 2, 1]]
+    # more than there are
+    assert search_module._merged(one, other, 9).log_likelihood.shape == (2, 4)
+
+
+def test_products_are_short_only_inside_the_search(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = particle(3)
+    before = torch.get_float32_matmul_precision()
+    assert before == "highest"
+    seen: list[str] = []
+    with search_module._short_products():
+        seen.append(torch.get_float32_matmul_precision())
+    assert seen == ["medium"] and torch.get_float32_matmul_precision() == before
+    with pytest.raises(RuntimeError), search_module._short_products():
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert torch.get_float32_matmul_precision() == before
+    search(p.volume_ft, p.images, p.pose.rotation, torch.zeros(1, 2), p.pose.shift_px)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def far_from(pose: Pose, seed: int = 3) -> Pose:
+    """Every rotation wrong by 60 to 180 degrees."""
+    n = len(pose)
+    axis = torch.nn.functional.normalize(torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return Pose(pose.rotation @ roma.rotvec_to_rotmat(axis * torch.linspace(1.05, 3.1, n)[:, None]), pose.shift_px)
+
+
+def degrees_off(pose: Pose, truth: Pose) -> torch.Tensor:
+    return angular_distance_deg(pose.rotation, truth.rotation)
+
+
+def test_the_pose_before_is_kept_only_when_told_to(particle: Any) -> None:
+    """On a grid that holds no right pose, an image's own right one wins, unless it is to be forgotten."""
+    p = particle(12, noise=0.5)
+    wrong = roma.random_rotmat(30, generator=torch.Generator().manual_seed(8))
+    away = angular_distance_deg(wrong[:, None], p.pose.rotation[None]).amin(1) > 25
+    grid = PoseGrid(wrong[away], torch.zeros(1, 2))
+    assert 5 < len(grid.rotations)
+    kept = find_poses(p.volume_ft, p.images, p.pose, grid, CONFIG)
+    forgotten = find_poses(p.volume_ft, p.images, p.pose, grid, CONFIG, keep_before=False)
+    assert degrees_off(kept.pose, p.pose).max() < 2
+    assert (degrees_off(forgotten.pose, p.pose) > 10).float().mean() > 0.4
+    assert (kept.residual <= forgotten.residual).all()
+    # of the pose before, only the shift is used then
+    other = find_poses(p.volume_ft, p.images, far_from(p.pose), grid, CONFIG, keep_before=False)
+    assert torch.equal(other.pose.rotation, forgotten.pose.rotation) and torch.equal(other.residual, forgotten.residual)
+
+
+def test_right_poses_are_found_from_nothing(particle: Any) -> None:
+    p = particle(40, noise=0.7)
+    space = SearchSpace(20, 13.0, dataclasses.replace(CONFIG, spacing=1.2, shift=0.1, shift_step=0.05), torch.eye(3)[None])
+    grid = space.grid(6.0, torch.Generator().manual_seed(0))
+    start = Pose(far_from(p.pose).rotation, p.pose.shift_px + 0.4)
+    images = p.images.band(6.0)
+    many = find_poses(p.volume_ft, images, start, grid, space.config)
+    assert (degrees_off(many.pose, p.pose) < 8).float().mean() > 0.9
+    # more orientations tried are no worse, and better where the best of the grid led astray
+    one = find_poses(p.volume_ft, images, start, grid, dataclasses.replace(space.config, top_k=1), keep_before=False)
+    many = find_poses(p.volume_ft, images, start, grid, space.config, keep_before=False)
+    assert (many.residual <= one.residual + 0.5).float().mean() > 0.9
+    assert (many.residual < one.residual - 1).any()
+    assert many.residual.mean() < one.residual.mean()
+
+
+def test_more_candidates_are_tried_by_find_poses(particle: Any) -> None:
+    """What is refined are the ``top_k`` best of the grid."""
+    p = particle(10, noise=1.0)
+    rotations, shifts = grid_with(far_from(p.pose), 40)[0], shift_grid(1.0, 0.5)
+    found = find_poses(p.volume_ft, p.images, p.pose, PoseGrid(rotations, shifts), CONFIG, keep_before=False)
+    candidates = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, CONFIG.top_k).pose
+    expected = refine_candidates(p.volume_ft, p.images, candidates, CONFIG.local_steps)
+    assert torch.equal(found.pose.rotation, expected.pose.rotation) and torch.equal(found.residual, expected.residual)
+
+
+@pytest.mark.parametrize("name", ["C3", "D2", "T"])
+def test_a_point_group_leaves_its_copies_out_of_the_grid(name: str) -> None:
+    group = point_group(name).float()
+    alone, with_group = (
+        SearchSpace(20, 13.0, SearchConfig(spacing=1.0), g).grid(6.0, torch.Generator().manual_seed(0))
+        for g in (group[:1], group)
+    )
+    assert len(with_group.rotations) / len(alone.rotations) == pytest.approx(1 / len(group), rel=0.1)
+    assert torch.equal(with_group.shifts_px, alone.shifts_px)
+    # nothing is lost: some copy of every rotation is as near to the grid as a rotation is to the whole one
+    some = roma.random_rotmat(50, generator=torch.Generator().manual_seed(1))
+    copies = group @ some[:, None]
+    nearest = angular_distance_deg(copies[:, :, None], with_group.rotations).amin((1, 2))
+    assert nearest.max() < angular_distance_deg(some[:, None], alone.rotations).amin(1).max() * 1.3
+
+
+def test_poses_of_a_symmetric_map_are_found_up_to_its_group(particle: Any) -> None:
+    p, group = particle(30), point_group("D2").float()
+    volume_ft = volume_to_ft(symmetrise_volume(p.volume * p.mask, group))
+    images = p.images
+    images.image_ft[:] = clean_image_ft(volume_ft, images.transfer, images.half_plane, p.pose)
+    config = dataclasses.replace(CONFIG, spacing=1.0, shift=0.05, shift_step=0.05)
+    grid = SearchSpace(20, 13.0, config, group).grid(6.0, torch.Generator().manual_seed(0))
+    found = find_poses(volume_ft, images.band(6.0), p.pose, grid, config, keep_before=False)
+    copy = nearest_copy(found.pose.rotation, p.pose.rotation, group)
+    assert (angular_distance_deg(copy, p.pose.rotation) < 5).float().mean() > 0.9
+    # the grid has one copy of four: that is not the true pose itself for most
+    assert (degrees_off(found.pose, p.pose) > 30).float().mean() > 0.5
+
+
+def test_band_of_a_search_stays_below_nyquist() -> None:
+    space = SearchSpace(40, 20.0, CONFIG, torch.eye(3)[None])
+    assert space.band(4.5) == 9 and space.band(100.0) == 19
+
+
+def test_spacing_of_the_grid_is_a_radian_over_the_band() -> None:
+    """Shell 4 of the particle's diameter, half the box: every rotation is within a spacing of the grid, not within half a one."""
+    space = SearchSpace(40, 20.0, dataclasses.replace(CONFIG, spacing=1.0), torch.eye(3)[None])
+    grid = space.grid(8.0, torch.Generator().manual_seed(0))
+    some = roma.random_rotmat(100, generator=torch.Generator().manual_seed(1))
+    nearest = torch.deg2rad(angular_distance_deg(some[:, None], grid.rotations[None]).amin(1))
+    assert 0.5 / 4 < nearest.max() < 1 / 4
+    # as a whole it is turned at random
+    other = space.grid(8.0, torch.Generator().manual_seed(1))
+    assert len(other.rotations) == len(grid.rotations) and not torch.allclose(other.rotations, grid.rotations, atol=0.01)
+    # shifts, of a tenth and a fifth of 20 px
+    config = dataclasses.replace(CONFIG, shift=0.2, shift_step=0.1)
+    assert torch.equal(dataclasses.replace(space, config=config).grid(3.0, torch.Generator()).shifts_px, shift_grid(4.0, 2.0))
+
+
+def test_settled_images_are_only_followed(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = particle(20, noise=0.5)
+    # shifts that no local step finds: the search is centred where each image's was
+    far = torch.tensor([5.0, -5.0])
+    p.images.image_ft.mul_(shift_phase(p.images.half_plane, far))
+    p.pose.shift_px.add_(far)
+    before, settled = far_from(p.pose), torch.arange(20) % 3 == 0
+    grid = PoseGrid(p.pose.rotation, torch.zeros(1, 2))
+    searched: list[int] = []
+    original = search_module.search
+
+    def counted(volume_ft: Any, images: Any, *args: Any) -> SearchResult:
+        searched.append(len(images))
+        return original(volume_ft, images, *args)
+
+    monkeypatch.setattr(search_module, "search", counted)
+    found = find_or_follow_poses(p.volume_ft, p.images, before, settled, grid, CONFIG)
+    assert searched == [int((~settled).sum())]
+    followed = refine_poses(p.volume_ft, p.images, before, CONFIG.local_steps)
+    for a, b in [
+        (found.pose.rotation, followed.pose.rotation),
+        (found.pose.shift_px, followed.pose.shift_px),
+        (found.residual, followed.residual),
+    ]:
+        torch.testing.assert_close(a[settled], b[settled])
+    # wrong as they are they stay wrong, while the others find their poses on the grid
+    assert degrees_off(found.pose, p.pose)[settled].median() > 30
+    assert degrees_off(found.pose, p.pose)[~settled].max() < 2
+    all_settled = find_or_follow_poses(p.volume_ft, p.images, before, torch.ones(20, dtype=torch.bool), grid, CONFIG)
+    assert len(searched) == 1
+    assert torch.equal(all_settled.pose.rotation, followed.pose.rotation)
+    none_settled = find_or_follow_poses(p.volume_ft, p.images, before, torch.zeros(20, dtype=torch.bool), grid, CONFIG)
+    assert searched[1:] == [20] and degrees_off(none_settled.pose, p.pose).max() < 2
