@@ -26,9 +26,12 @@ from ace_em.data.star import numeric_column, read_particle_star, write_star
 from ace_em.evaluation import evaluate
 from ace_em.maths.fourier import radius_grid
 from ace_em.maths.point_group import point_group
+from ace_em.metrics.alignment import Frame, turn_volume
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.refinement.half_sets import low_pass
 from ace_em.refinement.symmetry import symmetrise_volume
+from ace_em.simulation.density import density_map
+from ace_em.simulation.structure import Atoms
 from ace_em.simulation.write import simulate
 
 STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
@@ -269,8 +272,9 @@ def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     generator = torch.Generator().manual_seed(0)
     group = point_group("D2").float()
     unit = torch.randn(60, 3, generator=generator).clamp(-1.5, 1.5) * torch.tensor([40.0, 30, 25]) + torch.tensor([40.0, 50, 30])
-    coords = torch.einsum("gij,nj->gni", group, unit).reshape(-1, 3) @ roma.random_rotmat(generator=generator).T
-    np.savez(tmp_path / "d2.npz", coords=coords.numpy(), Z=np.full(len(coords), 6))
+    coords = torch.einsum("gij,nj->gni", group, unit).reshape(-1, 3)
+    hidden = coords @ roma.random_rotmat(generator=generator).T
+    np.savez(tmp_path / "d2.npz", coords=hidden.numpy(), Z=np.full(len(coords), 6))
     simulate(tmp_path / "d2.npz", tmp_path, SimulationConfig(n=200, box=BOX, pixel_size=PIXEL, resolution=40.0, snr_db=0.0))
     run, options = tmp_path / "run", [*SMALL, "--ace.steps", 100, "--search.explore_rounds", 5, "--symmetry", "d2"]
     with pytest.raises(SystemExit) as ended:
@@ -286,7 +290,11 @@ def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     volume = read_map(run / "volume.mrc")
     # to rounding: images alone make a map of such a particle nearly as symmetric
     assert correlation(volume, symmetrise_volume(volume, group)) > 0.999
-    # which not every map has
+    # it is that of the particle, with its axes where RELION has them: which is which, and the hand, are free
+    truth = density_map(Atoms(coords / PIXEL, torch.ones(len(coords))), BOX, 1.0, 40.0 / PIXEL)
+    frames = [Frame(turn, hand, torch.zeros(3)) for turn in point_group("O").float() for hand in (False, True)]
+    assert max(correlation(turn_volume(volume, frame), truth) for frame in frames) > 0.9
+    # not every map has that symmetry
     assert correlation(volume, symmetrise_volume(volume, point_group("C3").float())) < 0.9
 
 

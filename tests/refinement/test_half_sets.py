@@ -481,6 +481,18 @@ def test_the_frame_is_all_that_changes(particle: Any) -> None:
     torch.testing.assert_close(design @ origin, difference, atol=1e-4, rtol=0)
 
 
+def test_the_frame_is_the_same_wherever_memory_lies(particle: Any) -> None:
+    """The same run gives the same bytes: no library may let the last digits hang on the addresses of its work space."""
+    p = particle(30, box=16, noise=1.0)
+    images, start, generator = p.images.band(4), perturbed(p.pose, 2.0, 0.3), torch.Generator().manual_seed(0)
+    kept: list[Tensor] = []
+    found: set[bytes] = set()
+    for size in torch.randint(1, 5000, (200,), generator=generator).tolist():
+        kept = [*kept[-30:], torch.empty(size)]
+        found.add(_into_frame_of(p.volume_ft, images, start).shift_px.numpy().tobytes())
+    assert len(found) == 1
+
+
 def test_noise_does_not_agree_beyond_what_was_shared(particle: Any) -> None:
     """Images of nothing, searched and refined from a map: beyond its band the half-maps have nothing in common."""
     band, n = 5.0, 300

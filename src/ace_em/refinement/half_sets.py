@@ -251,7 +251,9 @@ def _into_frame_of(reference_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Po
     rotation = turn @ pose.rotation
     design = rotation[some].mT[:, :2, :]
     difference = (fitted.shift_px - pose.shift_px[some]).flip(-1)
-    origin = torch.linalg.lstsq(design[near].reshape(-1, 3), difference[near].reshape(-1, 1)).solution[:, 0]
+    rows, wanted = design[near].reshape(-1, 3), difference[near].reshape(-1)
+    # the last digits of torch.linalg.lstsq change with the addresses of its work space; views along one axis leave a rank of 2
+    origin = torch.linalg.solve(rows.mT @ rows + 1e-6 * len(rows) * torch.eye(3), rows.mT @ wanted)
     return Pose(rotation, pose.shift_px + (rotation.mT[:, :2, :] @ origin).flip(-1))
 
 
