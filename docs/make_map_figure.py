@@ -1,4 +1,4 @@
-"""Draw slices and projections of a run's map: `python docs/make_map_figure.py RUN docs/img/NAME.png`."""
+"""Draw slices and projections of a run's maps: `python docs/make_map_figure.py RUN docs/img/NAME.png`."""
 
 import sys
 from pathlib import Path
@@ -7,4 +7,5 @@ from ace_em.data.mrc import read_volume
 from ace_em.report.figures import map_figure
 from ace_em.report.run_files import Map
 
-Path(sys.argv[2]).write_bytes(map_figure(Map(*read_volume(Path(sys.argv[1]) / "volume.mrc"))))
+volume, sharp = (Map(*read_volume(Path(sys.argv[1]) / name)) for name in ("volume.mrc", "volume_sharp.mrc"))
+Path(sys.argv[2]).write_bytes(map_figure(volume, sharp))
