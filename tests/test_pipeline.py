@@ -298,6 +298,19 @@ def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     assert correlation(volume, symmetrise_volume(volume, point_group("C3").float())) < 0.9
 
 
+def test_fitted_defocus_is_handed_back(run: Path, data: Path, tmp_path: Path, no_report: None) -> None:
+    """On top of the same run: U and V move together, by what the record says, and the poses stay."""
+    out = tmp_path / "run"
+    run_cli("reconstruct", data / "particles.star", "-o", out, *SMALL, *STRICT, "--refine.defocus", "true", code=NOT_CONVERGED)
+    given, before, found = (read_particle_star(f) for f in (data / "particles.star", run / "poses.star", out / "poses.star"))
+    moved = [numeric_column(found, name) - numeric_column(given, name) for name in ("rlnDefocusU", "rlnDefocusV")]
+    np.testing.assert_allclose(moved[0], moved[1], atol=1e-5)
+    record = next(r for r in records_of(out) if r["stage"] == "defocus")
+    assert 1 < record["sd_angstrom"] == pytest.approx(moved[0].std(ddof=1), abs=0.1)
+    assert np.abs(moved[0]).max() <= 2 * RunConfig().refine.defocus_range
+    assert found.particles["rlnAngleRot"].equals(before.particles["rlnAngleRot"])
+
+
 def test_images_of_nothing_do_not_converge(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None) -> None:
     """And on the way: contrast as told, and a final box smaller than the images'."""
     simulate(STRUCTURE, tmp_path, SimulationConfig(n=200, box=BOX, pixel_size=PIXEL, resolution=30.0, snr_db=0.0))
