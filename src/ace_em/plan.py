@@ -148,14 +148,16 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
-    # seconds per image and coefficient, fitted to the demo and the benchmark of 2026-11-23
+    # seconds on one free server core, per image and coefficient, fitted to the benchmark of 2026-11-23
     coefficients = math.pi / 2 * (plan.working_box / 2) ** 2
-    training = config.ace.steps * config.ace.batch * (coefficients + 400) * 6e-7 / min(plan.threads, 2)
-    searching = len(p) * coefficients * 4e-5 / min(plan.threads, 2)
-    seconds = training + searching + len(p) * plan.boxes[-1] ** 2 * 1.3e-6
+    training = config.ace.steps * config.ace.batch * (coefficients + 400) * 4.3e-7
+    searching = coefficients * (0.05 * config.search.explore_images / 800 + 1.5e-5 * len(p))
+    refining = len(p) * sum(b**2 for b in plan.boxes) * 1.1e-6
+    # a second core does not halve the time, further ones were not tried
+    seconds = (training + searching + refining) / (1.0 if plan.threads == 1 else 1.6)
     reporter.say(
-        f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on two server cores if "
-        "the first start settles"
+        f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on free server cores if the "
+        "first start is good"
     )
 
 
