@@ -9,9 +9,9 @@ import torch
 
 from ace_em.data.mrc import StackWriter
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import normalise, survey, working_set
+from ace_em.data.preprocess import _contrast, normalise, survey, working_set
 from ace_em.data.star import ParticleTable, write_star
-from ace_em.maths.fourier import radius_grid
+from ace_em.maths.fourier import HalfPlane, radius_grid
 from ace_em.physics.ctf import ctf
 
 N, BOX, PIXEL = 300, 48, 4.0
@@ -84,3 +84,18 @@ def test_noise_free_images_are_not_scaled_by_their_ringing(tmp_path: Path) -> No
     own = normalise(images, 1.0).square().mean((1, 2))
     assert own.std() / own.mean() > 0.5
     assert survey(particles(tmp_path, noise() + 0.3 * ball(24))).common_sd is None
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_contrast_of_a_hollow_particle(sign: float) -> None:
+    """A shell without its lowest frequencies, as a CTF leaves it, is darker than the background in the middle."""
+    box = 48
+    radius = radius_grid(box, 2)
+    line = 2 * ((18.0**2 - radius.square()).clamp(min=0).sqrt() - (13.0**2 - radius.square()).clamp(min=0).sqrt())
+    half_plane = HalfPlane.within(box)
+    weak_low = 1 - torch.exp(-half_plane.radius.square() / (2 * 2.5**2))
+    image = half_plane.to_image(half_plane.from_image(line) * weak_low)
+    assert image[radius < box / 6].mean() < image[radius > box / 2].mean()
+    noise = torch.randn(300, box, box, generator=torch.Generator().manual_seed(0)) * 3 * image.std()
+    measured, z = _contrast(normalise(sign * image + noise, 1.0))
+    assert measured == sign and abs(z) > 10

@@ -146,10 +146,18 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
 
 
 def _contrast(images: Tensor) -> tuple[float, float]:
-    """Sign of the protein against the background and its z-score, from the central third of normalised images."""
-    box = images.shape[-1]
-    centre = images[:, radius_grid(box, 2) < box / 6].mean(1)
-    mean, error = centre.mean().item(), (centre.std() / len(centre) ** 0.5).item()
+    """Sign of the protein against the background and its z-score, from normalised images (b, n, n).
+
+    The ring about the centre whose mean stands out most is the protein's. The centre itself will not do: a hollow particle
+    has none there, and what the CTF's lack of low frequencies leaves inside a shell is darker than the background.
+    """
+    n = images.shape[-1]
+    radius = radius_grid(n, 2)
+    width = max(2.0, n / 16)
+    rings = torch.stack([((radius - r).abs() < width) & (radius < 0.45 * n) for r in torch.arange(0, 0.45 * n, width)])
+    means = images.flatten(1) @ (rings.flatten(1) / rings.sum((1, 2))[:, None]).T.to(images)
+    ring = means.mean(0).abs().argmax()
+    mean, error = means[:, ring].mean().item(), (means[:, ring].std() / len(means) ** 0.5).item()
     return (1.0 if mean >= 0 else -1.0), mean / max(error, 1e-12)
 
 
