@@ -197,3 +197,27 @@ def test_what_is_not_the_users_fault_is_not_hidden(monkeypatch: pytest.MonkeyPat
     # an uncaught exception ends Python with code 1 and its traceback
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "run"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a.star", "--flip-hand", "-o", "run"], True),
+        (["--flip_hand", "a.star", "-o", "run"], True),
+        (["--flip-hand", "false", "a.star", "-o", "run"], False),
+        (["--flip-hand=false", "a.star", "-o", "run"], False),
+        (["a.star", "-o", "run", "--flip-hand"], True),
+        (["a.star", "-o", "run", "--refine.defocus"], False),
+    ],
+)
+def test_a_switch_needs_no_value(given: list[str], expected: bool) -> None:
+    arguments = cli._switched_on([cli._underscored(a) for a in given])
+    args = cli.reconstruct_parser().parse_args(arguments)
+    assert args.flip_hand is expected and args.particles == "a.star" and args.output == "run"
+    assert args.refine.defocus is ("--refine.defocus" in given)
+
+
+def test_help_says_what_every_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.reconstruct_parser().print_help()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "point group (Cn, Dn, T, O, I; RELION's axes)" in shown and "rotations per image" in shown

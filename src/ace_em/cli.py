@@ -1,13 +1,14 @@
 """The command line. Nothing heavy is imported before a command runs: ``ace-em --help`` must not wait for torch."""
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from ace_em import __version__
 from ace_em.config import RunConfig, SimulationConfig
@@ -15,6 +16,10 @@ from ace_em.errors import InputError
 
 NOT_CONVERGED = 3
 INTERRUPTED = 130
+
+
+# the text below every field of a settings class is its help
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def simulate_parser() -> ArgumentParser:
@@ -143,6 +148,28 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def _switches(config: type, prefix: str = "--") -> set[str]:
+    """Options of a settings class that are on or off."""
+    found = set()
+    for field in fields(config):
+        group: Any = field.default_factory
+        if field.type in (bool, "bool"):
+            found.add(prefix + field.name)
+        elif isinstance(group, type) and is_dataclass(group):
+            found |= _switches(group, f"{prefix}{field.name}.")
+    return found
+
+
+def _switched_on(arguments: list[str]) -> list[str]:
+    """A switch without a value, so before another option, a file or the end, means true: --flip_hand is --flip_hand true."""
+    switches = _switches(RunConfig)
+    done = []
+    for argument, following in itertools.pairwise([*arguments, "-"]):
+        bare = following.startswith("-") or "." in following or "/" in following
+        done.append(f"{argument}=true" if argument in switches and bare else argument)
+    return done
+
+
 def _config_first(arguments: list[str]) -> list[str]:
     """A settings file comes before everything else on the line, so that what the user types wins over it."""
     first: list[str] = []
@@ -176,7 +203,7 @@ def _run(argv: list[str]) -> int:
     parser = PARSERS[argv[0]]()
     parser.prog = f"ace-em {argv[0]}"
     try:
-        args = parser.instantiate(parser.parse_args(_config_first([_underscored(a) for a in argv[1:]])))
+        args = parser.instantiate(parser.parse_args(_config_first(_switched_on([_underscored(a) for a in argv[1:]]))))
         return COMMANDS[argv[0]](args)
     except ArgumentError as error:
         print(f"ace-em {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
