@@ -70,7 +70,13 @@ def matched_poses(estimate: Particles, truth: Particles) -> tuple[Pose, Pose, li
 
 
 def bound(truth: Particles, pose: Pose, volume: Tensor, rows: list[int]) -> float:
-    """Shell at which the map of the images at their true poses falls below FSC 0.5 with the true volume (n, n, n)."""
+    """Shell at which the map of the images at ``pose`` falls below FSC 0.5 with the true volume (n, n, n).
+
+    Parameters
+    ----------
+    pose : poses in the true frame, pixels of the images; the true ones give the bound.
+    rows : their rows in ``truth``.
+    """
     box = volume.shape[-1]
     look = survey(truth)
     images = working_set(truth, look, box, rows=np.array(rows))
