@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
-from ace_em.maths.gaussian import VARIANCES_PX2, filter_bank, gaussian_kernels
+from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.gaussian import VARIANCES_PX2, filter_bank, gaussian_kernels, kernel_transfer
 
 
 def test_kernels_are_gaussians_of_unit_sum() -> None:
@@ -29,3 +31,27 @@ def test_filter_bank_is_the_sum_over_neighbours() -> None:
     torch.testing.assert_close(filtered[1, 3, 10, 8], (images[1, 5:16, 3:14] * kernels[3]).sum())
     # zeros outside of the image
     torch.testing.assert_close(filtered[0, 2, 0, 0], (images[0, :6, :6] * kernels[2, 5:, 5:]).sum())
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_kernel_transfer_filters_as_the_bank_does(box: int) -> None:
+    """For images whose rim, half a kernel wide, is zero: beyond it the bank sees zeros and a product wraps around."""
+    half_plane, kernels = HalfPlane.within(box), gaussian_kernels()
+    images = torch.zeros(3, box, box)
+    images[:, 6:-6, 6:-6] = torch.randn(3, box - 12, box - 12, generator=torch.Generator().manual_seed(0))
+    factor = kernel_transfer(kernels, half_plane)
+    assert factor.shape == (5, len(half_plane)) and not factor.is_complex()
+    filtered = half_plane.from_image(filter_bank(images, kernels))
+    torch.testing.assert_close(half_plane.from_image(images)[:, None] * factor, filtered, atol=1e-3, rtol=1e-4)
+    # on another half-plane of the same box the coefficients keep their factors
+    inner = half_plane.band(6)
+    torch.testing.assert_close(kernel_transfer(kernels[3:4], inner), factor[3:4, : len(inner)])
+
+
+def test_kernel_transfer_is_a_gaussian_where_the_kernel_is_one() -> None:
+    """Variance 1: ``exp(-2 pi^2 k^2 / box^2)``, but for 0.0072 at half a cycle per pixel; the mean is kept by all."""
+    half_plane = HalfPlane.within(40)
+    factor = kernel_transfer(gaussian_kernels(), half_plane)
+    torch.testing.assert_close(factor[:, 0], torch.ones(5))
+    wanted = torch.exp(-2 * (math.pi * half_plane.radius / 40).square())
+    torch.testing.assert_close(factor[2], wanted, atol=6e-3, rtol=0)

@@ -22,15 +22,20 @@ def resnet(m: int) -> PoseEncoder:
     return ResNetEncoder(HALF_PLANE, m, MAX_SHIFT, hidden=32)
 
 
+def last_layer(head: torch.nn.Module) -> torch.nn.Linear:
+    layers = [layer for layer in head.modules() if isinstance(layer, torch.nn.Linear)]
+    return layers[-1]
+
+
 @pytest.mark.parametrize("m", [1, 4])
 @pytest.mark.parametrize("build", [fourier, resnet])
 @pytest.mark.parametrize("loud", [1.0, 1e4])
 def test_rotations_are_proper_and_shifts_bounded(build: Callable[[int], PoseEncoder], m: int, loud: float) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     encoder = build(m)
     with torch.no_grad():
-        encoder.heads.shift.weight *= loud
-        encoder.heads.rotation.weight *= loud
+        for head in (encoder.heads.shift, encoder.heads.rotation):
+            last_layer(head).weight *= loud
     image_ft = HALF_PLANE.from_image(torch.randn(12, BOX, BOX, generator=torch.Generator().manual_seed(1)))
     hypotheses = encoder(image_ft)
     rotation = hypotheses.rotation
@@ -83,3 +88,27 @@ def test_small_shifts_pass_unchanged() -> None:
         heads.shift.weight.zero_()
         heads.shift.bias.copy_(torch.tensor([0.01, -0.02]))
     torch.testing.assert_close(heads(torch.ones(1, 2)).shift_px[0], torch.tensor([0.01, -0.02]), atol=1e-6, rtol=1e-3)
+
+
+def test_hidden_units_make_each_head_a_perceptron_of_its_own() -> None:
+    """A.1: an MLP for the rotation and one for the shift, nothing shared after the features."""
+    heads = PoseHeads(7, 3, MAX_SHIFT, hidden=5)
+    for head, n_out in ((heads.rotation, 18), (heads.shift, 2)):
+        assert [tuple(p.shape) for p in head.parameters()] == [(5, 7), (5,), (n_out, 5), (n_out,)]
+    features = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    heads(features).shift_px.sum().backward()
+    assert all(p.grad is None for p in heads.rotation.parameters())
+    # and not linear: the answer to minus the features is not minus the answer
+    shift = heads.shift(features) - heads.shift(features * 0)
+    assert (heads.shift(-features) - heads.shift(features * 0) + shift).abs().max() > 1e-3
+
+
+def test_half_an_edge_is_the_papers_sigmoid_centred() -> None:
+    """A.1's sigmoid less 1/2, in fractions of the edge, of four times the raw prediction (which the network learns anyway)."""
+    box, raw_px = 32, torch.tensor([5.0, -9.0])
+    heads = heads_of([[1, 0, 0], [0, 1, 0]])
+    heads.max_shift_px = box / 2
+    with torch.no_grad():
+        heads.shift.weight.zero_()
+        heads.shift.bias.copy_(raw_px)
+    torch.testing.assert_close(heads(torch.ones(1, 2)).shift_px[0] / box, torch.sigmoid(4 * raw_px / box) - 0.5)

@@ -1,8 +1,12 @@
 """The five-filter bank in front of the paper's encoder (appendix A.1, eq. 17)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ace_em.maths.fourier import HalfPlane, frequencies
 
 VARIANCES_PX2 = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 KERNEL_PX = 11
@@ -19,3 +23,14 @@ def gaussian_kernels(variances_px2: tuple[float, ...] = VARIANCES_PX2, size_px: 
 def filter_bank(images: Tensor, kernels: Tensor) -> Tensor:
     """Filter images (b, h, w) with every kernel (c, s, s), zero padded: (b, c, h, w)."""
     return F.conv2d(images[:, None], kernels[:, None].to(images), padding=kernels.shape[-1] // 2)
+
+
+def kernel_transfer(kernels: Tensor, half_plane: HalfPlane) -> Tensor:
+    """What filtering with kernels (c, s, s) multiplies an image's Fourier coefficients by, (c, n), real.
+
+    The image is taken as periodic; for one that is zero near its edge that is zero padding.
+    """
+    axis = frequencies(kernels.shape[-1], kernels.device)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    angle = half_plane.k @ torch.stack([x.flatten(), y.flatten()]) * (2 * math.pi / half_plane.box)
+    return kernels.flatten(1) @ torch.cos(angle).T

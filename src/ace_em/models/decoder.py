@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ace_em.maths.fourier import HalfPlane
@@ -12,7 +13,21 @@ Projector = Callable[[HalfPlane, Tensor], Tensor]
 
 
 class Decoder(nn.Module, ABC):
-    """A learnt volume. A new decoder is one file with these two methods."""
+    """A learnt volume. A new decoder is one file with the two abstract methods.
+
+    ``height`` is the scale of the volume's grey values, which hang on the data. A decoder that multiplies by it keeps its
+    parameters near one, and learning rates mean the same for every data set.
+    """
+
+    height: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("height", torch.ones(()))
+
+    def scale_to(self, height: float) -> None:
+        """Multiply the volume by ``height``, leaving the parameters as they are."""
+        self.height.fill_(height)
 
     @abstractmethod
     def projector(self) -> Projector:

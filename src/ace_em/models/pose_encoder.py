@@ -26,15 +26,20 @@ class PoseHeads(nn.Module):
     """Features to M rotations through the 6-D representation (Zhou et al. 2019) and one bounded shift.
 
     Two 3-vectors per hypothesis are the first two columns, made orthonormal by Gram-Schmidt. The paper bounds the shift by a
-    sigmoid, (0, 1) of the edge, which cannot be negative; here it is ``max_shift tanh(raw / max_shift)``.
+    sigmoid, (0, 1) of the edge, which cannot be negative; here it is ``max_shift tanh(raw / max_shift)``, which for half an
+    edge is a sigmoid less 1/2.
+
+    Parameters
+    ----------
+    hidden : units of the hidden layer of each head; 0: the heads are linear.
     """
 
-    def __init__(self, features: int, n_hypotheses: int, max_shift_px: float) -> None:
+    def __init__(self, features: int, n_hypotheses: int, max_shift_px: float, hidden: int = 0) -> None:
         super().__init__()
         self.n_hypotheses = n_hypotheses
         self.max_shift_px = max_shift_px
-        self.rotation = nn.Linear(features, 6 * n_hypotheses)
-        self.shift = nn.Linear(features, 2)
+        self.rotation = _head(features, hidden, 6 * n_hypotheses)
+        self.shift = _head(features, hidden, 2)
 
     def forward(self, features: Tensor) -> Hypotheses:
         columns = self.rotation(features).float().view(-1, self.n_hypotheses, 3, 2)
@@ -42,12 +47,18 @@ class PoseHeads(nn.Module):
         return Hypotheses(roma.special_gramschmidt(columns, epsilon=1e-6), shift)
 
 
+def _head(features: int, hidden: int, out: int) -> nn.Module:
+    if hidden == 0:
+        return nn.Linear(features, out)
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
 class PoseEncoder(nn.Module, ABC):
     """A network from whitened half-planes to pose hypotheses. A new encoder is one file with a ``features`` method."""
 
-    def __init__(self, n_features: int, n_hypotheses: int, max_shift_px: float) -> None:
+    def __init__(self, n_features: int, n_hypotheses: int, max_shift_px: float, hidden: int = 0) -> None:
         super().__init__()
-        self.heads = PoseHeads(n_features, n_hypotheses, max_shift_px)
+        self.heads = PoseHeads(n_features, n_hypotheses, max_shift_px, hidden)
 
     @abstractmethod
     def features(self, image_ft: Tensor) -> Tensor:

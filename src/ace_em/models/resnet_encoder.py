@@ -1,4 +1,4 @@
-"""The paper's encoder (appendix A.1): five Gaussian filters, ResNet-18, MLP heads."""
+"""The paper's encoder (appendix A.1): five Gaussian filters, ResNet-18, two MLP heads."""
 
 import torch
 import torch.nn.functional as F
@@ -48,19 +48,18 @@ class ResNet18(nn.Module):
 
 
 class ResNetEncoder(PoseEncoder):
-    """``(MLP o ResNet-18 o filter bank)(image)``, eq. 18, on the real-space working image."""
+    """``(MLPs o ResNet-18 o filter bank)(image)``, eq. 18, on the real-space working image."""
 
     kernels: Tensor
 
     def __init__(self, half_plane: HalfPlane, n_hypotheses: int, max_shift_px: float, hidden: int = 512) -> None:
-        super().__init__(hidden, n_hypotheses, max_shift_px)
+        super().__init__(512, n_hypotheses, max_shift_px, hidden)
         self.half_plane = half_plane
         self.register_buffer("kernels", gaussian_kernels())
         self.trunk = ResNet18(len(self.kernels))
-        self.mlp = nn.Sequential(nn.Linear(512, hidden), nn.ReLU())
 
     def features(self, image_ft: Tensor) -> Tensor:
         images = self.half_plane.to(image_ft.device).to_image(image_ft)
         # unit deviation per image: the grey level of whitened working images depends on the box
         images = images / images.std(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(images.dtype).tiny)
-        return self.mlp(self.trunk(filter_bank(images, self.kernels)))
+        return self.trunk(filter_bank(images, self.kernels))
