@@ -12,7 +12,7 @@ import roma
 import torch
 
 from ace_em.config import SearchConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.slices import central_slices, insert_slices, volume_to_ft
 from ace_em.physics.pose import Pose

@@ -66,3 +66,15 @@ def test_a_broken_link_and_a_bad_block_are_seen(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "img/gone.png"]
     assert [line for line, _ in python_blocks(page)] == [3]
     assert len(bad_blocks(page)) == 1
+
+
+def test_the_notes_on_the_paper_name_tests_that_exist() -> None:
+    """Every reading is held by a test: `folder/file.py::name` below tests/."""
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "paper-notes.md").read_text())
+    assert len(named) > 30
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in _source(ROOT / "tests" / file)]
+    assert missing == []
+
+
+def _source(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from ace_em import __version__
 from ace_em.config import RunConfig, SimulationConfig
 from ace_em.errors import InputError
+from ace_em.presets import PRESETS
 
 NOT_CONVERGED = 3
 INTERRUPTED = 130
@@ -66,9 +67,14 @@ def report_parser() -> ArgumentParser:
     return parser
 
 
+def presets_parser() -> ArgumentParser:
+    return ArgumentParser(description="Show in which settings the presets differ.", exit_on_error=False)
+
+
 PARSERS = {
     "simulate": simulate_parser,
     "reconstruct": reconstruct_parser,
+    "presets": presets_parser,
     "evaluate": evaluate_parser,
     "fsc": fsc_parser,
     "report": report_parser,
@@ -80,6 +86,20 @@ def run_simulate(args: Namespace) -> int:
 
     config = SimulationConfig(**_fields(args, SimulationConfig))
     simulate(Path(args.structure), Path(args.output), config, args.poses or None, args.ctf or None, args.overwrite)
+    return 0
+
+
+def run_presets(args: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ace_em.presets import differences
+
+    table = Table("setting", *PRESETS, title="ace-em reconstruct --preset NAME")
+    for name, values in differences():
+        table.add_row(name, *(str(value) for value in values))
+    # as wide as it is: a folded number is no number
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
 
@@ -123,6 +143,7 @@ def run_report(args: Namespace) -> int:
 COMMANDS = {
     "simulate": run_simulate,
     "reconstruct": run_reconstruct,
+    "presets": run_presets,
     "evaluate": run_evaluate,
     "fsc": run_fsc,
     "report": run_report,
@@ -182,6 +203,16 @@ def _config_first(arguments: list[str]) -> list[str]:
     return first + rest
 
 
+def _parsed(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse, and once more with the preset's values as the defaults when one is named: what the user sets wins over it."""
+    args = parser.parse_args(arguments)
+    chosen = PRESETS.get(args.get("preset", "fast"), {})
+    if chosen:
+        parser.set_defaults(chosen)
+        args = parser.parse_args(arguments)
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, 3 (a run that did not converge), 2 (input or option wrong), 1 (anything else) or 130
     (interrupted)."""
@@ -203,7 +234,7 @@ def _run(argv: list[str]) -> int:
     parser = PARSERS[argv[0]]()
     parser.prog = f"ace-em {argv[0]}"
     try:
-        args = parser.instantiate(parser.parse_args(_config_first(_switched_on([_underscored(a) for a in argv[1:]]))))
+        args = parser.instantiate(_parsed(parser, _config_first(_switched_on([_underscored(a) for a in argv[1:]]))))
         return COMMANDS[argv[0]](args)
     except ArgumentError as error:
         print(f"ace-em {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses, and the presets.
+"""Every setting of a run, as frozen dataclasses.
 
 The command line builds its options from these classes, and ``ace-em --help`` must not wait for torch: so they stand
 here, apart from the code they configure, and import nothing. Lengths are in Angstrom, angles in degrees. Bands are in
@@ -48,6 +48,13 @@ class AceConfig:
 
     encoder: Literal["fourier", "resnet"] = "fourier"
     """'fourier' (MLP on low-frequency coefficients) or 'resnet' (the paper's, A.1)"""
+    decoder: Literal["voxel", "fouriernet"] = "voxel"
+    """'voxel' (VoxelGrid_R) or 'fouriernet' (two SIRENs in Fourier space), A.2"""
+    voxel_projector: Literal["slice", "integral"] = "slice"
+    """how voxels are projected: 'slice' (Fourier slice, as in CryoPoseNet) or 'integral' (rotate and sum, as in CryoGAN)"""
+    fouriernet_projector: Literal["direct", "lattice"] = "lattice"
+    """'direct': the network is asked at every coefficient of every image (paper); 'lattice': once per step at those of a grid,
+    which is then sliced like a voxel volume (cheaper when a batch has more coefficients than the grid)"""
     steps: int = 600
     """updates"""
     batch: int = 256
@@ -58,10 +65,18 @@ class AceConfig:
     """also score one random 180-degree mate of every hypothesis per step (paper: off)"""
     mate_weight: float = 0.3
     """pull of the nearest hypothesis to a mate that won"""
-    symmetric_loss: Literal["none", "half-turn"] = "none"
-    """'none' (eq. 5) or 'half-turn' (eq. 6: the better of the image and its 180-degree turn)"""
+    symmetric_loss: Literal["none", "half-turn", "generalised"] = "none"
+    """'none' (eq. 5), 'half-turn' (eq. 6: the better of the image and its 180-degree turn) or 'generalised' (eq. 7: the better
+    of two random in-plane turns and mirrors)"""
+    label_steps: int = 0
+    """updates during which the image loss compares with a low-passed image, eq. 9-10 (paper: 3000-6000 with voxels)"""
+    label_kernel: int = 5
+    """which of the five filters low-passes it: 4 or 5, eq. 9"""
     pip: bool = True
     """train pose-image-pose beside image-pose-image"""
+    pip_schedule: Literal["together", "alternating", "succession"] = "together"
+    """after the warm-up, 'together': L_IPI + beta L_PIP in each update; 'alternating': one and the other in turn;
+    'succession': PIP alone"""
     pip_weight: float = 0.3
     """beta of eq. 14 (paper: 0.9 at 200 dB, 0.05-0.09 at -10 dB)"""
     pip_warmup_steps: int = 0
@@ -77,7 +92,7 @@ class AceConfig:
     first_band: float = 3.0
     """image loss at the start counts frequencies up to this, in cycles per diameter"""
     last_band: float = 9.0
-    """and up to this at the end of the march; also sets the working box"""
+    """and up to this at the end of the march; also sets the working box. 0: every frequency of the final box (paper)"""
     encoder_band: float = 7.5
     """the Fourier encoder reads up to this, in cycles per diameter"""
     march: float = 0.6
@@ -85,15 +100,23 @@ class AceConfig:
     lr_encoder: float = 1e-3
     """AdamW learning rate"""
     lr_decoder: float = 0.05
-    """AdamW learning rate in units of the volume's height (paper: 1.0 in its grey values)"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """'cosine' (to final_lr) or 'constant', after the warm-up"""
+    """AdamW learning rate: of voxels in units of the volume's height (paper: 1.0 in its grey values), of FourierNet's weights
+    as they are (paper: 1e-4)"""
+    lr_decoder_scale: float = 1.0
+    """what lr_decoder is multiplied by: the share of its volume's height that the paper's grey value of 1 is (not given there;
+    0.05 is our reading)"""
+    schedule: Literal["cosine", "constant", "multistep"] = "cosine"
+    """after the warm-up 'cosine' (to final_lr), 'constant' or 'multistep' (times milestone_factor at every milestone)"""
+    milestones: tuple[float, ...] = (0.6, 0.85)
+    """shares of the run at which 'multistep' lowers the rate"""
+    milestone_factor: float = 0.1
+    """and by how much"""
     final_lr: float = 0.03
     """share of the learning rate left at the end of the cosine"""
     warmup_steps: int = 50
     """updates over which the learning rate rises"""
     max_shift: float = 0.125
-    """bound of the encoder's shifts, fraction of the box"""
+    """bound of the encoder's shifts, fraction of the box (paper: a sigmoid; centred, 0.5)"""
     width: int = 512
     """units per layer of the Fourier encoder"""
     depth: int = 4
@@ -167,6 +190,10 @@ class RefineConfig:
 class RunConfig:
     """Everything that `reconstruct` needs beside the particles."""
 
+    preset: Literal["fast", "paper-voxel", "paper-fourier", "cryoai", "cryoposenet"] = "fast"
+    """defaults of every other setting: 'fast' or one of the published recipes; `ace-em presets` shows them"""
+    stages: Literal["all", "ace"] = "all"
+    """'all', or 'ace': the autoencoder alone, as published; its map and the encoder's poses are the result"""
     seed: int = 0
     """random seed"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

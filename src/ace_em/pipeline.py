@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em import run_log
+from ace_em.amortised import amortised, start_seed, train_start
 from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import WorkingSet, working_set
+from ace_em.data.preprocess import working_set
 from ace_em.data.split import half_sets
+from ace_em.data.working_set import WorkingSet
 from ace_em.metrics.alignment import apply_frame, turn_volume
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan, announce, check, make_plan, record_survey
 from ace_em.progress import Reporter
 from ace_em.refinement.calibration import Calibration
-from ace_em.refinement.exploring import Explorer, HeldOut, Round, explore, held_out_rows, judge_held_out
+from ace_em.refinement.exploring import Explorer, HeldOut, Round, expected_share, explore, held_out_rows, judge_held_out
 from ace_em.refinement.half_sets import (
     HalfSets,
     HalfSetState,
@@ -33,9 +34,9 @@ from ace_em.refinement.search import SearchSpace
 from ace_em.refinement.symmetry import find_axes
 from ace_em.results import Outcome, write_results
 from ace_em.run_folder import RunFolder
-from ace_em.training.loop import Progress, encode, train
+from ace_em.training.loop import encode
 from ace_em.training.step import AutoEncoder
-from ace_em.verdict import Verdict, explains, judge
+from ace_em.verdict import Verdict, explains, judge, judge_amortised
 
 SYMMETRY_BAND = 6.5
 """Axes are looked for in the map up to this, in cycles per diameter."""
@@ -53,21 +54,12 @@ class Start:
 
 def run_start(number: int, plan: Plan, images: WorkingSet, config: RunConfig, run: RunFolder, reporter: Reporter) -> Start:
     """Stage 1 and exploring from one random start."""
-    seed = config.seed * 100 + number
-    accelerator = "gpu" if plan.device == "cuda" else plan.device
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
-    with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
-
-        def on_step(progress: Progress) -> None:
-            if progress.step % 10 == 0 or progress.step == config.ace.steps:
-                task.update(progress.step, run_log.ace_step(progress, number, plan, config, reporter))
-
-        trained = train(images, plan.diameter_px(images.box), config.ace, fabric, seed, on_step)
+    trained = train_start(number, plan, images, config, reporter)
     model = trained.model.cpu()
     no_group = torch.eye(3)[None]
     space = SearchSpace(images.box, plan.diameter_px(images.box), config.search, no_group)
     explorer = Explorer(images, plan.mask(images.box), space, config.search)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(start_seed(config, number))
     # the same images for every start
     rows, seen = held_out_rows(len(images), config.search, torch.Generator().manual_seed(config.seed))
     last = None
@@ -202,17 +194,25 @@ def reconstruct(particles_path: Path, out: Path, config: RunConfig, overwrite: b
     announce(plan, config, reporter)
     # every image is read, and a bad one refused, before the folder is made
     with reporter.task(f"reading images at {plan.working_box} px", len(particles)) as task:
-        images = working_set(particles, plan.look, plan.working_box, on_block=task.update)
+        turns = config.ace.symmetric_loss == "generalised"
+        images = working_set(particles, plan.look, plan.working_box, on_block=task.update, keep_optics=turns)
     run = RunFolder.create(out, overwrite)
     run.write_config({"particles": str(particles_path.resolve()), **dataclasses.asdict(config)})
     reporter.records = run.metrics
     record_survey(plan, reporter)
+    half_set = chosen_half_sets(particles, config.seed)
+    if config.stages == "ace":
+        trained, last = amortised(plan, images, torch.from_numpy(half_set), config, reporter)
+        save_checkpoint(run, trained.model, last.pose, last.halves.combined, "end", 0)
+        verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), config)
+        write_results(plan, Outcome(last, half_set, verdict, None), config, run, reporter)
+        return verdict
     start = best_start(plan, images, config, run, reporter)
-    searched = search(plan, start, images, config, run, reporter)
+    # the search brings the transfers up to date, not what they were made of
+    searched = search(plan, start, dataclasses.replace(images, optics=None), config, run, reporter)
     del images
     last, defocus = refine(plan, start, searched, config, run, reporter)
     verdict = judge(plan, config, start.held_out, searched, last)
     save_checkpoint(run, start.model, last.pose, last.halves.combined, "end", 0)
-    half_set = chosen_half_sets(particles, config.seed)
     write_results(plan, Outcome(last, half_set, verdict, defocus), config, run, reporter)
     return verdict

@@ -97,7 +97,10 @@ def check(config: RunConfig) -> None:
         "ace.batch": (ace.batch, ace.batch >= 2, "2 or more"),
         "ace.hypotheses": (ace.hypotheses, ace.hypotheses >= 1, "1 or more"),
         "ace.width": (ace.width, ace.width >= 1, "1 or more"),
-        "ace.first_band": (ace.first_band, 0 < ace.first_band <= ace.last_band, "more than 0, and ace.last_band at most"),
+        "ace.first_band": (ace.first_band, 0 < ace.first_band <= (ace.last_band or math.inf), "0 to ace.last_band"),
+        "ace.last_band": (ace.last_band, ace.last_band >= 0, "0 or more"),
+        "ace.label_kernel": (ace.label_kernel, 1 <= ace.label_kernel <= 5, "1 to 5"),
+        "ace.pip_warmup_steps": (ace.pip_warmup_steps, ace.pip_warmup_steps >= 0, "0 or more"),
         "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to search.last_band"),
         "search.spacing": (search.spacing, search.spacing > 0.2, "more than 0.2"),
         "search.explore_rounds": (search.explore_rounds, search.explore_rounds >= 1, "1 or more"),
@@ -127,12 +130,12 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     if not 4 * particles.pixel_size_angstrom <= diameter <= 1.5 * box_angstrom:
         raise InputError(f"--diameter {diameter:g}: expected Angstrom, no more than 1.5 times the box of {box_angstrom:.0f} A")
     shells_per_band = box_angstrom / diameter
-    working = min(even_box(2.2 * config.ace.last_band * shells_per_band), particles.box)
     final = config.final_box or min(particles.box, LARGEST_DEFAULT_BOX)
     if not 16 <= final <= particles.box:
         raise InputError(f"--final_box {final}: expected 16 to {particles.box}, the box of the images")
-    middle = [b for b in (64,) if working < b < final]
-    boxes = [*middle, final]
+    marched = min(even_box(2.2 * config.ace.last_band * shells_per_band), particles.box)
+    working = marched if config.ace.last_band else final
+    boxes = [*(b for b in (64,) if working < b < final), final] if config.stages == "all" else [working]
     return Plan(particles, look, diameter, working, boxes, choose_device(config.device), threads, group_of(config.symmetry))
 
 
@@ -148,17 +151,30 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
-    # seconds on one free server core, per image and coefficient, fitted to the benchmark of 2026-11-23
-    coefficients = math.pi / 2 * (plan.working_box / 2) ** 2
-    training = config.ace.steps * config.ace.batch * (coefficients + 400) * 4.3e-7
-    searching = coefficients * (0.05 * config.search.explore_images / 800 + 1.5e-5 * len(p))
-    refining = len(p) * sum(b**2 for b in plan.boxes) * 1.1e-6
-    # two threads took as long as one (the demo: 97 s against 94 s of one core)
-    seconds = training + searching + refining
-    reporter.say(
-        f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; about {clock(seconds)} on free server cores if the "
-        "first start is good"
-    )
+    if config.stages == "ace":
+        reporter.say(f"the autoencoder alone ({config.preset}), as published: no search, no refinement")
+    # two threads took as long as one (the demo: 97 s against 94 s of one core); other devices were never timed
+    time = f"about {clock(expected_seconds(plan, config))} on free server cores" if plan.device == "cpu" else "time not known"
+    hope = " if the first start is good" if config.stages == "all" else ""
+    reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}{hope}")
+
+
+def expected_seconds(plan: Plan, config: RunConfig) -> float:
+    """Time on one free server core: costs per image and coefficient, fitted to the benchmarks of 2026-11-23."""
+    ace, box, n = config.ace, plan.working_box, len(plan.particles)
+    coefficients = math.pi / 2 * (box / 2) ** 2
+    passes = (2 if ace.symmetric_loss != "none" else 1) + ace.pip
+    per_image = {"fourier": (coefficients + 400) * 2.2e-7, "resnet": 2.2e-3 * (box / 32) ** 2}[ace.encoder] * passes
+    per_step = ace.batch * per_image
+    if ace.decoder == "fouriernet":
+        # frequencies that go through the network with gradients: those of the grid, or of every image
+        lattice = ace.fouriernet_projector == "lattice"
+        per_step += 3e-5 * (2 / 3 * math.pi * (box / 2) ** 3 if lattice else ace.batch * passes * coefficients)
+    training = ace.steps * per_step
+    if config.stages == "ace":
+        return training
+    searching = coefficients * (0.05 * config.search.explore_images / 800 + 1.5e-5 * n)
+    return training + searching + n * sum(b**2 for b in plan.boxes) * 1.1e-6
 
 
 def record_survey(plan: Plan, reporter: Reporter) -> None:

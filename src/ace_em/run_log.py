@@ -1,5 +1,7 @@
 """What a run says about its rounds: a line for the user, and a record for metrics.jsonl."""
 
+from torch import Tensor
+
 from ace_em.config import RunConfig
 from ace_em.plan import Plan
 from ace_em.progress import Reporter
@@ -12,7 +14,7 @@ from ace_em.training.loop import Progress
 def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, reporter: Reporter) -> str:
     """Record a training step; returns the words beside the progress bar."""
     image, pose = progress.losses.image.item(), progress.losses.pose.item()
-    band = plan.box_angstrom / progress.band
+    band = plan.box_angstrom / min(progress.band, plan.working_box / 2)
     reporter.record(
         "ace",
         start=start,
@@ -23,6 +25,14 @@ def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, repo
         band_angstrom=round(band, 2),
     )
     return f"band {band:.0f} A  image loss {image:.3f}  pose loss {pose:.3f}"
+
+
+def poses_watched(step: int, moved_deg: Tensor, config: RunConfig, reporter: Reporter) -> None:
+    """How far the encoder's poses turned since the last look."""
+    stable = (moved_deg < config.search.stable_deg).float().mean().item()
+    moved = moved_deg.median().item()
+    reporter.say(f"step {step} of {config.ace.steps}: {stable:.0%} of poses stable, median move {moved:.1f} deg")
+    reporter.record("watch", step=step, stable=round(stable, 4), moved_median_deg=round(moved, 3))
 
 
 def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> None:

@@ -10,6 +10,9 @@ from ace_em.plan import Plan
 from ace_em.refinement.exploring import HeldOut
 from ace_em.refinement.half_sets import HalfSetState
 
+AMORTISED_SHARE = 0.7
+"""Of the signal that the right map explains, an encoder's poses, which are a few degrees off, leave about this much."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -58,6 +61,28 @@ def judge(plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetSta
     if not explains(held_out, search):
         message += f". But the map {short}: some views may be in a wrong place. Compare with another --seed"
     return Verdict(True, message)
+
+
+def judge_amortised(last: HalfSetState, expected: float, config: RunConfig) -> Verdict:
+    """The verdict on stage 1 alone.
+
+    Parameters
+    ----------
+    last : the decoder's map, the encoder's poses, how far these moved at the end of the training.
+    expected : share of the signal that the right map and poses would explain.
+    """
+    search, stable = config.search, last.stable_share(config.search.stable_deg)
+    explained = f"explains {last.explained:.0%} of the signal at the encoder's poses, where noise allows {expected:.0%}"
+    wrong = []
+    if last.explained < AMORTISED_SHARE * expected:
+        wrong.append(f"the map only {explained}")
+    if stable < search.settled_share:
+        wrong.append(f"only {stable:.0%} of the poses are stable")
+    if wrong:
+        tries = f"more --ace.steps (now {config.ace.steps}), another --seed, or --stages all"
+        return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. Try: {tries}")
+    caution = "The half-maps share one network's poses: their FSC is no evidence for these"
+    return Verdict(True, f"converged: {stable:.0%} of the poses stable; the map {explained}. {caution}")
 
 
 def advice(plan: Plan, config: RunConfig) -> str:

@@ -8,7 +8,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.models.voxel_grid import soft_ball

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.physics.imaging import clean_image_ft
 from ace_em.refinement.calibration import Calibration, Residuals, recalibrated_, residuals

@@ -7,7 +7,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.physics.ctf import CTFParameters, ctf

@@ -6,7 +6,7 @@ import pytest
 import roma
 import torch
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.slices import volume_to_ft
 from ace_em.models.decoder import Projector

@@ -1,5 +1,6 @@
 """Image -> pose -> image: with the right answer planted among the hypotheses, it must be found."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
+from ace_em.maths.gaussian import filter_bank, gaussian_kernels, kernel_transfer
 from ace_em.maths.rotations import MATES
 from ace_em.models.pose_encoder import Hypotheses
 from ace_em.physics.imaging import shift_phase
-from ace_em.tasks.ipi import choose_rotation, image_pose_image
+from ace_em.tasks.ipi import ImagePoseImage, choose_rotation, image_copies, image_pose_image, low_passed
+from ace_em.tasks.schedules import StepPlan
 
 M = 4
 
@@ -67,22 +70,25 @@ def test_one_hypothesis_needs_no_choice(planted: Any) -> None:
     assert torch.equal(rotation, rotations[:, 1]) and not is_mate.any()
 
 
-def run(planted: Any, encoder: Callable[[Tensor], Hypotheses], band: float = 8, mate: int = 1, **settings: Any) -> Any:
-    return image_pose_image(
-        encoder,
-        planted.project,
-        planted.images,
-        band,
-        mate,
-        planted.power,
-        AceConfig(**settings),  # type: ignore[arg-type]
-    )
+def run(
+    planted: Any, encoder: Callable[[Tensor], Hypotheses], band: float = 8, mate: int = 1, label: int = 0, **settings: Any
+) -> ImagePoseImage:
+    config = AceConfig(**settings)
+    copies = 1 if config.symmetric_loss == "none" else 2
+    batch = image_copies(planted.images, config, torch.Generator().manual_seed(11))
+    plan = StepPlan(band, 0.0, mate, label=label, copies=copies)
+    return image_pose_image(encoder, planted.project, batch, plan, planted.power, config)  # type: ignore[arg-type]
 
 
 def answering(*hypotheses: Hypotheses) -> Callable[[Tensor], Hypotheses]:
-    """An encoder that gives these answers, one call after another."""
-    left = list(hypotheses)
-    return lambda image_ft: left.pop(0)
+    """An encoder that gives these answers, one to each copy of the batch."""
+    rotation, shift_px = (torch.cat([getattr(h, part) for h in hypotheses]) for part in ("rotation", "shift_px"))
+
+    def encoder(image_ft: Tensor) -> Hypotheses:
+        assert len(image_ft) == len(rotation)
+        return Hypotheses(rotation, shift_px)
+
+    return encoder
 
 
 def test_the_truth_costs_nothing_but_its_shifts(planted: Any) -> None:
@@ -137,9 +143,35 @@ def test_half_turn_scores_the_turned_image_too(planted: Any) -> None:
     wrong = Hypotheses(planted.pose.rotation.roll(1, 0)[:, None], planted.pose.shift_px)
     right = Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
     right_turned = Hypotheses((planted.pose.rotation @ MATES[1])[:, None], -planted.pose.shift_px)
-    settings = {"symmetric_loss": "half-turn", "mates": False}
+    settings: dict[str, Any] = {"symmetric_loss": "half-turn", "mates": False}
     assert run(planted, answering(wrong, right_turned), **settings).image < 1e-10
     assert run(planted, answering(right, wrong), **settings).image < 1e-10
     # what is right for the images is wrong for the turned ones
     assert run(planted, answering(wrong, right), **settings).image > 0.01
     assert run(planted, answering(wrong), mates=False).image > 0.01
+
+
+@pytest.mark.parametrize("label", [4, 5])
+def test_the_loss_compares_with_the_filtered_image_and_the_encoder_sees_the_image(planted: Any, label: int) -> None:
+    """Eq. 9: optics that filter as kernel ``label`` does make the true poses predict the label."""
+    images = planted.images
+    seen = []
+
+    def encoder(image_ft: Tensor) -> Hypotheses:
+        seen.append(image_ft)
+        return Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
+
+    def loss(label: int, band: float = 8) -> float:
+        return run(planted, encoder, band, label=label, mates=False).image.item()
+
+    assert loss(0) < 1e-10
+    images.transfer.mul_(kernel_transfer(gaussian_kernels(), images.half_plane)[label - 1])
+    assert loss(label) < 1e-10 and loss(label, band=4) < 1e-10
+    assert loss(0) > 0.01 and loss({4: 5, 5: 4}[label]) > 1e-4
+    assert all(torch.equal(shown, images.image_ft) for shown in seen)
+    # in real space, for an image that is zero near its rim
+    disc = torch.zeros(16, 16)
+    disc[6:10, 6:10] = torch.rand(4, 4, generator=torch.Generator().manual_seed(2))
+    one = dataclasses.replace(images, image_ft=images.half_plane.from_image(disc)[None])
+    wanted = images.half_plane.from_image(filter_bank(disc[None], gaussian_kernels())[0, label - 1])
+    torch.testing.assert_close(low_passed(one, label)[0], wanted, atol=1e-4, rtol=1e-4)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.rotations import MATES
-from ace_em.tasks.losses import image_loss, image_residual, pose_loss, shift_loss, symmetric_loss
+from ace_em.tasks.losses import image_loss, image_residual, pose_loss, shift_loss
 
 
 def images(box: int, n: int, seed: int) -> Tensor:
@@ -38,17 +38,25 @@ def test_residual_is_the_squared_error_in_real_space(box: int) -> None:
 
 
 def test_image_loss_is_relative_to_the_power() -> None:
-    assert image_loss(torch.tensor([2.0, 4.0]), 6.0) == pytest.approx(0.5)
+    assert image_loss(torch.tensor([[2.0, 4.0]]), 6.0) == pytest.approx(0.5)
     a = torch.randn(7, 30, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     power = image_residual(a, torch.zeros_like(a)).mean()
-    assert image_loss(image_residual(a, 0 * a), power) == pytest.approx(1)
-    assert image_loss(image_residual(a, 0.5 * a), power) == pytest.approx(0.25)
+    assert image_loss(image_residual(a, 0 * a)[None], power) == pytest.approx(1)
+    assert image_loss(image_residual(a, 0.5 * a)[None], power) == pytest.approx(0.25)
 
 
 def test_symmetric_loss_takes_the_smaller_per_image() -> None:
     one, other = torch.tensor([1.0, 5.0, 3.0]), torch.tensor([4.0, 2.0, 3.0])
     # not the smaller of the two means
-    assert symmetric_loss(one, other, 2.0) == pytest.approx((1 + 2 + 3) / 3 / 2)
+    assert image_loss(torch.stack([one, other]), 2.0) == pytest.approx((1 + 2 + 3) / 3 / 2)
+    # one copy alone is eq. 5: the mean over the images, not the least of them
+    assert image_loss(one[None], 2.0) == pytest.approx((1 + 5 + 3) / 3 / 2)
+
+
+def test_only_the_better_copy_of_an_image_learns() -> None:
+    residual = torch.tensor([[1.0, 5.0, 3.0, 0.5], [4.0, 2.0, 7.0, 9.0]], requires_grad=True)
+    image_loss(residual, 2.0).backward()
+    torch.testing.assert_close(residual.grad, torch.tensor([[1.0, 0, 1, 1], [0, 1.0, 0, 0]]) / 8)
 
 
 @pytest.mark.parametrize("box", [16, 17])

@@ -1,11 +1,14 @@
 """End points of the schedules."""
 
 import math
+from typing import Any, Literal
 
 import pytest
 
 from ace_em.config import AceConfig
-from ace_em.tasks.schedules import band_per_diameter, learning_rate_factor, pip_weight
+from ace_em.tasks.schedules import band_per_diameter, label_kernel, learning_rate_factor, pip_weight, step_plan
+
+LOSSES: tuple[Literal["none", "half-turn", "generalised"], ...] = ("none", "half-turn", "generalised")
 
 
 def test_pip_weight_switches_at_the_warm_up() -> None:
@@ -46,3 +49,57 @@ def test_band_marches_and_then_stands() -> None:
 
 def test_no_march_counts_every_frequency_from_the_start() -> None:
     assert band_per_diameter(0, AceConfig(march=0, last_band=7.0)) == 7
+
+
+def test_no_last_band_counts_every_frequency_there_is() -> None:
+    """As published; a march towards no end does not start."""
+    for march in (0.0, 0.6):
+        config = AceConfig(last_band=0.0, march=march)
+        assert all(math.isinf(band_per_diameter(step, config)) for step in (0, 300, 599))
+        assert math.isinf(step_plan(0, 1.6, config).band)
+
+
+def test_multistep_learning_rate_drops_at_its_milestones() -> None:
+    config = AceConfig(schedule="multistep", steps=1000, warmup_steps=10, milestones=(0.5, 0.8), milestone_factor=0.2)
+    rates = [learning_rate_factor(step, config) for step in (0, 4, 9, 499, 500, 799, 800, 999)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.2, 0.2, 0.04, 0.04])
+    # a milestone inside the warm-up counts too
+    early = AceConfig(schedule="multistep", steps=100, warmup_steps=10, milestones=(0.05,), milestone_factor=0.5)
+    assert [learning_rate_factor(step, early) for step in (4, 5, 50)] == pytest.approx([0.5, 0.3, 0.5])
+
+
+# (ipi, beta) of the updates around a warm-up of three
+WARM = [(True, 0.0)] * 3
+TASKS = {
+    "together": [*WARM, (True, 0.4), (True, 0.4), (True, 0.4), (True, 0.4)],
+    "alternating": [*WARM, (True, 0.0), (False, 0.4), (True, 0.0), (False, 0.4)],
+    "succession": [*WARM, (False, 0.4), (False, 0.4), (False, 0.4), (False, 0.4)],
+}
+
+
+@pytest.mark.parametrize("schedule", TASKS)
+def test_which_task_is_trained_when(schedule: Any) -> None:
+    """Eq. 15 and the three schedules of section 4.1; no update is without a task."""
+    config = AceConfig(pip_schedule=schedule, pip_warmup_steps=3, pip_weight=0.4)
+    plans = [step_plan(step, 1.0, config) for step in range(7)]
+    assert [(plan.ipi, plan.beta) for plan in plans] == TASKS[schedule]
+    at_once = AceConfig(pip_schedule=schedule, pip_weight=0.4)
+    assert [(p.ipi, p.beta) for p in (step_plan(step, 1.0, at_once) for step in range(4))] == TASKS[schedule][3:]
+    without = AceConfig(pip_schedule=schedule, pip=False)
+    assert all(p.ipi and p.beta == 0 for p in (step_plan(step, 1.0, without) for step in range(4)))
+
+
+def test_the_label_is_filtered_until_its_warm_up_ends() -> None:
+    """Eq. 10."""
+    config = AceConfig(label_steps=3, label_kernel=4)
+    assert [label_kernel(step, config) for step in range(5)] == [4, 4, 4, 0, 0]
+    assert [step_plan(step, 1.0, config).label for step in range(5)] == [4, 4, 4, 0, 0]
+    assert label_kernel(0, AceConfig()) == 0
+    assert label_kernel(0, AceConfig(label_steps=1)) == 5
+
+
+def test_the_plan_counts_copies_shells_and_mates() -> None:
+    copies = {loss: step_plan(0, 1.0, AceConfig(symmetric_loss=loss)).copies for loss in LOSSES}
+    assert copies == {"none": 1, "half-turn": 2, "generalised": 2}
+    assert step_plan(0, 1.6, AceConfig(march=0.0, last_band=5.0)).band == pytest.approx(8.0)
+    assert [step_plan(step, 1.0, AceConfig()).mate for step in range(6)] == [1, 2, 3, 1, 2, 3]

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.rotations import MATES, angular_distance_deg
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.pose_encoder import Hypotheses

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ace_em.data.particles import Particles
+from ace_em.data.working_set import TransferOptics, WorkingSet
 from ace_em.maths.fourier import HalfPlane, fourier_resize, radius_grid, shell_sums
-from ace_em.physics.ctf import CTFParameters, ctf
+from ace_em.physics.ctf import ctf
 from ace_em.physics.noise import background_mask, background_mean_sd, noise_power
 
 BLOCK = 500
@@ -53,46 +54,6 @@ class Survey:
         divide by that.
         """
         return self.noise_power.clamp(min=0.05 * self.power)
-
-
-@dataclass(frozen=True)
-class WorkingSet:
-    """Whitened half-planes of particle images.
-
-    Attributes
-    ----------
-    half_plane : the n coefficients kept, of images with ``half_plane.box`` pixels an edge.
-    image_ft : (N, n) complex, noise of unit variance.
-    transfer : (N, n) real, CTF over the noise's standard deviation.
-    noise_variance : (n,) what is left of the noise after whitening: 1, or less where the whitening's floor is above it.
-    """
-
-    half_plane: HalfPlane
-    image_ft: Tensor
-    transfer: Tensor
-    noise_variance: Tensor
-
-    def __len__(self) -> int:
-        return len(self.image_ft)
-
-    @property
-    def box(self) -> int:
-        return self.half_plane.box
-
-    def band(self, max_radius: float) -> "WorkingSet":
-        """The coefficients with ``|k| <= max_radius``, without a copy."""
-        inner = self.half_plane.band(max_radius)
-        n = len(inner)
-        return WorkingSet(inner, self.image_ft[:, :n], self.transfer[:, :n], self.noise_variance[:n])
-
-    def rows(self, rows: Tensor | slice) -> "WorkingSet":
-        """Some of the particles."""
-        return WorkingSet(self.half_plane, self.image_ft[rows], self.transfer[rows], self.noise_variance)
-
-    def to(self, device: torch.device) -> "WorkingSet":
-        return WorkingSet(
-            self.half_plane.to(device), self.image_ft.to(device), self.transfer.to(device), self.noise_variance.to(device)
-        )
 
 
 def normalise(images: Tensor, sign: float, common_sd: float | None = None) -> Tensor:
@@ -187,6 +148,7 @@ def working_set(
     rows: np.ndarray | None = None,
     max_radius: float | None = None,
     on_block: Callable[[int], None] = lambda done: None,
+    keep_optics: bool = False,
 ) -> WorkingSet:
     """Read, normalise, mask, crop and whiten the images of ``rows`` (all by default) at a working box.
 
@@ -208,10 +170,10 @@ def working_set(
         images *= disc
         block = slice(start, start + len(images))
         image_ft[block] = full.from_image(images) / noise_sd
-        parameters: CTFParameters = particles.ctf[torch.from_numpy(rows[block])]
-        transfer[block] = ctf(parameters, half_plane, pixel_size) / noise_sd
+        transfer[block] = ctf(particles.ctf[torch.from_numpy(rows[block])], half_plane, pixel_size) / noise_sd
         on_block(start + len(images))
-    return WorkingSet(half_plane, image_ft, transfer, noise_variance)
+    optics = TransferOptics(particles.ctf[torch.from_numpy(rows)], pixel_size, 1 / noise_sd) if keep_optics else None
+    return WorkingSet(half_plane, image_ft, transfer, noise_variance, optics)
 
 
 def _blocks(particles: Particles, rows: np.ndarray, look: Survey) -> Iterator[tuple[int, Tensor]]:

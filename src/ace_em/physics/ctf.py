@@ -33,6 +33,11 @@ class CTFParameters:
     def to(self, device: torch.device) -> "CTFParameters":
         return CTFParameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
+    def turned(self, angle_deg: Tensor, mirror: Tensor) -> "CTFParameters":
+        """Those of images mirrored (``y -> -y``) where ``mirror`` (b,), then turned from x towards y by ``angle_deg`` (b,)."""
+        angle = torch.where(mirror, -self.defocus_angle_deg, self.defocus_angle_deg) + angle_deg
+        return dataclasses.replace(self, defocus_angle_deg=angle)
+
 
 def ctf(parameters: CTFParameters, half_plane: HalfPlane, pixel_size_angstrom: float) -> Tensor:
     """Contrast transfer function (..., n) at the coefficients of ``half_plane``.

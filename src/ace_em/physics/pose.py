@@ -49,6 +49,17 @@ class Pose:
         """One of the several poses per particle of (N, K): (N,)."""
         return Pose(self.rotation[:, index], self.shift_px[:, index])
 
+    def in_turned_image(self, turn: Tensor) -> "Pose":
+        """The pose in images whose content was moved by ``turn`` (..., 2, 2), a turn or mirror ``A`` of the plane (x, y).
+
+        The image reads ``V_hat(R A^T k)``: ``R`` times the inverse of ``A``, made a proper rotation of space by turning z
+        over where ``A`` mirrors (the particle is then seen from the back). The shift, in (x, y), becomes ``A t``.
+        """
+        space = torch.zeros(*turn.shape[:-2], 3, 3, dtype=turn.dtype, device=turn.device)
+        space[..., :2, :2] = turn
+        space[..., 2, 2] = torch.linalg.det(turn)
+        return Pose(self.rotation @ space.mT, (turn @ self.shift_px.flip(-1)[..., None])[..., 0].flip(-1))
+
     def mirrored(self) -> "Pose":
         """The pose with the same image of the other hand, the volume reflected along z: ``J R J``, ``J = diag(1, 1, -1)``."""
         sign = torch.tensor([1.0, 1.0, -1.0], dtype=self.rotation.dtype, device=self.rotation.device)

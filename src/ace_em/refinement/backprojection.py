@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import frequencies, shell_sums
 from ace_em.maths.slices import ft_to_volume, hermitian, insert_slices, padded_size
 from ace_em.metrics.fsc import fourier_shell_correlation

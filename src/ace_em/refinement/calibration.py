@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import shell_sums
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.imaging import clean_image_ft

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane, shell_sums
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.physics.ctf import CTFParameters, ctf

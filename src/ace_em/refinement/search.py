@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.point_group import in_asymmetric_unit
 from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices

@@ -69,7 +69,9 @@ def held_out(run: RunFiles) -> Record:
 
 
 def shared(run: RunFiles) -> Shared | None:
-    """What the half-sets began with; None when the folder does not say."""
+    """What the half-sets began with; None when the folder does not say, or there was one set only (stage 1 alone)."""
+    if run.config.get("stages") == "ace":
+        return None
     search, survey = run.config.get("search"), last(run.stage("survey"))
     band, diameter = number(search if isinstance(search, dict) else None, "shared_band"), number(survey, "diameter_angstrom")
     extent = number(survey, "box") * number(survey, "pixel_size_angstrom")

@@ -1,18 +1,19 @@
-"""Image -> pose -> image (eq. 3-8)."""
+"""Image -> pose -> image (eq. 3-10)."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
+from ace_em.maths.gaussian import gaussian_kernels, kernel_transfer
 from ace_em.maths.rotations import MATES, squared_frobenius
 from ace_em.models.decoder import Projector
 from ace_em.models.pose_encoder import Hypotheses, PoseEncoder
 from ace_em.physics.imaging import shift_phase
-from ace_em.tasks.losses import image_loss, image_residual, shift_loss, symmetric_loss
+from ace_em.tasks.losses import image_loss, image_residual, shift_loss
+from ace_em.tasks.schedules import StepPlan
 
 
 @dataclass(frozen=True)
@@ -25,41 +26,62 @@ class ImagePoseImage:
     hypotheses: Hypotheses
 
 
+def image_copies(batch: WorkingSet, config: AceConfig, generator: torch.Generator) -> WorkingSet:
+    """The batch in the copies that the image loss takes the better of, one whole copy (b rows) after the other.
+
+    Eq. 5 has one, the images. Eq. 6 has the images and their 180-degree turns about the centre, which is complex conjugation;
+    the CTF is even and stays. Eq. 7 has two random turns, each mirrored or not, the astigmatism turning with the image.
+    """
+    if config.symmetric_loss == "none":
+        return batch
+    if config.symmetric_loss == "half-turn":
+        return WorkingSet.cat([batch, half_turned(batch)])
+    copies = []
+    for _ in range(2):
+        angle_deg = 360 * torch.rand(len(batch), device=generator.device, generator=generator)
+        mirror = torch.rand(len(batch), device=generator.device, generator=generator) < 0.5
+        copies.append(batch.turned(angle_deg, mirror))
+    return WorkingSet.cat(copies)
+
+
+def half_turned(batch: WorkingSet) -> WorkingSet:
+    """The images turned by 180 degrees."""
+    return batch.with_images(batch.image_ft.conj())
+
+
 def image_pose_image(
-    encoder: PoseEncoder, project: Projector, batch: WorkingSet, band: float, mate: int, power: float, config: AceConfig
+    encoder: PoseEncoder, project: Projector, batch: WorkingSet, plan: StepPlan, power: float, config: AceConfig
 ) -> ImagePoseImage:
     """L_IPI's parts for one batch.
 
     Parameters
     ----------
-    batch : whitened images on the whole working half-plane; the encoder sees all of it.
-    band : the residual counts ``|k| <= band``.
-    mate : 1, 2 or 3: the half turn about z, x or y that is scored beside every hypothesis.
+    batch : whitened images on the whole working half-plane, in ``plan.copies`` copies (:func:`image_copies`); the encoder sees
+        all of it, never the low-passed label.
+    plan : the residual counts ``|k| <= plan.band``; ``plan.mate`` 1, 2 or 3 is the half turn about z, x or y that is scored
+        beside every hypothesis; ``plan.label`` the kernel that low-passes the label, or 0.
     power : mean squared norm of an image, for eq. 5's scale.
     """
-    residual, mate_pull, hypotheses = _best_residual(encoder, project, batch, band, mate, config)
-    if config.symmetric_loss == "half-turn":
-        # a 180-degree turn about the centre is complex conjugation
-        turned = dataclasses.replace(batch, image_ft=batch.image_ft.conj())
-        residual_turned, pull_turned, _ = _best_residual(encoder, project, turned, band, mate, config)
-        image = symmetric_loss(residual, residual_turned, power)
-        mate_pull = (mate_pull + pull_turned) / 2
-    else:
-        image = image_loss(residual, power)
-    return ImagePoseImage(image, shift_loss(hypotheses.shift_px / batch.box), mate_pull, hypotheses)
-
-
-def _best_residual(
-    encoder: PoseEncoder, project: Projector, batch: WorkingSet, band: float, mate: int, config: AceConfig
-) -> tuple[Tensor, Tensor, Hypotheses]:
-    """Residual (b,) of the best hypothesis, and the pull (scalar) towards winning mates."""
     hypotheses = encoder(batch.image_ft)
-    inner = batch.band(band)
+    inner = batch.band(plan.band)
+    if plan.label:
+        inner = inner.with_images(low_passed(inner, plan.label))
     transfer = inner.transfer * shift_phase(inner.half_plane, hypotheses.shift_px)
-    rotation, is_mate = choose_rotation(project, inner, hypotheses.rotation, transfer, mate if config.mates else 0)
+    rotation, is_mate = choose_rotation(project, inner, hypotheses.rotation, transfer, plan.mate if config.mates else 0)
     residual = image_residual(inner.image_ft, project(inner.half_plane, rotation) * transfer)
     nearest = squared_frobenius(rotation.detach()[:, None], hypotheses.rotation).amin(1)
-    return residual, (nearest * is_mate).mean() / 9, hypotheses
+    return ImagePoseImage(
+        image_loss(residual.view(plan.copies, -1), power),
+        shift_loss(hypotheses.shift_px / batch.box),
+        (nearest * is_mate).mean() / 9,
+        hypotheses,
+    )
+
+
+def low_passed(batch: WorkingSet, kernel: int) -> Tensor:
+    """``f_filter-k(Y)`` of eq. 9 (b, n): the images through the k-th filter of the bank, ``kernel`` from 1 to 5."""
+    kernels = gaussian_kernels()[kernel - 1 : kernel].to(batch.transfer.device)
+    return batch.image_ft * kernel_transfer(kernels, batch.half_plane)
 
 
 def choose_rotation(

@@ -1,4 +1,4 @@
-"""Image, symmetric, shift and pose losses, as pure functions."""
+"""Image, shift and pose losses, as pure functions."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,15 @@ def image_residual(image_ft: Tensor, predicted_ft: Tensor) -> Tensor:
 
 
 def image_loss(residual: Tensor, power: Tensor | float) -> Tensor:
-    """Eq. 5: mean over the batch of residuals (b,), relative to the images' mean power over the whole half-plane."""
-    return residual.mean() / power
+    """Eq. 5, 6 and 7: per image the smallest residual of its copies, the mean of that over the batch.
 
-
-def symmetric_loss(residual: Tensor, residual_turned: Tensor, power: Tensor | float) -> Tensor:
-    """Eq. 6: per image the smaller residual of the image and of its 180-degree turn, both (b,)."""
-    return torch.minimum(residual, residual_turned).mean() / power
+    Parameters
+    ----------
+    residual : (copies, b). One copy is eq. 5; the image and its 180-degree turn are eq. 6; two random turns and mirrors are
+        eq. 7.
+    power : the images' mean power over the whole half-plane, which the loss is relative to.
+    """
+    return residual.amin(0).mean() / power
 
 
 def shift_loss(shift_frac: Tensor) -> Tensor:

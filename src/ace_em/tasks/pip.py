@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.models.decoder import Projector
 from ace_em.models.pose_encoder import PoseEncoder
 from ace_em.physics.imaging import shift_phase

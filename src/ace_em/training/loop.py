@@ -8,18 +8,22 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
+from ace_em.maths.plane_turning import mirror_half_plane
 from ace_em.maths.rotations import mates
+from ace_em.models.decoder import Decoder
 from ace_em.models.fourier_encoder import FourierEncoder
+from ace_em.models.fourier_net import FourierNet
 from ace_em.models.pose_encoder import PoseEncoder
 from ace_em.models.resnet_encoder import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid, ball_radius_px
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
+from ace_em.tasks.ipi import image_copies
 from ace_em.tasks.losses import image_residual
 from ace_em.tasks.pip import draw_poses
-from ace_em.tasks.schedules import band_per_diameter, learning_rate_factor, pip_weight
-from ace_em.training.step import AutoEncoder, Losses, StepPlan
+from ace_em.tasks.schedules import learning_rate_factor, step_plan
+from ace_em.training.step import AutoEncoder, Losses
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Progress:
     step: int
     losses: Losses
     band: float
+    model: AutoEncoder
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,14 @@ def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, gener
     """Encoder and a blob of the images' brightness, for a working set."""
     box = images.box
     shells_per_band = box / diameter_px
-    decoder = VoxelGrid(box, ball_radius_px(box, diameter_px), diameter_px / 6)
-    decoder.scale_to(_blob_height(decoder, images, generator))
+    radius_px = ball_radius_px(box, diameter_px)
+    decoder: Decoder
+    if config.decoder == "voxel":
+        decoder = VoxelGrid(box, radius_px, diameter_px / 6, integral=config.voxel_projector == "integral")
+        decoder.scale_to(_blob_height(decoder, images, generator))
+    else:
+        decoder = FourierNet(box, radius_px, lattice=config.fouriernet_projector == "lattice")
+        decoder.scale_to(_signal_height(decoder, images, generator))
     encoder: PoseEncoder
     max_shift = config.max_shift * box
     if config.encoder == "fourier":
@@ -61,13 +72,27 @@ def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, gener
     )
 
 
-def _blob_height(decoder: VoxelGrid, images: WorkingSet, generator: torch.Generator) -> float:
-    """Least-squares brightness of the starting blob against the first images."""
+@torch.no_grad()
+def _first_projections(decoder: Decoder, images: WorkingSet, generator: torch.Generator) -> tuple[WorkingSet, Tensor]:
+    """Some images, and what the untrained decoder says of as many random poses."""
     some = images.rows(slice(0, 200))
     pose = draw_poses(len(some), 0.0, torch.Generator().manual_seed(generator.initial_seed()))
-    with torch.no_grad():
-        blob = decoder.projector()(some.half_plane, pose.rotation.to(some.transfer.device)) * some.transfer
-        height = (some.image_ft * blob.conj()).real.sum() / blob.abs().square().sum()
+    decoder.to(some.transfer.device)
+    return some, decoder.projector()(some.half_plane, pose.rotation.to(some.transfer.device)) * some.transfer
+
+
+def _signal_height(decoder: Decoder, images: WorkingSet, generator: torch.Generator) -> float:
+    """What brings the power of a decoder without a shape yet to that of the images' signal."""
+    some, predicted = _first_projections(decoder, images, generator)
+    power = some.image_ft.abs().square().sum(1).mean()
+    signal = (power - some.noise_variance.sum()).clamp(min=1e-3 * power)
+    return (signal / predicted.abs().square().sum(1).mean()).sqrt().item()
+
+
+def _blob_height(decoder: Decoder, images: WorkingSet, generator: torch.Generator) -> float:
+    """Least-squares brightness of the starting blob against the first images."""
+    some, blob = _first_projections(decoder, images, generator)
+    height = (some.image_ft * blob.conj()).real.sum() / blob.abs().square().sum()
     return max(height.item(), 1e-3 * (some.image_ft.abs().square().mean() / blob.abs().square().mean()).sqrt().item())
 
 
@@ -78,7 +103,7 @@ def optimiser(model: AutoEncoder, config: AceConfig) -> torch.optim.AdamW:
             {"params": list(model.encoder.parameters()), "lr": config.lr_encoder, "weight_decay": 1e-3},
             {
                 "params": list(model.decoder.parameters()),
-                "lr": config.lr_decoder,
+                "lr": config.lr_decoder * config.lr_decoder_scale,
                 "weight_decay": 0.0,
                 "betas": (0.9, 0.95),
             },
@@ -105,25 +130,24 @@ def train(
     adam = optimiser(model, config)
     base_rates = [group["lr"] for group in adam.param_groups]
     wrapped, wrapped_adam = fabric.setup(model, adam)
-    shells_per_band = images.box / diameter_px
-    model.train()
     for step in range(config.steps):
+        model.train()
         for group, rate in zip(adam.param_groups, base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(step, config)
-        band = band_per_diameter(step, config) * shells_per_band
-        plan = StepPlan(band, pip_weight(step, config), 1 + step % 3)
+        plan = step_plan(step, images.box / diameter_px, config)
         rows = torch.randint(len(images), (config.batch,), generator=generator, device=fabric.device)
-        losses = wrapped(images.image_ft[rows], images.transfer[rows], plan, generator)
+        batch = image_copies(images.rows(rows), config, generator)
+        losses = wrapped(batch.image_ft, batch.transfer, plan, generator)
         wrapped_adam.zero_grad()
         fabric.backward(losses.total)
         wrapped_adam.step()
-        on_step(Progress(step + 1, losses, band))
+        on_step(Progress(step + 1, losses, plan.band, model))
     return TrainedModel(model)
 
 
 @torch.no_grad()
 def encode(model: AutoEncoder, images: WorkingSet, block: int = 250) -> Pose:
-    """The best of every image's hypotheses and their mates, scored on the whole half-plane."""
+    """The best of every image's candidates (:func:`candidates`), scored on the whole half-plane."""
     model.eval()
     project = model.decoder.projector()
     device = next(model.parameters()).device
@@ -131,10 +155,34 @@ def encode(model: AutoEncoder, images: WorkingSet, block: int = 250) -> Pose:
     poses = []
     for start in range(0, len(images), block):
         batch = images.rows(slice(start, start + block)).to(device)
-        hypotheses = model.encoder(batch.image_ft)
-        candidates = mates(hypotheses.rotation).flatten(1, 2)
-        transfer = batch.transfer * shift_phase(half_plane, hypotheses.shift_px)
-        residual = image_residual(batch.image_ft[:, None], project(half_plane, candidates) * transfer[:, None])
-        best = candidates[torch.arange(len(batch), device=device), residual.argmin(1)]
-        poses.append(Pose(best, hypotheses.shift_px))
+        pose = candidates(model, batch)
+        if pose.rotation.shape[1] == 1:
+            poses.append(pose.column(0))
+            continue
+        transfer = batch.transfer[:, None] * shift_phase(half_plane, pose.shift_px)
+        residual = image_residual(batch.image_ft[:, None], project(half_plane, pose.rotation) * transfer)
+        best = torch.arange(len(batch), device=device), residual.argmin(1)
+        poses.append(Pose(pose.rotation[best], pose.shift_px[best]))
     return Pose.cat(poses)
+
+
+def candidates(model: AutoEncoder, batch: WorkingSet) -> Pose:
+    """Poses (b, K) that the encoder proposes: its hypotheses, with their mates where those are scored in training.
+
+    A symmetric loss asks the encoder to be right about one copy of the image only, so copies are read too, and their poses
+    turned back: the half turn with eq. 6; half turn, mirror and both with eq. 7.
+    """
+    copies, turns = [batch.image_ft], [torch.eye(2)]
+    if model.config.symmetric_loss == "generalised":
+        copies.append(mirror_half_plane(batch.half_plane, batch.image_ft))
+        turns.append(torch.diag(torch.tensor([1.0, -1.0])))
+    if model.config.symmetric_loss != "none":
+        copies += [copy.conj() for copy in copies]
+        turns += [-turn for turn in turns]
+    poses = []
+    for copy, turn in zip(copies, turns, strict=True):
+        found = model.encoder(copy)
+        rotation = mates(found.rotation).flatten(1, 2) if model.config.mates else found.rotation
+        shift = found.shift_px[:, None].expand(-1, rotation.shape[1], -1)
+        poses.append(Pose(rotation, shift).in_turned_image(turn.T.to(rotation)))
+    return Pose(torch.cat([p.rotation for p in poses], 1), torch.cat([p.shift_px for p in poses], 1))

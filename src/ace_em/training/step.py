@@ -6,20 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ace_em.config import AceConfig
-from ace_em.data.preprocess import WorkingSet
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.models.decoder import Decoder
 from ace_em.models.pose_encoder import PoseEncoder
 from ace_em.tasks.ipi import image_pose_image
 from ace_em.tasks.pip import pose_image_pose
-
-
-class StepPlan(NamedTuple):
-    """What this step uses: band of the image loss (shells), beta, which mate."""
-
-    band: float
-    beta: float
-    mate: int
+from ace_em.tasks.schedules import StepPlan
 
 
 class Losses(NamedTuple):
@@ -57,15 +50,19 @@ class AutoEncoder(nn.Module):
         self.register_buffer("shift_sd_px", torch.tensor(shift_sd_px))
 
     def forward(self, image_ft: Tensor, transfer: Tensor, plan: StepPlan, generator: torch.Generator) -> Losses:
+        """Losses of images (copies * b, n) with their transfer, copy after copy."""
         batch = WorkingSet(self.half_plane, image_ft, transfer, self.noise_variance)
         project = self.decoder.projector()
-        ipi = image_pose_image(self.encoder, project, batch, plan.band, plan.mate, self.power, self.config)
-        total = ipi.image + self.config.shift_weight * ipi.shift + self.config.mate_weight * ipi.mate
-        pose = torch.zeros_like(ipi.image)
+        total = image = pose = torch.zeros((), device=image_ft.device)
+        if plan.ipi:
+            ipi = image_pose_image(self.encoder, project, batch, plan, self.power, self.config)
+            image = ipi.image
+            total = image + self.config.shift_weight * ipi.shift + self.config.mate_weight * ipi.mate
+            # PIP's shifts follow the spread that IPI finds in the data
+            spread = ipi.hypotheses.shift_px.detach().std().clamp(min=self.least_shift_sd)
+            self.shift_sd_px.lerp_(spread, 0.01)
         if plan.beta > 0:
-            pose = pose_image_pose(self.encoder, project, batch, self.shift_sd_px, generator, self.config)
+            first = batch.rows(slice(0, len(batch) // plan.copies))
+            pose = pose_image_pose(self.encoder, project, first, self.shift_sd_px, generator, self.config)
             total = total + plan.beta * pose
-        # PIP's shifts follow the spread that IPI finds in the data
-        spread = ipi.hypotheses.shift_px.detach().std().clamp(min=self.least_shift_sd)
-        self.shift_sd_px.lerp_(spread, 0.01)
-        return Losses(total, ipi.image.detach(), pose.detach())
+        return Losses(total, image.detach(), pose.detach())

@@ -1,0 +1,121 @@
+"""Poses read off after training with a symmetric loss: an encoder that knows only one copy of an image knows the image."""
+
+import dataclasses
+from typing import Any, Literal
+
+import pytest
+import roma
+import torch
+from torch import Tensor
+
+from ace_em.config import AceConfig
+from ace_em.data.working_set import WorkingSet
+from ace_em.maths.rotations import angular_distance_deg
+from ace_em.maths.slices import volume_to_ft
+from ace_em.models.pose_encoder import Hypotheses
+from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.pose import Pose
+from ace_em.training.loop import build_model, candidates, encode
+
+N = 30
+SMALL = AceConfig(width=16, depth=1, encoder_band=4.0, hypotheses=3, mates=False)
+SYMMETRIC: dict[str, dict[str, Tensor]] = {
+    "half-turn": {"images": torch.eye(2), "half turn": -torch.eye(2)},
+    "generalised": {
+        "images": torch.eye(2),
+        "mirror": torch.diag(torch.tensor([1.0, -1.0])),
+        "half turn": -torch.eye(2),
+        "both": torch.diag(torch.tensor([-1.0, 1.0])),
+    },
+}
+
+
+class Knows(torch.nn.Module):
+    """An encoder with the right answer about some images, in a place that changes, and random ones about everything else."""
+
+    def __init__(self, image_ft: Tensor, pose: Pose) -> None:
+        super().__init__()
+        self.image_ft, self.pose, self.generator = image_ft, pose, torch.Generator().manual_seed(8)
+        self.recognised = 0
+
+    def forward(self, image_ft: Tensor) -> Hypotheses:
+        b = len(image_ft)
+        rotation = roma.random_rotmat((b, SMALL.hypotheses), generator=self.generator)
+        shift = 3 * torch.randn(b, 2, generator=self.generator)
+        distance = (image_ft[:, None] - self.image_ft).abs().square().sum(-1)
+        known = distance.amin(1) < 1e-6 * image_ft.abs().square().sum(1)
+        which = distance.argmin(1)[known]
+        rotation[known, torch.arange(b)[known] % SMALL.hypotheses] = self.pose.rotation[which]
+        shift[known] = self.pose.shift_px[which]
+        self.recognised += int(known.sum())
+        return Hypotheses(rotation, shift)
+
+
+def model_and_images(astigmatic_blobs: WorkingSet, **settings: Any) -> tuple[Any, WorkingSet, Pose]:
+    """A lumpy volume as the decoder's, and noise-free images of it, with optics."""
+    generator = torch.Generator().manual_seed(2)
+    model = build_model(astigmatic_blobs, 10.0, dataclasses.replace(SMALL, **settings), generator)
+    images = astigmatic_blobs.rows(slice(0, N))
+    pose = Pose(roma.random_rotmat(N, generator=generator), torch.randn(N, 2, generator=generator))
+    with torch.no_grad():
+        decoder: Any = model.decoder
+        noise = torch.randn(decoder.density.shape, generator=generator)
+        decoder.density *= torch.nn.functional.avg_pool3d(noise[None], 3, 1, 1)[0]
+        image_ft = clean_image_ft(volume_to_ft(model.decoder.volume()), images.transfer, images.half_plane, pose)
+    return model, images.with_images(image_ft), pose
+
+
+def as_copy(images: WorkingSet, turn: Tensor) -> Tensor:
+    """The images moved by a diagonal ``A``: mirrored in y, turned by 180 degrees, or both; coefficient by coefficient."""
+    image_ft = images.image_ft
+    if torch.linalg.det(turn) < 0:
+        place = {(int(kx), int(ky)): i for i, (kx, ky) in enumerate(images.half_plane.k.tolist())}
+        # F'(kx, ky) = F(kx, -ky), which for kx = 0 is the other member of its own Hermitian pair
+        partner = [place[int(kx), int(-ky) if kx > 0 else int(ky)] for kx, ky in images.half_plane.k.tolist()]
+        image_ft = torch.where(images.half_plane.k[:, 0] == 0, image_ft.conj(), image_ft)[:, partner]
+    return image_ft.conj() if turn[0, 0] < 0 else image_ft
+
+
+CASES = [(loss, copy) for loss, copies in SYMMETRIC.items() for copy in copies]
+
+
+@pytest.mark.parametrize("block", [11, 250])
+@pytest.mark.parametrize("mates", [False, True])
+@pytest.mark.parametrize(("loss", "copy"), CASES)
+def test_encode_returns_the_poses_of_the_images(
+    astigmatic_blobs: WorkingSet, loss: Literal["half-turn", "generalised"], copy: str, mates: bool, block: int
+) -> None:
+    model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss, mates=mates)
+    turn = SYMMETRIC[loss][copy]
+    model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
+    found = encode(model, images, block)
+    assert model.encoder.recognised == N
+    assert angular_distance_deg(found.rotation, pose.rotation).max() < 0.1
+    torch.testing.assert_close(found.shift_px, pose.shift_px, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("loss", "copy"), [("half-turn", "mirror"), ("none", "half turn"), ("none", "mirror")])
+def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: WorkingSet, loss: str, copy: str) -> None:
+    model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss)
+    turn = SYMMETRIC["generalised"][copy]
+    model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
+    found = encode(model, images)
+    assert model.encoder.recognised == 0
+    assert angular_distance_deg(found.rotation, pose.rotation).median() > 20
+
+
+def test_every_copy_adds_its_candidates(astigmatic_blobs: WorkingSet) -> None:
+    """Hypotheses, times 4 with their mates, times the copies; each with the shift of its copy."""
+    wanted = {
+        ("none", False): 3,
+        ("none", True): 12,
+        ("half-turn", False): 6,
+        ("generalised", False): 12,
+        ("generalised", True): 48,
+    }
+    for (loss, mates), count in wanted.items():
+        model, images, _ = model_and_images(astigmatic_blobs, symmetric_loss=loss, mates=mates)
+        with torch.no_grad():
+            found = candidates(model.eval(), images)
+        assert found.rotation.shape == (N, count, 3, 3) and found.shift_px.shape == (N, count, 2)
+        torch.testing.assert_close(torch.linalg.det(found.rotation), torch.ones(N, count), atol=1e-5, rtol=0)
