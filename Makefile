@@ -22,7 +22,7 @@ STAMP := $(VENV)/.stamp
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup python demo test test-slow lint bench bench-speed docs clean
+.PHONY: help setup python demo test test-slow lint bench paper bench-speed docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -71,6 +71,9 @@ lint: $(STAMP) ## ruff and mypy
 
 bench: $(STAMP) ## run the standing benchmark
 	$(PY) benchmarks/run.py $(ARGS)
+
+paper: $(STAMP) ## the paper's tables and figures (ARGS="--data DATA --only table4")
+	$(PY) benchmarks/paper.py $(ARGS)
 
 bench-speed: $(STAMP) ## how close the inner loops run to the machine's limits
 	$(PY) benchmarks/speed.py $(ARGS)

@@ -1,0 +1,106 @@
+"""Every table and figure of the ACE-EM paper, the paper's number beside ours.
+
+    make paper ARGS="--data DATA --only table4"
+
+``--scale cpu`` (default) shrinks box, images and steps so that one table takes minutes and all of them hours on two cores;
+``--scale paper`` is the published size, for a GPU. Finished runs are kept in the work folder: what two tables share is
+trained once, and an interrupted command goes on where it was.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from paper_items import SCALES, Scale, simulate_arguments
+from paper_runs import Spec, save, train_run
+from paper_tables import ITEMS
+
+ROOT = Path(__file__).parents[1]
+ACE_EM = Path(sys.executable).parent / "ace-em"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are kept and how they are made."""
+
+    scale: Scale
+    data: Path
+    work: Path
+
+    def images(self, name: str) -> Path:
+        """The simulated set, made when it is not there."""
+        folder = self.work / f"{name}-{self.scale.n}"
+        if not (folder / "volume.mrc").exists():
+            arguments = simulate_arguments(name, self.scale, self.data, folder)
+            subprocess.run([ACE_EM, "simulate", *arguments], check=True, capture_output=True)
+        return folder
+
+    def result(self, spec: Spec) -> dict[str, Any]:
+        """Scores of a run, trained when it has not been."""
+        path = self.work / f"{spec.key()}.json"
+        if not path.exists():
+            print(f"training {spec}", flush=True)
+            save(self.work, spec, *train_run(spec, self.images(spec.images), self.scale.device))
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
+    def arrays(self, spec: Spec) -> dict[str, np.ndarray]:
+        """Poses, errors and maps of a run."""
+        self.result(spec)
+        with np.load(self.work / f"{spec.key()}.npz") as arrays:
+            return dict(arrays)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with structures/ and poses_ctf/")
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--only", default="", help=f"comma-separated, of {', '.join(ITEMS)}")
+    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "data" / "paper", help="where runs are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--train-only", action="store_true", help="train what is missing, write no table")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",") if arguments.only else list(ITEMS)
+    if unknown := set(chosen) - set(ITEMS):
+        parser.error(f"--only {', '.join(unknown)}: expected some of {', '.join(ITEMS)}")
+    work = arguments.work / arguments.scale
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    bench = Bench(SCALES[arguments.scale], arguments.data, work)
+    if arguments.train_only:
+        for name in chosen:
+            for spec in ITEMS[name].specs(bench.scale):
+                bench.result(spec)
+        return
+    today = datetime.date.today().isoformat()
+    label = f"-{arguments.only.replace(',', '-')}" if arguments.only else ""
+    table = arguments.out / f"paper-{today}{label}.md"
+    pictures = arguments.out / f"paper-{today}"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines = [f"# The paper's tables and figures, {today}", "", _preamble(arguments.scale, arguments.only), ""]
+    for name in chosen:
+        lines += [*ITEMS[name].show(bench, pictures), ""]
+        table.write_text("\n".join(lines))
+    if not any(pictures.iterdir()):
+        shutil.rmtree(pictures)
+    print(table)
+
+
+def _preamble(scale: str, only: str) -> str:
+    command = f'`make paper ARGS="--data DATA --scale {scale}{f" --only {only}" if only else ""}"`'
+    machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{command}; {machine}; a run takes one core unless told otherwise."
+
+
+if __name__ == "__main__":
+    main()

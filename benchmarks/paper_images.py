@@ -1,0 +1,34 @@
+"""Figure 7: an input image, the decoder's projection at the encoder's pose, and that with CTF, shift and noise."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from paper_runs import Spec, load_images
+
+from ace_em.maths.slices import volume_to_ft
+from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.pose import Pose
+from ace_em.tasks.pip import background_noise
+
+ROW = 7
+"""Which image is shown: any one."""
+
+
+def example_images(spec: Spec, arrays: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:
+    """Three pictures (box, box) of one image of a run's set, whitened as the networks see it.
+
+    Parameters
+    ----------
+    arrays : poses and map of the run.
+    folder : its simulated set.
+    """
+    images, _, _ = load_images(folder, dict(spec.settings)["final_box"], keep_optics=False)
+    one = images.rows(slice(ROW, ROW + 1))
+    pose = Pose(torch.from_numpy(arrays["rotation"][ROW : ROW + 1]), torch.from_numpy(arrays["shift_px"][ROW : ROW + 1]))
+    volume_ft = volume_to_ft(torch.from_numpy(arrays["volume"]))
+    still = Pose(pose.rotation, torch.zeros(1, 2))
+    projection = clean_image_ft(volume_ft, torch.ones_like(one.transfer), one.half_plane, still)
+    noise = background_noise(1, one.noise_variance, torch.Generator().manual_seed(0))
+    predicted = clean_image_ft(volume_ft, one.transfer, one.half_plane, pose) + noise
+    return [images.half_plane.to_image(ft)[0].numpy() for ft in (one.image_ft, projection, predicted)]
