@@ -15,7 +15,7 @@ from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import HeldOut
 from ace_em.refinement.half_sets import HalfSetState
-from ace_em.verdict import Verdict, agreement_beyond, explains, judge
+from ace_em.verdict import Verdict, agreement_beyond, explains, judge, judge_amortised
 
 N_SHELLS = 33
 
@@ -142,3 +142,21 @@ def test_agreement_of_shared_shells_alone_is_none() -> None:
     curve = torch.where(torch.arange(N_SHELLS) <= 9 + 2, 0.95, 0.02)
     assert not verdict(last=state(curve=curve)).converged
     assert verdict(last=state(curve=torch.where(torch.arange(N_SHELLS) <= 14, 0.95, 0.02))).converged
+
+
+def alone(explained: float, stable: float = 0.9) -> Verdict:
+    last = dataclasses.replace(state(stable=stable), explained=explained)
+    return judge_amortised(last, 0.9, RunConfig())
+
+
+def test_stage_1_alone_is_judged_by_what_its_map_explains_and_whether_it_has_settled() -> None:
+    good = alone(0.7)
+    assert good.converged and "explains 70% of the signal" in good.message and "noise allows 90%" in good.message
+    # a network settles in a wrong arrangement as firmly as in the right one
+    assert "no evidence" in good.message
+    poor = alone(0.6)
+    assert not poor.converged and "only explains 60%" in poor.message and "Try: more --ace.steps (now 600)" in poor.message
+    restless = alone(0.7, stable=0.6)
+    assert (
+        not restless.converged and "only 60% of the poses are stable" in restless.message and "explains" not in restless.message
+    )

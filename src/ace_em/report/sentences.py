@@ -14,6 +14,7 @@ EVERY_RUN = ("survey", "ace", "explore", "search", "refine", "end")
 STAGES = {
     "survey": "the survey of the images",
     "ace": "stage 1",
+    "watch": "stage 1",
     "explore": "the exploring",
     "start": "the judging of a start",
     "symmetry": "the search for the symmetry's axes",
@@ -132,6 +133,9 @@ def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
         return "open", f"The run has not ended: {where}; {images}{time}. The page shows what there is so far."
     if end[-1].get("converged") is not True:
         return "bad", f"The run ended without converging. Do not trust its map ({images}{time})."
+    if run.config.get("stages") == "ace":
+        # its half-maps share their poses: what they agree to is no resolution
+        return "good", f"The autoencoder, alone as published, settled: {images} gave a map and poses{time}."
     resolution = "at a resolution that was not measured"
     if math.isfinite(summary.resolution_angstrom):
         resolution = f"at {summary.resolution_angstrom:.3g} Å (half-map FSC 0.143)"

@@ -1,0 +1,95 @@
+"""Stage 1 alone, as the published recipes run it: every file, an honest verdict; and what pose-image-pose is for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ace_em import cli
+from ace_em.config import SimulationConfig
+from ace_em.data.mrc import read_volume
+from ace_em.data.particles import Particles
+from ace_em.evaluation import Evaluation, evaluate
+from ace_em.presets import PRESETS
+from ace_em.run_folder import FILES
+from ace_em.simulation.write import simulate
+
+STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
+N, BOX = 120, 24
+TINY = ["--ace.batch", 8, "--ace.steps", 3, "--ace.warmup_steps", 2, "--threads", 1]
+
+
+def reconstruct(data: Path, out: Path, *options: object, codes: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in ("reconstruct", data / "particles.star", "-o", out, *options)])
+    assert ended.value.code in codes
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    simulate(STRUCTURE, folder, SimulationConfig(n=N, box=BOX, pixel_size=22.0, resolution=50.0, snr_db=10.0))
+    return folder
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n != "fast"])
+def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    records = reconstruct(data, run, "--preset", name, *TINY, codes=(3,))
+    assert {p.name for p in run.iterdir()} == set(FILES) - {"evaluation.json"}
+    assert list(dict.fromkeys(r["stage"] for r in records)) == ["survey", "watch", "ace", "end"]
+    assert [r["step"] for r in records if r["stage"] == "watch"] == [2, 3]
+    # a network of three steps knows nothing, and the run says so
+    assert records[-1]["converged"] is False and "explains" in records[-1]["message"]
+    poses = Particles.open(run / "poses.star", project_root=data).poses()
+    assert poses is not None and len(poses) == N
+    assert read_volume(run / "volume.mrc")[0].shape == (BOX, BOX, BOX)
+    page = (run / "report.html").read_text()
+    assert "ended without converging" in page
+    assert "one network, trained on all images" in page and "share nothing" not in page
+
+
+def test_the_map_is_the_decoders_and_the_poses_are_the_encoders(data: Path, tmp_path: Path) -> None:
+    """Repeated from its own settings file, bit for bit; the checkpoint's decoder is the map."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    reconstruct(data, run, "--preset", "cryoposenet", *TINY, codes=(3,))
+    reconstruct(data, again, "--config", run / "config.yaml", codes=(3,))
+    assert (run / "volume.mrc").read_bytes() == (again / "volume.mrc").read_bytes()
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    decoder = saved["model"]["decoder.density"] * saved["model"]["decoder.mask"] * saved["model"]["decoder.height"]
+    torch.testing.assert_close(torch.from_numpy(read_volume(run / "volume.mrc")[0].copy()), decoder, rtol=1e-5, atol=1e-6)
+    poses = Particles.open(run / "poses.star", project_root=data).poses()
+    assert poses is not None
+    torch.testing.assert_close(poses.rotation, saved["rotation"], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with little noise, as the paper's at 200 dB."""
+    folder = tmp_path_factory.mktemp("clear")
+    config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=34.0, snr_db=20.0, seed=1)
+    simulate(STRUCTURE, folder, config)
+    return folder
+
+
+def scored(data: Path, run: Path, *options: object, code: int) -> Evaluation:
+    reconstruct(data, run, "--stages", "ace", "--ace.batch", 128, "--threads", 1, *options, codes=(code,))
+    return evaluate(run, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
+def test_pip_is_the_point(clear: Path, tmp_path: Path, decoder: str) -> None:
+    """The same training with and without pose-image-pose: with it the poses are found, without it they are not, and the run
+    says which."""
+    steps = {"voxel": 900, "fouriernet": 300}[decoder]
+    options = ["--ace.decoder", decoder, "--ace.steps", steps, "--ace.lr_decoder", {"voxel": 0.05, "fouriernet": 3e-4}[decoder]]
+    found = scored(clear, tmp_path / "with", *options, code=0)
+    lost = scored(clear, tmp_path / "without", *options, "--ace.pip", "false", code=3)
+    assert found.rot_median < 0.3 and found.within_10deg > 0.4
+    assert lost.rot_median > 3 and lost.within_10deg < 0.1
+    assert found.fsc05_px < 0.7 * lost.fsc05_px
+    assert found.coverage > lost.coverage
