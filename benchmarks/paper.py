@@ -21,10 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from paper_extras import EXTRAS
 from paper_items import SCALES, Scale, simulate_arguments
+from paper_pictures import FIGURES
 from paper_runs import Spec, save, train_run
-from paper_tables import ITEMS
+from paper_tables import TABLES
 
+from ace_em.config import RunConfig
+
+ITEMS = TABLES | FIGURES | EXTRAS
 ROOT = Path(__file__).parents[1]
 ACE_EM = Path(sys.executable).parent / "ace-em"
 
@@ -54,11 +59,38 @@ class Bench:
         result: dict[str, Any] = json.loads(path.read_text())
         return result
 
+    def all_stages(self, name: str) -> dict[str, float]:
+        """The end of a default run through the command line, refined at 64 px: its scores, image visits and CPU seconds."""
+        path = self.work / f"all-stages-{name}.json"
+        if not path.exists():
+            run, images = self.work / f"all-stages-{name}", self.images(name)
+            before = os.times()
+            options = ["-o", run, "--overwrite", "--final_box", "64", "--threads", str(torch.get_num_threads())]
+            subprocess.run([ACE_EM, "reconstruct", images / "particles.star", *options], check=True, capture_output=True)
+            after = os.times()
+            subprocess.run([ACE_EM, "evaluate", run, "--truth", images], check=True, capture_output=True)
+            found = json.loads((run / "evaluation.json").read_text())
+            cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+            cost = {"visits": visits(run, self.scale.n), "cpu_s": cpu_s, "res_angstrom": found["fsc05_angstrom"]}
+            path.write_text(json.dumps(found | cost))
+        result: dict[str, float] = json.loads(path.read_text())
+        return result
+
     def arrays(self, spec: Spec) -> dict[str, np.ndarray]:
         """Poses, errors and maps of a run."""
         self.result(spec)
         with np.load(self.work / f"{spec.key()}.npz") as arrays:
             return dict(arrays)
+
+
+def visits(run: Path, n: int) -> int:
+    """Images that a run has looked at, from its settings and records: in training, exploring, search and refinement."""
+    config = RunConfig()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    count = {stage: sum(r["stage"] == stage for r in records) for stage in ("start", "explore", "search", "refine")}
+    training = count["start"] * config.ace.steps * config.ace.batch
+    exploring = count["explore"] * config.search.explore_images + count["start"] * config.search.held_out
+    return training + exploring + (count["search"] + count["refine"]) * n
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import matplotlib
 import numpy as np
 import roma
 import torch
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 from ace_em.maths.fourier import centred_ifft, fourier_resize, frequencies
@@ -16,12 +18,26 @@ from ace_em.maths.slices import sample, volume_to_ft
 from ace_em.metrics.coverage import coverage, view_directions
 from ace_em.report.figures import CHART, COLOURS, LINES, PICTURE, new_figure, png
 
+
+@dataclass(frozen=True)
+class Panel:
+    """A score of the histories against ``x``, 'visits' or 'cpu_s'."""
+
+    key: str
+    label: str
+    logarithmic: bool = False
+    x: str = "visits"
+
+
 FINE = 128
 """Edge of the grid that surfaces are drawn on."""
 
 
 def surface(volume: np.ndarray, turn: Tensor, share: float = 0.05) -> np.ndarray:
-    """A shaded picture (FINE, FINE) of the surface that holds the densest ``share`` of the box, seen along z after ``turn``."""
+    """A shaded picture (FINE, FINE) of the surface that holds the densest ``share`` of the box, seen along z after ``turn``.
+
+    The map is smoothed a little: a transform that ends abruptly at the box's edge rings.
+    """
     fine = fourier_resize(_turned(torch.from_numpy(volume), turn), FINE, 3).numpy()
     level = np.quantile(fine, 1 - share)
     inside = fine > level
@@ -44,9 +60,10 @@ def _turned(volume: Tensor, turn: Tensor) -> Tensor:
     axis = frequencies(n)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     k = torch.stack([x, y, z], -1).view(-1, 3)
-    inside = k.norm(dim=-1) < n / 2
+    radius = k.norm(dim=-1) / (n / 2)
+    inside = radius < 1
     ft = torch.zeros(n**3, dtype=torch.complex64)
-    ft[inside] = sample(volume_to_ft(volume.float()), k[inside], turn)
+    ft[inside] = sample(volume_to_ft(volume.float()), k[inside], turn) * torch.exp(-2 * radius[inside].square())
     return centred_ifft(ft.view(n, n, n), 3).real
 
 
@@ -66,28 +83,24 @@ def surfaces(volumes: Sequence[tuple[str, np.ndarray, str]]) -> bytes:
         return png(figure)
 
 
-def curves(groups: dict[str, list[list[dict[str, float]]]], panels: Sequence[tuple[str, str, bool]], x: str = "visits") -> bytes:
-    """Scores over a run: a colour and dash a group, a line a seed.
-
-    Parameters
-    ----------
-    groups : name to histories.
-    panels : (key, label, logarithmic) of each panel.
-    """
+def curves(groups: dict[str, list[list[dict[str, float]]]], panels: Sequence[Panel], columns: int = 4) -> bytes:
+    """Scores over a run, a colour and dash for each of ``groups`` (name to histories), a line for each seed."""
     with matplotlib.rc_context(CHART):
-        figure = new_figure((4.3 * len(panels), 4.2))
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for panel, (key, label, logarithmic) in zip(axes, panels, strict=True):
+        columns = min(len(panels), columns)
+        figure = new_figure((4.3 * columns, 0.6 + 3.7 * math.ceil(len(panels) / columns)))
+        axes = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat
+        for axis, panel in zip(axes, panels, strict=False):
             for n, (name, histories) in enumerate(groups.items()):
                 style: dict[str, Any] = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
                 for i, history in enumerate(histories):
-                    at, values = [h[x] for h in history], [h[key] for h in history]
-                    panel.plot(at, values, label=None if i else name, marker="o" if len(at) == 1 else None, **style)
-            panel.set(ylabel=label, xlabel={"visits": "image visits", "cpu_s": "CPU seconds"}[x])
-            if logarithmic:
-                panel.set_yscale("log")
+                    at, values = [h[panel.x] for h in history], [h[panel.key] for h in history]
+                    axis.plot(at, values, label=None if i else name, marker="D" if len(at) == 1 else None, **style)
+            axis.set(ylabel=panel.label, xlabel={"visits": "image visits", "cpu_s": "CPU seconds"}[panel.x])
+            if panel.logarithmic:
+                axis.set_yscale("log")
+            axis.xaxis.set_major_locator(MaxNLocator(5))
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
         return png(figure)
 
 
@@ -112,6 +125,7 @@ def error_histograms(runs: Sequence[tuple[str, np.ndarray]]) -> bytes:
         figure = new_figure((7.0, 2.4 * len(runs)))
         for n, (axes, (title, error)) in enumerate(zip(figure.subplots(len(runs), 1, sharex=True), runs, strict=True)):
             axes.hist(error, bins=np.linspace(0, 8, 81), color=COLOURS[n % len(COLOURS)], log=True)
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set(ylabel="images", title=f"{title}: mean {error.mean():.3f}, median {np.median(error):.4f}")
         axes.set_xlabel("squared Frobenius norm of the rotation error")
         return png(figure)
@@ -136,8 +150,3 @@ def write(path: Path, picture: bytes) -> str:
     """Markdown that shows the picture, written beside the table."""
     path.write_bytes(picture)
     return f"![{path.stem}]({path.parent.name}/{path.name})"
-
-
-def angle_deg(error: float) -> float:
-    """The angle whose squared Frobenius norm is ``error``."""
-    return math.degrees(2 * math.asin(min(1.0, math.sqrt(error / 8))))
