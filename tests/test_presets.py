@@ -174,3 +174,11 @@ def test_the_settings_of_a_run_give_the_run_again(name: str, tmp_path: Path) -> 
 def test_presets_do_not_leak_into_the_next_line() -> None:
     assert parsed("--preset", "cryoai").ace.batch == 384
     assert parsed() == RunConfig()
+
+
+def test_the_printed_settings_are_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["reconstruct", "p.star", "-o", "run", "--print_config", "--preset", "paper-voxel", "--ace.steps", "5"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert ended.value.code in (0, None)
+    assert (settings["stages"], settings["ace"]["batch"], settings["ace"]["steps"]) == ("ace", 1024, 5)

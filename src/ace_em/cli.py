@@ -205,12 +205,10 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 def _parsed(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse, and once more with the preset's values as the defaults when one is named: what the user sets wins over it."""
-    args = parser.parse_args(arguments)
-    chosen = PRESETS.get(args.get("preset", "fast"), {})
-    if chosen:
-        parser.set_defaults(chosen)
-        args = parser.parse_args(arguments)
-    return args
+    # printing ends the parsing, so that it must wait for the preset
+    args = parser.parse_args([a for a in arguments if not a.startswith("--print_config")])
+    parser.set_defaults(PRESETS[args.get("preset", "fast")])
+    return parser.parse_args(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
