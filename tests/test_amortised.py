@@ -75,21 +75,18 @@ def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scored(data: Path, run: Path, *options: object, code: int) -> Evaluation:
-    reconstruct(data, run, "--stages", "ace", "--ace.batch", 128, "--threads", 1, *options, codes=(code,))
-    return evaluate(run, data)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
-def test_pip_is_the_point(clear: Path, tmp_path: Path, decoder: str) -> None:
-    """The same training with and without pose-image-pose: with it the poses are found, without it they are not, and the run
-    says which."""
-    steps = {"voxel": 900, "fouriernet": 300}[decoder]
-    options = ["--ace.decoder", decoder, "--ace.steps", steps, "--ace.lr_decoder", {"voxel": 0.05, "fouriernet": 3e-4}[decoder]]
-    found = scored(clear, tmp_path / "with", *options, code=0)
-    lost = scored(clear, tmp_path / "without", *options, "--ace.pip", "false", code=3)
-    assert found.rot_median < 0.3 and found.within_10deg > 0.4
-    assert lost.rot_median > 3 and lost.within_10deg < 0.1
-    assert found.fsc05_px < 0.7 * lost.fsc05_px
-    assert found.coverage > lost.coverage
+@pytest.mark.parametrize(("decoder", "steps", "rate"), [("voxel", 900, 0.05), ("fouriernet", 300, 3e-4)])
+def test_pip_is_the_point(clear: Path, tmp_path: Path, decoder: str, steps: int, rate: float) -> None:
+    """The same training with and without pose-image-pose: with it the poses are found, without it they are not."""
+    scores: list[Evaluation] = []
+    for pip in ("true", "false"):
+        options = ["--stages", "ace", "--ace.decoder", decoder, "--ace.steps", steps, "--ace.lr_decoder", rate]
+        run = tmp_path / pip
+        reconstruct(clear, run, *options, "--ace.batch", 128, "--threads", 1, "--ace.pip", pip, codes=(0, 3))
+        scores.append(evaluate(run, clear))
+    found, lost = scores
+    assert found.rot_median < 1 and lost.rot_median > 3
+    assert found.within_10deg > 0.2 and lost.within_10deg < 0.02
+    assert found.fsc05_px < 0.6 * lost.fsc05_px
+    assert found.coverage > 1.2 * lost.coverage

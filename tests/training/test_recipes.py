@@ -11,7 +11,7 @@ from ace_em.models.fourier_encoder import FourierEncoder
 from ace_em.models.fourier_net import FourierNet
 from ace_em.models.resnet_encoder import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
-from ace_em.presets import PRESETS, preset
+from ace_em.presets import PRESETS, changed, preset
 from ace_em.training.loop import Progress, encode, train
 
 
@@ -38,3 +38,19 @@ def test_the_generalised_loss_asks_for_optics(blobs: WorkingSet) -> None:
     config = dataclasses.replace(preset("paper-voxel").ace, batch=16, steps=3)
     with pytest.raises(ValueError, match="optics"):
         train(blobs, 10.0, config, Fabric(accelerator="cpu", devices=1), 0)
+
+
+@pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
+@pytest.mark.parametrize("encoder", ["fourier", "resnet"])
+def test_short_floats_change_little(astigmatic_blobs: WorkingSet, encoder: str, decoder: str) -> None:
+    """bfloat16 for the encoder's products; transforms, slices, SIRENs and losses stay in float32."""
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        log: list[Progress] = []
+        ace = changed(preset("fast"), {"ace.encoder": encoder, "ace.decoder": decoder, "ace.steps": 1, "ace.batch": 16}).ace
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        train(astigmatic_blobs, 10.0, ace, fabric, 0, log.append)
+        losses.append(torch.stack([torch.stack(p.losses).detach() for p in log]))
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.03)
+    assert not torch.equal(losses[0], losses[1])

@@ -54,7 +54,13 @@ def _head(features: int, hidden: int, out: int) -> nn.Module:
 
 
 class PoseEncoder(nn.Module, ABC):
-    """A network from whitened half-planes to pose hypotheses. A new encoder is one file with a ``features`` method."""
+    """A network from whitened half-planes to pose hypotheses. A new encoder is one file with a ``features`` method.
+
+    ``short_floats`` is what the products in ``features`` are rounded to under mixed precision, None for nothing: everything
+    around them (poses, slices, phases) needs float32.
+    """
+
+    short_floats: torch.dtype | None = None
 
     def __init__(self, n_features: int, n_hypotheses: int, max_shift_px: float, hidden: int = 0) -> None:
         super().__init__()
@@ -65,4 +71,6 @@ class PoseEncoder(nn.Module, ABC):
         """Features (b, n_features) of images (b, n) on the working half-plane."""
 
     def forward(self, image_ft: Tensor) -> Hypotheses:
-        return self.heads(self.features(image_ft))
+        with torch.autocast(image_ft.device.type, self.short_floats, enabled=self.short_floats is not None):
+            features = self.features(image_ft)
+        return self.heads(features.float())

@@ -50,7 +50,16 @@ class AutoEncoder(nn.Module):
         self.register_buffer("shift_sd_px", torch.tensor(shift_sd_px))
 
     def forward(self, image_ft: Tensor, transfer: Tensor, plan: StepPlan, generator: torch.Generator) -> Losses:
-        """Losses of images (copies * b, n) with their transfer, copy after copy."""
+        """Losses of images (copies * b, n) with their transfer, copy after copy.
+
+        Mixed precision is for the encoder alone, whichever context this is called in.
+        """
+        device = image_ft.device.type
+        self.encoder.short_floats = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            return self._losses(image_ft, transfer, plan, generator)
+
+    def _losses(self, image_ft: Tensor, transfer: Tensor, plan: StepPlan, generator: torch.Generator) -> Losses:
         batch = WorkingSet(self.half_plane, image_ft, transfer, self.noise_variance)
         project = self.decoder.projector()
         total = image = pose = torch.zeros((), device=image_ft.device)
