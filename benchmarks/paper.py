@@ -131,7 +131,8 @@ def main() -> None:
 def _preamble(scale: str, only: str) -> str:
     command = f'`make paper ARGS="--data DATA --scale {scale}{f" --only {only}" if only else ""}"`'
     machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{command}; {machine}; a run takes one core unless told otherwise."
+    size = "The published size (`--scale paper`) needs a GPU and was not run." if scale == "cpu" else ""
+    return f"{command}; {machine}; threads as the process has cores. {size}"
 
 
 if __name__ == "__main__":
