@@ -7,7 +7,7 @@ from html import escape
 
 from ace_em.errors import InputError
 from ace_em.maths.point_group import point_group
-from ace_em.report.charts import fsc_figure, loss_figure
+from ace_em.report.charts import fsc_figure, loss_figure, watch_figure
 from ace_em.report.figures import map_figure, triplet_figure, view_figure
 from ace_em.report.rounds import Rounds, round_figure
 from ace_em.report.run_files import RunFiles, column, number, rotations
@@ -76,6 +76,8 @@ def _fsc(run: RunFiles, summary: Summary) -> tuple[bytes, str]:
             f" Grey: both halves began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge and the "
             f"ball's outline carry agreement to about {common.reach_angstrom:.3g} Å. Finer than that they share nothing."
         )
+    if run.autoencoder_only:
+        caption += " Both halves stand at one network's poses: where these are wrong, the halves agree all the same."
     caption += " Black, dashed: the map against the known truth." if truth is not None else ""
     return fsc_figure(run.curve, summary.crossings, truth, common), caption
 
@@ -114,6 +116,9 @@ def _losses(run: RunFiles) -> tuple[bytes, str]:
 
 
 def _rounds(run: RunFiles) -> tuple[bytes, str]:
+    if run.autoencoder_only and run.stage("watch"):
+        caption = "How far the encoder's poses of some images turned since the last look, and the share that hardly turned."
+        return watch_figure(run.stage("watch")), caption
     survey = last(run.stage("survey"))
     box_angstrom = number(survey, "box") * number(survey, "pixel_size_angstrom")
     rounds = Rounds(run.stage("explore"), run.stage("search"), run.stage("refine"), run.stage("start"), box_angstrom)

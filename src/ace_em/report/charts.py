@@ -116,3 +116,18 @@ def loss_figure(records: Sequence[Record]) -> bytes:
         if len(groups) > 1:
             panels[0].legend()
         return png(figure)
+
+
+def watch_figure(records: Sequence[Record]) -> bytes:
+    """How far the encoder's poses turned between looks, and the share of them that hardly did, over the steps of stage 1."""
+    import matplotlib
+
+    with matplotlib.rc_context(CHART):
+        figure = new_figure((5.6, 4.6))
+        panels = figure.subplots(2, 1, sharex=True)
+        steps = column(records, "step")
+        panels[0].plot(steps, column(records, "moved_median_deg"), color=COLOURS[0], marker="o")
+        panels[1].plot(steps, 100 * column(records, "stable"), color=COLOURS[0], marker="o")
+        panels[0].set_ylabel("median turn (°)")
+        panels[1].set(ylabel="stable poses (%)", xlabel="step", ylim=(0, 103))
+        return png(figure)

@@ -44,7 +44,7 @@ def _hand(run: RunFiles) -> str:
 
 
 def _coarse(run: RunFiles) -> str:
-    if run.config.get("stages") == "ace":
+    if run.autoencoder_only:
         return (
             "The autoencoder ran alone, as published: one network, trained on all images, gave every pose, and the half-maps "
             "are the two halves of the images at those poses. Their FSC tells how well images and poses agree, not that the "

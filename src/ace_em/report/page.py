@@ -9,7 +9,7 @@ from ace_em.data.atomic import replace_atomically
 from ace_em.report.cards import figure_cards
 from ace_em.report.limits import limits
 from ace_em.report.run_files import RunFiles, number, read_run
-from ace_em.report.sentences import EVERY_RUN, STAGES, Summary, last, outcome, summarise, tiles
+from ace_em.report.sentences import AUTOENCODER_RUN, EVERY_RUN, STAGES, Summary, last, outcome, summarise, tiles
 from ace_em.report.style import CSS
 
 # nothing may be fetched, whatever text a run brings
@@ -85,7 +85,8 @@ def _tiles(run: RunFiles, summary: Summary) -> str:
 
 def _problems(run: RunFiles) -> str:
     found = [f"<li><code>{escape(name)}</code>: {escape(what)}</li>" for name, what in run.problems]
-    absent = [stage for stage in EVERY_RUN if not run.stage(stage)]
+    stages = AUTOENCODER_RUN if run.autoencoder_only else EVERY_RUN
+    absent = [stage for stage in stages if not run.stage(stage)]
     found += [f"<li><code>metrics.jsonl</code>: no entry of {STAGES[stage]}</li>" for stage in absent]
     return f"<section class='missing'><h2>What is missing</h2><ul>{''.join(found)}</ul></section>" if found else ""
 

@@ -90,6 +90,11 @@ class RunFiles:
         return [record for record in self.metrics if record.get("stage") == name]
 
     @property
+    def autoencoder_only(self) -> bool:
+        """Whether stage 1 ran alone (``--stages ace``): no search, no refinement, no independent half-maps."""
+        return self.config.get("stages") == "ace"
+
+    @property
     def symmetry(self) -> str:
         """Name of the point group that the run imposes."""
         groups = [record.get("group") for record in self.stage("symmetry")]

@@ -11,6 +11,7 @@ THRESHOLDS = (0.143, 0.5)
 # so far beyond the cut do the half-maps of pure noise agree; the verdict on a run looks beyond it
 SPILL_SHELLS = 3
 EVERY_RUN = ("survey", "ace", "explore", "search", "refine", "end")
+AUTOENCODER_RUN = ("survey", "ace", "end")
 STAGES = {
     "survey": "the survey of the images",
     "ace": "stage 1",
@@ -71,7 +72,7 @@ def held_out(run: RunFiles) -> Record:
 
 def shared(run: RunFiles) -> Shared | None:
     """What the half-sets began with; None when the folder does not say, or there was one set only (stage 1 alone)."""
-    if run.config.get("stages") == "ace":
+    if run.autoencoder_only:
         return None
     search, survey = run.config.get("search"), last(run.stage("survey"))
     band, diameter = number(search if isinstance(search, dict) else None, "shared_band"), number(survey, "diameter_angstrom")
@@ -133,7 +134,7 @@ def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
         return "open", f"The run has not ended: {where}; {images}{time}. The page shows what there is so far."
     if end[-1].get("converged") is not True:
         return "bad", f"The run ended without converging. Do not trust its map ({images}{time})."
-    if run.config.get("stages") == "ace":
+    if run.autoencoder_only:
         # its half-maps share their poses: what they agree to is no resolution
         return "good", f"The autoencoder, alone as published, settled: {images} gave a map and poses{time}."
     resolution = "at a resolution that was not measured"
@@ -144,21 +145,34 @@ def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
     return "good", f"The run converged: {images} gave a map {resolution}{time}."
 
 
+def _refined(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
+    """Key numbers of a run with all its stages."""
+    end, judged = last(run.stage("end")), held_out(run)
+    return [
+        ("resolution, FSC 0.143", show_resolution(summary.resolution_angstrom, summary.crossings)),
+        ("the same in the mask", show_resolution(summary.masked_angstrom, summary.corrected_crossings)),
+        ("resolution, FSC 0.5", show(summary.crossings.get(0.5, math.nan), " Å")),
+        ("B factor", show(number(end, "b_factor"), " Å²")),
+        ("held-out signal explained", show(100 * number(judged, "explained"), " %")),
+        ("beats random phases by", show(number(judged, "against_null_z"), " σ", 2)),
+    ]
+
+
+def _stable_share(run: RunFiles) -> list[tuple[str, str]]:
+    """Of stage 1 alone, whose half-maps share their poses and so tell no resolution."""
+    return [("stable poses", show(100 * number(last(run.stage("watch")), "stable"), " %"))]
+
+
 def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
     """Key numbers: (name, value)."""
-    survey, end, judged = last(run.stage("survey")), last(run.stage("end")), held_out(run)
+    survey = last(run.stage("survey"))
     box, pixel_size = number(survey, "box"), number(survey, "pixel_size_angstrom")
     starts = {str(record.get("start", 1)) for record in run.stage("ace")}
     found = [
         ("particles", f"{summary.n_particles:,.0f}" if math.isfinite(summary.n_particles) else "–"),
         ("time", show_time(summary.time_s)),
-        ("resolution, FSC 0.143", show_resolution(summary.resolution_angstrom, summary.crossings)),
-        ("the same in the mask", show_resolution(summary.masked_angstrom, summary.corrected_crossings)),
-        ("resolution, FSC 0.5", show(summary.crossings.get(0.5, math.nan), " Å")),
-        ("B factor", show(number(end, "b_factor"), " Å²")),
+        *(_stable_share(run) if run.autoencoder_only else _refined(run, summary)),
         ("symmetry", run.symmetry),
-        ("held-out signal explained", show(100 * number(judged, "explained"), " %")),
-        ("beats random phases by", show(number(judged, "against_null_z"), " σ", 2)),
         ("random starts", str(len(starts)) if starts else "–"),
         ("diameter", show(number(survey, "diameter_angstrom"), " Å")),
         ("signal to noise", show(number(survey, "snr"), digits=2)),
