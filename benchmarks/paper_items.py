@@ -78,7 +78,7 @@ CPU_VOXEL = CPU | {"ace.steps": 1500, "ace.label_steps": 0, "ace.symmetric_loss"
 CPU_FOURIER = CPU | {
     "ace.steps": 600,
     "ace.fouriernet_projector": "lattice",
-    "ace.lr_decoder": 2e-4,
+    "ace.lr_fouriernet": 2e-4,
     "ace.symmetric_loss": "none",
 }
 SCALES = {

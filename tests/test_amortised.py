@@ -67,6 +67,23 @@ def test_the_map_is_the_decoders_and_the_poses_are_the_encoders(data: Path, tmp_
     torch.testing.assert_close(poses.rotation, saved["rotation"], atol=1e-4, rtol=0)
 
 
+def test_an_interrupted_training_leaves_a_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there after ten of twenty steps: the networks as they were, and the map they make."""
+
+    def interrupt(*args: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ace_em.run_log.ace_step", interrupt)
+    run = tmp_path / "run"
+    options = ["--preset", "cryoposenet", "--ace.encoder", "fourier", *TINY, "--ace.steps", 20]
+    assert [r["stage"] for r in reconstruct(data, run, *options, codes=(130,))] == ["survey", *["watch"] * 9]
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoint.pt"}
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert (saved["stage"], saved["round"]) == ("ace", 10)
+    decoder = saved["model"]["decoder.density"] * saved["model"]["decoder.mask"] * saved["model"]["decoder.height"]
+    assert torch.equal(saved["volume"], decoder)
+
+
 @pytest.fixture(scope="module")
 def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images with little noise, as the paper's at 200 dB."""

@@ -24,7 +24,7 @@ SHARED: dict[str, Any] = {
     "pip_freeze_decoder": True,
 }
 VOXEL: dict[str, Any] = {"decoder": "voxel", "batch": 1024, "steps": 30000, "lr_encoder": 1e-3, "lr_decoder": 1.0}
-FOURIER: dict[str, Any] = {"decoder": "fouriernet", "batch": 384, "steps": 40000, "lr_encoder": 1e-4, "lr_decoder": 1e-4}
+FOURIER: dict[str, Any] = {"decoder": "fouriernet", "batch": 384, "steps": 40000, "lr_encoder": 1e-4, "lr_fouriernet": 1e-4}
 FOURIER_ALSO: dict[str, Any] = {"fouriernet_projector": "direct", "symmetric_loss": "half-turn", "label_steps": 0}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper-voxel": SHARED | VOXEL | {"symmetric_loss": "generalised", "pip": True},

@@ -12,6 +12,7 @@ from ace_em.config import RunConfig
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
+from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
 from ace_em.progress import Reporter
 from ace_em.refinement.backprojection import accumulate, reconstruct_halves
@@ -20,6 +21,7 @@ from ace_em.refinement.exploring import explained_share
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.local import residuals_at
 from ace_em.training.loop import Progress, TrainedModel, encode, train
+from ace_em.training.step import AutoEncoder
 
 WATCHED = 500
 """Images whose poses are read off while the training goes on."""
@@ -53,40 +55,46 @@ def start_seed(config: RunConfig, number: int) -> int:
     return config.seed * 100 + number
 
 
-class PoseWatch:
-    """How far the poses of some images turn while the training goes on."""
+Save = Callable[[AutoEncoder, Pose, Tensor, str, int], None]
+"""Keeps a state: the networks, poses, the map, the stage, its step."""
 
-    def __init__(self, images: WorkingSet, config: RunConfig, reporter: Reporter) -> None:
+
+class PoseWatch:
+    """How far the poses of some images turn while the training goes on; every look is saved."""
+
+    def __init__(self, images: WorkingSet, config: RunConfig, reporter: Reporter, save: Save) -> None:
         self.images = images.rows(slice(0, WATCHED))
         self.every = max(1, config.ace.steps // LOOKS)
-        self.config, self.reporter = config, reporter
+        self.config, self.reporter, self.save = config, reporter, save
         self.rotation: Tensor | None = None
         self.moved_deg = torch.full((len(self.images),), 180.0)
 
     def __call__(self, progress: Progress) -> None:
         if progress.step % self.every:
             return
-        rotation = encode(progress.model, self.images).rotation.cpu()
+        pose = encode(progress.model, self.images).to(torch.device("cpu"))
         if self.rotation is not None:
-            self.moved_deg = angular_distance_deg(self.rotation, rotation)
+            self.moved_deg = angular_distance_deg(self.rotation, pose.rotation)
             run_log.poses_watched(progress.step, self.moved_deg, self.config, self.reporter)
-        self.rotation = rotation
+        self.rotation = pose.rotation
+        with torch.no_grad():
+            self.save(progress.model, pose, progress.model.decoder.volume(), "ace", progress.step)
 
 
 def amortised(
-    plan: Plan, images: WorkingSet, half_set: Tensor, config: RunConfig, reporter: Reporter
-) -> tuple[TrainedModel, HalfSetState]:
+    plan: Plan, images: WorkingSet, half_set: Tensor, config: RunConfig, reporter: Reporter, save: Save
+) -> HalfSetState:
     """Train once on all images; the decoder's volume, every image's pose, and half-maps from those poses.
 
     The poses of both halves come from one network: their FSC says how much the images agree under these poses, not that
     the poses are right. ``moved_deg`` of the state is that of some images over the last twentieth of the training.
     """
-    watch = PoseWatch(images, config, reporter)
+    watch = PoseWatch(images, config, reporter, save)
     trained = train_start(1, plan, images, config, reporter, watch)
     trained.model.cpu()
     pose, volume = encode(trained.model, images), trained.volume()
     one, two = (accumulate(images.rows(half_set == number), pose[half_set == number]) for number in (1, 2))
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
     explained = explained_share(images, residuals_at(volume_to_ft(volume), images, pose))
-    calibration = Calibration.none(images.box, len(images))
-    return trained, HalfSetState(pose, halves, images.box / 2, watch.moved_deg, explained, calibration)
+    save(trained.model, pose, volume, "end", 0)
+    return HalfSetState(pose, halves, images.box / 2, watch.moved_deg, explained, Calibration.none(images.box, len(images)))

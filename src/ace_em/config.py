@@ -100,11 +100,12 @@ class AceConfig:
     lr_encoder: float = 1e-3
     """AdamW learning rate"""
     lr_decoder: float = 0.05
-    """AdamW learning rate: of voxels in units of the volume's height (paper: 1.0 in its grey values), of FourierNet's weights
-    as they are (paper: 1e-4)"""
+    """AdamW learning rate of voxels in units of the volume's height (paper: 1.0 in its grey values)"""
     lr_decoder_scale: float = 1.0
     """what lr_decoder is multiplied by: the share of its volume's height that the paper's grey value of 1 is (not given there;
     0.05 is our reading)"""
+    lr_fouriernet: float = 2e-4
+    """AdamW learning rate of FourierNet (paper: 1e-4)"""
     schedule: Literal["cosine", "constant", "multistep"] = "cosine"
     """after the warm-up 'cosine' (to final_lr), 'constant' or 'multistep' (times milestone_factor at every milestone)"""
     milestones: tuple[float, ...] = (0.6, 0.85)

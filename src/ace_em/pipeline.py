@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -202,8 +203,8 @@ def reconstruct(particles_path: Path, out: Path, config: RunConfig, overwrite: b
     record_survey(plan, reporter)
     half_set = chosen_half_sets(particles, config.seed)
     if config.stages == "ace":
-        trained, last = amortised(plan, images, torch.from_numpy(half_set), config, reporter)
-        save_checkpoint(run, trained.model, last.pose, last.halves.combined, "end", 0)
+        save = partial(save_checkpoint, run)
+        last = amortised(plan, images, torch.from_numpy(half_set), config, reporter, save)
         verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), config)
         write_results(plan, Outcome(last, half_set, verdict, None), config, run, reporter)
         return verdict

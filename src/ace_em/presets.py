@@ -34,7 +34,7 @@ FOURIER: dict[str, Any] = {
     "ace.batch": 384,  # 4.1
     "ace.steps": 40000,
     "ace.lr_encoder": 1e-4,
-    "ace.lr_decoder": 1e-4,
+    "ace.lr_fouriernet": 1e-4,
     "ace.symmetric_loss": "half-turn",  # eq. 7 is for voxels only, 3.3
 }
 PRESETS: dict[str, dict[str, Any]] = {

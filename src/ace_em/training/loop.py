@@ -97,13 +97,14 @@ def _blob_height(decoder: Decoder, images: WorkingSet, generator: torch.Generato
 
 
 def optimiser(model: AutoEncoder, config: AceConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's and the volume's settings (the volume is stored in units of its height)."""
+    """AdamW with the encoder's and the decoder's settings (voxels are stored in units of the volume's height)."""
+    voxel_rate = config.lr_decoder * config.lr_decoder_scale
     return torch.optim.AdamW(
         [
             {"params": list(model.encoder.parameters()), "lr": config.lr_encoder, "weight_decay": 1e-3},
             {
                 "params": list(model.decoder.parameters()),
-                "lr": config.lr_decoder * config.lr_decoder_scale,
+                "lr": voxel_rate if config.decoder == "voxel" else config.lr_fouriernet,
                 "weight_decay": 0.0,
                 "betas": (0.9, 0.95),
             },
