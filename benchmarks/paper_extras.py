@@ -96,10 +96,8 @@ def fast_specs(scale: Scale) -> list[Spec]:
 
 
 def fast_spec(scale: Scale) -> Spec:
-    changes: dict[str, Any] = {"ace__pip_weight": 0.3, "final_box": 32}
-    if scale.name == "cpu":
-        changes |= {"ace__steps": 2000}
-    return Spec("spliceosome-10", "fast", 1, tuple(sorted((k.replace("__", "."), v) for k, v in changes.items())))
+    cpu = {"ace.pip_weight": 0.3, "final_box": 32, "ace.steps": 2000}
+    return Spec("spliceosome-10", "fast", 1, tuple(sorted((cpu if scale.name == "cpu" else {"final_box": 128}).items())))
 
 
 def paper_one_hypothesis(scale: Scale) -> list[Spec]:

@@ -43,6 +43,11 @@ def turn_half_plane(half_plane: HalfPlane, image_ft: Tensor, turn: Tensor, pad: 
     return torch.complex(read[:, 0], read[:, 1])
 
 
+def half_turn(image_ft: Tensor) -> Tensor:
+    """Half-planes of the images turned by 180 degrees about their centre: complex conjugates (as numbers, not as a view)."""
+    return image_ft.conj_physical()
+
+
 def mirror_half_plane(half_plane: HalfPlane, image_ft: Tensor) -> Tensor:
     """Half-planes (b, n) of the images mirrored, ``y -> -y``: pixel by pixel, so that nothing is interpolated."""
     n = half_plane.box

@@ -8,6 +8,7 @@ from torch import Tensor
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.gaussian import gaussian_kernels, kernel_transfer
+from ace_em.maths.plane_turning import half_turn
 from ace_em.maths.rotations import MATES, squared_frobenius
 from ace_em.models.decoder import Projector
 from ace_em.models.pose_encoder import Hypotheses, PoseEncoder
@@ -35,18 +36,13 @@ def image_copies(batch: WorkingSet, config: AceConfig, generator: torch.Generato
     if config.symmetric_loss == "none":
         return batch
     if config.symmetric_loss == "half-turn":
-        return WorkingSet.cat([batch, half_turned(batch)])
+        return WorkingSet.cat([batch, batch.with_images(half_turn(batch.image_ft))])
     copies = []
     for _ in range(2):
         angle_deg = 360 * torch.rand(len(batch), device=generator.device, generator=generator)
         mirror = torch.rand(len(batch), device=generator.device, generator=generator) < 0.5
         copies.append(batch.turned(angle_deg, mirror))
     return WorkingSet.cat(copies)
-
-
-def half_turned(batch: WorkingSet) -> WorkingSet:
-    """The images turned by 180 degrees."""
-    return batch.with_images(batch.image_ft.conj())
 
 
 def image_pose_image(

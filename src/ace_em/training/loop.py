@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.plane_turning import mirror_half_plane
+from ace_em.maths.plane_turning import half_turn, mirror_half_plane
 from ace_em.maths.rotations import mates
 from ace_em.models.decoder import Decoder
 from ace_em.models.fourier_encoder import FourierEncoder
@@ -178,7 +178,7 @@ def candidates(model: AutoEncoder, batch: WorkingSet) -> Pose:
         copies.append(mirror_half_plane(batch.half_plane, batch.image_ft))
         turns.append(torch.diag(torch.tensor([1.0, -1.0])))
     if model.config.symmetric_loss != "none":
-        copies += [copy.conj() for copy in copies]
+        copies += [half_turn(copy) for copy in copies]
         turns += [-turn for turn in turns]
     poses = []
     for copy, turn in zip(copies, turns, strict=True):
