@@ -67,11 +67,12 @@ class AutoEncoder(nn.Module):
             ipi = image_pose_image(self.encoder, project, batch, plan, self.power, self.config)
             image = ipi.image
             total = image + self.config.shift_weight * ipi.shift + self.config.mate_weight * ipi.mate
-            # PIP's shifts follow the spread that IPI finds in the data
             spread = ipi.hypotheses.shift_px.detach().std().clamp(min=self.least_shift_sd)
-            self.shift_sd_px.lerp_(spread, 0.01)
         if plan.beta > 0:
             first = batch.rows(slice(0, len(batch) // plan.copies))
             pose = pose_image_pose(self.encoder, project, first, self.shift_sd_px, generator, self.config)
             total = total + plan.beta * pose
+        if plan.ipi:
+            # PIP's shifts follow the spread that IPI finds in the data
+            self.shift_sd_px.lerp_(spread, 0.01)
         return Losses(total, image.detach(), pose.detach())
