@@ -31,9 +31,11 @@ class Panel:
 
 FINE = 128
 """Edge of the grid that surfaces are drawn on."""
+SHARE = 0.05
+"""Of a box is inside a surface."""
 
 
-def surface(volume: np.ndarray, turn: Tensor, share: float = 0.05) -> np.ndarray:
+def surface(volume: np.ndarray, turn: Tensor, share: float) -> np.ndarray:
     """A shaded picture (FINE, FINE) of the surface that holds the densest ``share`` of the box, seen along z after ``turn``.
 
     The map is smoothed a little: a transform that ends abruptly at the box's edge rings.
@@ -70,15 +72,21 @@ def _turned(volume: Tensor, turn: Tensor) -> Tensor:
 VIEWS = (torch.eye(3), roma.euler_to_rotmat("XYZ", torch.tensor([90.0, 0.0, 35.0]), degrees=True))
 
 
-def surfaces(volumes: Sequence[tuple[str, np.ndarray, str]]) -> bytes:
-    """Titles, maps and colours (matplotlib's colour maps) side by side, each from two sides."""
+def surfaces(volumes: Sequence[tuple[str, np.ndarray, str]], shares: Sequence[float] = ()) -> bytes:
+    """Titles, maps and colours (matplotlib's colour maps) side by side, each from two sides.
+
+    Parameters
+    ----------
+    shares : of the box that each surface holds, where it is not the usual one.
+    """
     with matplotlib.rc_context(PICTURE | {"figure.facecolor": "white", "text.color": "black", "axes.titlecolor": "black"}):
         figure = new_figure((2.6 * len(volumes), 5.4))
         panels = figure.subplots(2, len(volumes), squeeze=False)
-        for column, (title, volume, colours) in zip(panels.T, volumes, strict=True):
+        shares = shares or [SHARE] * len(volumes)
+        for column, (title, volume, colours), share in zip(panels.T, volumes, shares, strict=True):
             column[0].set_title(title)
             for axes, turn in zip(column, VIEWS, strict=True):
-                axes.imshow(surface(volume, turn), origin="lower", cmap=colours, vmin=-0.25, vmax=1.05)
+                axes.imshow(surface(volume, turn, share), origin="lower", cmap=colours, vmin=-0.25, vmax=1.05)
                 axes.set_axis_off()
         return png(figure)
 

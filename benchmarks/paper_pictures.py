@@ -78,7 +78,8 @@ def fig5(runs: Runs, pictures: Path) -> list[str]:
     spike, ribosome = (runs.arrays(s) for s in fig5_specs(runs.scale))
     maps = [("spike, FourierNet", spike["volume"], "Blues_r"), ("truth", spike["true_volume"], "gray")]
     maps += [("80S, voxels, half", ribosome["volume"], "Blues_r"), ("truth", ribosome["true_volume"], "gray")]
-    picture = draw.write(pictures / "figure5.png", draw.surfaces(maps))
+    # the spike is small in its box
+    picture = draw.write(pictures / "figure5.png", draw.surfaces(maps, [0.012, 0.012, 0.05, 0.05]))
     return ["## Figure 5: spike (200 dB) and 80S (half of the images)", "", picture]
 
 
