@@ -65,6 +65,21 @@ def test_recovers_turn_hand_and_origin(mirrored: bool, outliers: float, noise_de
     assert error.rot_median < 1e-6 + 2 * (noise_deg / 57.3) ** 2 * 6
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_third_of_the_poses_right_and_the_others_a_third_of_a_turn_off(mirrored: bool) -> None:
+    """A nearly three-fold particle: the median error is that of the wrong ones, and says nothing of the frame."""
+    true, turn = truth(), random_rotations(1, 5)[0]
+    generator = torch.Generator().manual_seed(9)
+    copy = torch.multinomial(torch.tensor([0.4, 0.3, 0.3]), N, replacement=True, generator=generator)
+    axis = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, -0.5]), dim=0)
+    confused = Pose(roma.rotvec_to_rotmat(2 * torch.pi / 3 * copy[:, None] * axis) @ true.rotation, true.shift_px)
+    estimate = with_errors(estimate_of(confused, turn, torch.zeros(3), mirrored), 0.1, 2.0, 0.1)
+    frame = align_poses(estimate, true)
+    assert frame.mirrored == mirrored and angular_distance_deg(frame.rotation, turn) < 1
+    assert frame.origin_px.norm() < 0.3
+    assert pose_error(apply_frame(estimate, frame), true).within_10deg == pytest.approx(0.9 * 0.4, abs=0.06)
+
+
 def test_apply_frame_inverts_the_definition() -> None:
     true, turn, origin = truth(), random_rotations(1, 5)[0], torch.tensor([3.0, -2.0, 1.0])
     for mirrored in (False, True):

@@ -17,6 +17,9 @@ from ace_em.maths.rotations import squared_frobenius
 from ace_em.maths.slices import sample, volume_to_ft
 from ace_em.physics.pose import Pose
 
+CLIP = 8 * math.sin(math.radians(30) / 2) ** 2
+"""Squared Frobenius norm of 30 degrees: poses farther off say nothing about the frame."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -31,24 +34,33 @@ class Frame:
 
 
 def align_poses(estimate: Pose, truth: Pose, group: Tensor | None = None) -> Frame:
-    """Robust alignment of two pose sets of the same particles: the hand and rotation with the smaller median error.
+    """Robust alignment of two pose sets of the same particles: the hand and rotation with the least error, clipped at 30 degrees.
+
+    Clipped, because where a particle is nearly symmetric a third of the poses may be right and the others a third of a turn
+    away: a median, or a mean, would settle between them.
 
     Parameters
     ----------
     estimate, truth : (N,).
     group : (g, 3, 3) point group of the estimated map; its poses are right up to ``g @ R``.
     """
-    best, best_median = Frame(torch.eye(3), False, torch.zeros(3)), float("inf")
+    best, least = Frame(torch.eye(3), False, torch.zeros(3)), float("inf")
     for mirrored in (False, True):
         candidate = estimate.mirrored() if mirrored else estimate
         rotation = _align_rotations(candidate.rotation, truth.rotation, _group_of(group, mirrored))
         frame = Frame(rotation, mirrored, torch.zeros(3))
         aligned = apply_frame(nearest_estimate(estimate, truth, frame, group), frame)
-        median = squared_frobenius(aligned.rotation, truth.rotation).median().item()
-        if median < best_median:
-            best, best_median = frame, median
+        error = _clipped(squared_frobenius(aligned.rotation, truth.rotation)).item()
+        if error < least:
+            best, least = frame, error
     aligned = apply_frame(nearest_estimate(estimate, truth, best, group), best)
-    return Frame(best.rotation, best.mirrored, _common_origin(aligned, truth))
+    near = squared_frobenius(aligned.rotation, truth.rotation) <= CLIP
+    rows = near if near.sum() >= 3 else torch.ones_like(near)
+    return Frame(best.rotation, best.mirrored, _common_origin(aligned[rows], truth[rows]))
+
+
+def _clipped(error: Tensor) -> Tensor:
+    return error.clamp(max=CLIP).mean()
 
 
 def _group_of(group: Tensor | None, mirrored: bool) -> Tensor:
@@ -70,18 +82,20 @@ def nearest_estimate(estimate: Pose, truth: Pose, frame: Frame, group: Tensor | 
 
 
 def _align_rotations(estimate: Tensor, truth: Tensor, group: Tensor, n_seeds: int = 300) -> Tensor:
-    """``A`` with ``A @ estimate ~ truth``: the candidate of a few hundred single pairs with the least median, then Procrustes."""
+    """``A`` with ``A @ estimate ~ truth``: the best candidate of a few hundred single pairs, then Procrustes on what is near."""
     seeds = torch.linspace(0, len(truth) - 1, min(n_seeds, len(truth))).long()
     candidates = truth[seeds] @ estimate[seeds].mT
-    medians = []
+    errors = []
     for candidate in candidates:
         copies = nearest_copy(estimate[seeds], candidate.T @ truth[seeds], group)
-        medians.append(squared_frobenius(candidate @ copies, truth[seeds]).median())
-    rotation = candidates[torch.stack(medians).argmin()]
+        errors.append(_clipped(squared_frobenius(candidate @ copies, truth[seeds])))
+    rotation = candidates[torch.stack(errors).argmin()]
     for _ in range(5):
         copies = nearest_copy(estimate, rotation.T @ truth, group)
         error = squared_frobenius(rotation @ copies, truth)
-        near = error <= 4 * error.median()
+        near = error <= (4 * error.median()).clamp(max=CLIP)
+        if near.sum() < 3:
+            break
         rotation = roma.special_procrustes((truth[near] @ copies[near].mT).sum(0))
     return rotation
 
