@@ -351,7 +351,9 @@ def test_evaluate_and_report_after_the_run(run: Path, data: Path) -> None:
 def test_interrupt_leaves_a_checkpoint_and_no_litter(data: Path, tmp_path: Path) -> None:
     long = [*SMALL, "--search.explore_rounds", 500, "--search.explored", 2]
     args = ["reconstruct", str(data / "particles.star"), "-o", str(tmp_path / "run"), *map(str, long)]
-    code = f"import sys; sys.argv = ['ace-em', *{args!r}]; from ace_em.cli import main; main()"
+    # a shell without job control starts background commands, and what they start, deaf to the interrupt
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"sys.argv = ['ace-em', *{args!r}]; from ace_em.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "run/checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:

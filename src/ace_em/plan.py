@@ -100,6 +100,7 @@ def check(config: RunConfig) -> None:
         "ace.first_band": (ace.first_band, 0 < ace.first_band <= (ace.last_band or math.inf), "0 to ace.last_band"),
         "ace.last_band": (ace.last_band, ace.last_band >= 0, "0 or more"),
         "ace.label_kernel": (ace.label_kernel, 1 <= ace.label_kernel <= 5, "1 to 5"),
+        "ace.milestones": (list(ace.milestones), all(0 < m <= 1 for m in ace.milestones), "shares of the run, 0 to 1"),
         "ace.pip_warmup_steps": (ace.pip_warmup_steps, ace.pip_warmup_steps >= 0, "0 or more"),
         "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to search.last_band"),
         "search.spacing": (search.spacing, search.spacing > 0.2, "more than 0.2"),
@@ -152,7 +153,7 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
     if config.stages == "ace":
-        reporter.say(f"the autoencoder alone ({config.preset}), as published: no search, no refinement")
+        reporter.say(f"the autoencoder alone (preset {config.preset}): no search, no refinement")
     # two threads took as long as one (the demo: 97 s against 94 s of one core); other devices were never timed
     time = f"about {clock(expected_seconds(plan, config))} on free server cores" if plan.device == "cpu" else "time not known"
     hope = " if the first start is good" if config.stages == "all" else ""

@@ -136,7 +136,7 @@ def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
         return "bad", f"The run ended without converging. Do not trust its map ({images}{time})."
     if run.autoencoder_only:
         # its half-maps share their poses: what they agree to is no resolution
-        return "good", f"The autoencoder, alone as published, settled: {images} gave a map and poses{time}."
+        return "good", f"The autoencoder, alone, settled: {images} gave a map and poses{time}."
     resolution = "at a resolution that was not measured"
     if math.isfinite(summary.resolution_angstrom):
         resolution = f"at {summary.resolution_angstrom:.3g} Å (half-map FSC 0.143)"
