@@ -100,7 +100,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"comma-separated, of {', '.join(ITEMS)}")
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "data" / "paper", help="where runs are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--train-only", action="store_true", help="train what is missing, write no table")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",") if arguments.only else list(ITEMS)
     if unknown := set(chosen) - set(ITEMS):
@@ -109,11 +108,6 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     bench = Bench(SCALES[arguments.scale], arguments.data, work)
-    if arguments.train_only:
-        for name in chosen:
-            for spec in ITEMS[name].specs(bench.scale):
-                bench.result(spec)
-        return
     today = datetime.date.today().isoformat()
     label = f"-{arguments.only.replace(',', '-')}" if arguments.only else ""
     table = arguments.out / f"paper-{today}{label}.md"

@@ -103,7 +103,7 @@ def fast_spec(scale: Scale) -> Spec:
 
 
 def paper_one_hypothesis(scale: Scale) -> list[Spec]:
-    """paper-voxel and cryoai with one hypothesis and their own symmetric losses, as published but for the encoder and size."""
+    """paper-voxel and cryoai with one hypothesis and their own symmetric losses; rates, size and encoder are the scale's."""
     if scale.name != "cpu":
         return [spec(scale, "spliceosome-10", preset) for preset in ("paper-voxel", "cryoai")]
     one = {"ace__hypotheses": 1, "ace__mates": False, "ace__march": 0.0}
@@ -140,8 +140,9 @@ def fast(runs: Runs, pictures: Path) -> list[str]:
     ]
     panels = [draw.Panel(key, label, log, x) for x in ("visits", "cpu_s") for key, label, log in keys]
     note = (
-        "Spliceosome, -10 dB, the same 5,000 images. `paper-voxel` and `cryoai` as published (one hypothesis, eq. 7 with labels, "
-        "eq. 6, no marching) but for the size and the encoder; stage 1 of `fast` at 2,000 steps, where its map needs no search; "
+        "Spliceosome, -10 dB, the same 5,000 images. `paper-voxel` and `cryoai` in their published form (one hypothesis, eq. 7 "
+        "with labels, eq. 6, no marching), with the CPU's box, encoder, rates, beta and numbers of updates; stage 1 of `fast` at "
+        "2,000 steps, where its map needs no search; "
         "all stages of `fast` at its default 600 steps and a final box of 64 px, as one point at its end."
     )
     picture = draw.write(pictures / "fast.png", draw.curves(groups, panels, columns=3))

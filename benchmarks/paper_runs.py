@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from ace_em.config import RunConfig
 from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
@@ -25,7 +26,7 @@ from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.physics.pose import Pose
-from ace_em.presets import changed, preset
+from ace_em.presets import changed, flat, preset
 from ace_em.training.loop import Progress, encode, train
 from ace_em.training.step import AutoEncoder
 
@@ -44,8 +45,13 @@ class Spec:
     settings: tuple[tuple[str, Any], ...] = ()
     half: int = 0
 
+    def config(self) -> RunConfig:
+        return changed(preset(self.preset), dict(self.settings))
+
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """A name for the run: two presets that a scale makes equal are trained once."""
+        made_from = [self.images, self.seed, self.half, flat(self.config()) | {"preset": ""}]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Watch:
 
 def train_run(spec: Spec, folder: Path, device: str) -> tuple[dict[str, Any], AutoEncoder, Pose, Truth]:
     """Train as the spec says; its scores over time and at the end, the model, every image's pose."""
-    config = changed(preset(spec.preset), dict(spec.settings))
+    config = spec.config()
     ace = config.ace
     images, truth, diameter_px = load_images(folder, config.final_box, ace.symmetric_loss == "generalised")
     if spec.half:

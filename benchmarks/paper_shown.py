@@ -51,10 +51,10 @@ PANELS = [draw.Panel("rot_mean", "Rot. mean"), draw.Panel("rot_median", "Rot. me
 PANELS += [draw.Panel("res_px", "FSC 0.5, px"), draw.Panel("coverage", "coverage")]
 
 
-def pip_spec(scale: Scale, preset: str, pip: bool, seed: int, encoder: str = "", images: str = "spliceosome-10") -> Spec:
+def pip_spec(scale: Scale, preset: str, pip: bool, seed: int, encoder: str = "") -> Spec:
     """PIP on or off, everything else the same; an encoder other than the scale's own sees fewer images."""
     changes: dict[str, Any] = {} if pip else {"ace__pip": False}
     if encoder:
         steps = 1500 if preset == "paper-voxel" else 1000
         changes |= {"ace__encoder": encoder, "ace__batch": 64, "ace__steps": steps}
-    return spec(scale, images, preset, seed, **changes)
+    return spec(scale, "spliceosome-10", preset, seed, **changes)

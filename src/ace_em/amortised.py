@@ -19,7 +19,7 @@ from ace_em.refinement.backprojection import accumulate, reconstruct_halves
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import explained_share
 from ace_em.refinement.half_sets import HalfSetState
-from ace_em.refinement.local import residuals_at
+from ace_em.refinement.local import refine_poses
 from ace_em.training.loop import Progress, TrainedModel, encode, train
 from ace_em.training.step import AutoEncoder
 
@@ -95,6 +95,8 @@ def amortised(
     pose, volume = encode(trained.model, images), trained.volume()
     one, two = (accumulate(images.rows(half_set == number), pose[half_set == number]) for number in (1, 2))
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
-    explained = explained_share(images, residuals_at(volume_to_ft(volume), images, pose))
+    # no steps: the residuals where the poses are, block by block
+    left = refine_poses(volume_to_ft(volume), images, pose, steps=0).residual
+    explained = explained_share(images, left)
     save(trained.model, pose, volume, "end", 0)
     return HalfSetState(pose, halves, images.box / 2, watch.moved_deg, explained, Calibration.none(images.box, len(images)))

@@ -80,7 +80,7 @@ def refine_candidates(volume_ft: VolumeFT, images: WorkingSet, candidates: Pose,
 
 
 def _refine_block(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int) -> LocalResult:
-    best = LocalResult(pose, residuals_at(volume_ft, images, pose))
+    best = LocalResult(pose, _residual(volume_ft, images, pose))
     damping = torch.full((len(pose),), 1e-3)
     moving = torch.arange(len(pose))
     for _ in range(steps):
@@ -89,7 +89,7 @@ def _refine_block(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: in
         normal, gradient = _normal_equations(volume_ft, some, here.pose)
         move = _solve(normal, gradient, damping[moving])
         trial = Pose(here.pose.rotation @ roma.rotvec_to_rotmat(move[:, :3]), here.pose.shift_px + move[:, 3:])
-        residual = residuals_at(volume_ft, some, trial)
+        residual = _residual(volume_ft, some, trial)
         helped = residual < here.residual
         damping[moving] = torch.where(helped, damping[moving] * 0.3, damping[moving] * 10)
         best = replaced(best, moving, better(here, LocalResult(trial, residual)))
@@ -105,7 +105,7 @@ def _rim_move(images: WorkingSet, move: Tensor) -> Tensor:
     return torch.maximum(move[:, :3].norm(dim=1) * rim, move[:, 3:].norm(dim=1) * (2 * math.pi / images.box) * rim)
 
 
-def residuals_at(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Tensor:
+def _residual(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Tensor:
     """``|y - h S|^2`` (N,) of images (N, n) against a map's projections at their poses."""
     predicted = central_slices(volume_ft, images.half_plane, pose.rotation)
     predicted = predicted * (images.transfer * shift_phase(images.half_plane, pose.shift_px))
