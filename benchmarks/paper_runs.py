@@ -121,7 +121,7 @@ def train_run(spec: Spec, folder: Path, device: str) -> tuple[dict[str, Any], Au
         images, truth = images.rows(rows), Truth(truth.pose[rows], truth.volume)
     fabric = Fabric(accelerator=device, devices=1, precision=config.precision)
     watch = Watch(images, truth, ace.steps, ace.batch, fabric.device == CPU)
-    model = train(images, diameter_px, ace, fabric, spec.seed, watch).model
+    model = train(images, diameter_px, ace, fabric, spec.seed, Hooks(watch)).model
     pose = encode(model, images).to(CPU)
     model = model.cpu()
     with torch.no_grad():

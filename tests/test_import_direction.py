@@ -15,6 +15,7 @@ RANK = {
     "config": 0,
     "presets": 1,
     "progress": 1,
+    "memory": 1,
     "maths": 2,
     "physics": 3,
     "data": 4,
@@ -29,13 +30,15 @@ RANK = {
     "plan": 6,
     "run_log": 7,
     "verdict": 7,
+    "journal": 7,
     "amortised": 8,
     "results": 8,
-    "pipeline": 9,
+    "stages": 9,
+    "pipeline": 10,
     "fsc_command": 9,
     "evaluation": 9,
-    "cli": 10,
-    "__main__": 11,
+    "cli": 11,
+    "__main__": 12,
 }
 NEIGHBOURS_ALLOWED = {("simulation", "data"), ("report", "data")}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from ace_em import run_log
 from ace_em.config import RunConfig
+from ace_em.data.plain import Plain
 from ace_em.data.working_set import WorkingSet
+from ace_em.journal import Journal
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.physics.pose import Pose
@@ -20,7 +23,7 @@ from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import explained_share
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.local import refine_poses
-from ace_em.training.loop import Progress, TrainedModel, encode, train
+from ace_em.training.loop import Hooks, Progress, TrainedModel, encode, train
 from ace_em.training.step import AutoEncoder
 
 WATCHED = 500
@@ -29,25 +32,59 @@ LOOKS = 20
 """And how often."""
 
 
+class PoseWatch:
+    """How far the poses of some images turn while the training goes on."""
+
+    def __init__(self, images: WorkingSet, config: RunConfig, reporter: Reporter) -> None:
+        self.images = images.rows(slice(0, WATCHED))
+        self.every = max(1, config.ace.steps // LOOKS)
+        self.config, self.reporter = config, reporter
+        self.rotation = torch.empty(0)
+        self.moved_deg = torch.full((len(self.images),), 180.0)
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.step % self.every:
+            return
+        pose = encode(progress.model, self.images).to(torch.device("cpu"))
+        if len(self.rotation):
+            self.moved_deg = angular_distance_deg(self.rotation, pose.rotation)
+            run_log.poses_watched(progress.step, self.moved_deg, self.config, self.reporter)
+        self.rotation = pose.rotation
+
+
 def train_start(
     number: int,
     plan: Plan,
     images: WorkingSet,
     config: RunConfig,
     reporter: Reporter,
-    on_step: Callable[[Progress], None] = lambda progress: None,
+    journal: Journal,
+    show: Callable[[Tensor], None],
+    watch: PoseWatch | None = None,
 ) -> TrainedModel:
-    """Stage 1 from the random weights of start ``number`` (from 1)."""
+    """Stage 1 from the random weights of start ``number`` (from 1), or on from its last safe point; ``show`` gets the map."""
     accelerator = "gpu" if plan.device == "cuda" else plan.device
     fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
+    name = f"start {number}: ace"
+    begun = journal.safe_point(name)
+    if begun is not None and watch is not None:
+        watch.rotation, watch.moved_deg = begun["watched"]
     with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
 
-        def report(progress: Progress) -> None:
-            on_step(progress)
+        def on_step(progress: Progress) -> None:
+            if watch is not None:
+                watch(progress)
             if progress.step % 10 == 0 or progress.step == config.ace.steps:
                 task.update(progress.step, run_log.ace_step(progress, number, plan, config, reporter))
 
-        return train(images, plan.diameter_px(images.box), config.ace, fabric, start_seed(config, number), report)
+        def on_safe(state: Plain, model: AutoEncoder) -> None:
+            journal.at(name, {"training": state, "watched": [] if watch is None else [watch.rotation, watch.moved_deg]})
+            with torch.no_grad():
+                show(model.decoder.volume())
+
+        hooks = Hooks(on_step, on_safe, reporter.say)
+        seed = start_seed(config, number)
+        return train(images, plan.diameter_px(images.box), config.ace, fabric, seed, hooks, begun and begun["training"])
 
 
 def start_seed(config: RunConfig, number: int) -> int:
@@ -55,48 +92,50 @@ def start_seed(config: RunConfig, number: int) -> int:
     return config.seed * 100 + number
 
 
-Save = Callable[[AutoEncoder, Pose, Tensor, str, int], None]
-"""Keeps a state: the networks, poses, the map, the stage, its step."""
+@dataclass(frozen=True)
+class Trained:
+    """The end of a training: the decoder's map, the encoder's poses, and the networks' weights by name.
 
+    ``moved_deg`` is how far the poses that were watched turned last; empty when none were.
+    """
 
-class PoseWatch:
-    """How far the poses of some images turn while the training goes on; every look is saved."""
+    volume: Tensor
+    pose: Pose
+    networks: dict[str, Tensor]
+    moved_deg: Tensor
 
-    def __init__(self, images: WorkingSet, config: RunConfig, reporter: Reporter, save: Save) -> None:
-        self.images = images.rows(slice(0, WATCHED))
-        self.every = max(1, config.ace.steps // LOOKS)
-        self.config, self.reporter, self.save = config, reporter, save
-        self.rotation: Tensor | None = None
-        self.moved_deg = torch.full((len(self.images),), 180.0)
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.step % self.every:
-            return
-        pose = encode(progress.model, self.images).to(torch.device("cpu"))
-        if self.rotation is not None:
-            self.moved_deg = angular_distance_deg(self.rotation, pose.rotation)
-            run_log.poses_watched(progress.step, self.moved_deg, self.config, self.reporter)
-        self.rotation = pose.rotation
-        with torch.no_grad():
-            self.save(progress.model, pose, progress.model.decoder.volume(), "ace", progress.step)
+    @staticmethod
+    def of(trained: TrainedModel, images: WorkingSet, watch: PoseWatch | None = None) -> "Trained":
+        """What a trained model makes of the images, on the CPU."""
+        model = trained.model.cpu()
+        moved = torch.empty(0) if watch is None else watch.moved_deg
+        return Trained(trained.volume(), encode(model, images), model.state_dict(), moved)
 
 
 def amortised(
-    plan: Plan, images: WorkingSet, half_set: Tensor, config: RunConfig, reporter: Reporter, save: Save
+    plan: Plan,
+    images: WorkingSet,
+    half_set: Tensor,
+    config: RunConfig,
+    reporter: Reporter,
+    journal: Journal,
+    show: Callable[[Tensor], None],
 ) -> HalfSetState:
     """Train once on all images; the decoder's volume, every image's pose, and half-maps from those poses.
 
     The poses of both halves come from one network: their FSC says how much the images agree under these poses, not that
     the poses are right. ``moved_deg`` of the state is that of some images over the last twentieth of the training.
     """
-    watch = PoseWatch(images, config, reporter, save)
-    trained = train_start(1, plan, images, config, reporter, watch)
-    trained.model.cpu()
-    pose, volume = encode(trained.model, images), trained.volume()
+    trained = journal.result(Trained, "autoencoder")
+    if trained is None:
+        watch = PoseWatch(images, config, reporter)
+        trained = Trained.of(train_start(1, plan, images, config, reporter, journal, show, watch), images, watch)
+        journal.finish("autoencoder", trained)
+    pose, volume = trained.pose, trained.volume
     one, two = (accumulate(images.rows(half_set == number), pose[half_set == number]) for number in (1, 2))
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
     # no steps: the residuals where the poses are, block by block
     left = refine_poses(volume_to_ft(volume), images, pose, steps=0).residual
     explained = explained_share(images, left)
-    save(trained.model, pose, volume, "end", 0)
-    return HalfSetState(pose, halves, images.box / 2, watch.moved_deg, explained, Calibration.none(images.box, len(images)))
+    calibration = Calibration.none(images.box, len(images))
+    return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, explained, calibration)

@@ -1,7 +1,10 @@
 """The command line. Nothing heavy is imported before a command runs: ``ace-em --help`` must not wait for torch."""
 
+import errno
 import itertools
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -12,8 +15,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from ace_em import __version__
 from ace_em.config import RunConfig, SimulationConfig
-from ace_em.errors import InputError
+from ace_em.errors import Diverged, InputError
 from ace_em.presets import PRESETS
+from ace_em.progress import Mode
 
 NOT_CONVERGED = 3
 INTERRUPTED = 130
@@ -40,6 +44,9 @@ def reconstruct_parser() -> ArgumentParser:
     parser.add_argument("particles", type=str, help="RELION particle STAR file (3.0, 3.1 or later)")
     parser.add_argument("-o", "--output", type=str, required=True, help="folder for the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder where it stopped")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but how it ended")
+    parser.add_argument("--json", action="store_true", help="say everything as one JSON object a line")
     parser.add_class_arguments(RunConfig, None)
     parser.add_argument("--config", action="config", help="settings from a YAML file, such as RUN/config.yaml")
     return parser
@@ -105,9 +112,12 @@ def run_presets(args: Namespace) -> int:
 
 def run_reconstruct(args: Namespace) -> int:
     config = RunConfig(**_fields(args, RunConfig))
-    from ace_em.pipeline import reconstruct
+    from ace_em.pipeline import Request, reconstruct
 
-    verdict = reconstruct(Path(args.particles), Path(args.output), config, args.overwrite)
+    mode: Mode = "json" if args.json else "quiet" if args.quiet else "text"
+    command = shlex.join(["ace-em", *args.typed])
+    request = Request(Path(args.particles), Path(args.output), args.overwrite, args.resume, mode, command)
+    verdict = reconstruct(request, config)
     return 0 if verdict.converged else NOT_CONVERGED
 
 
@@ -203,6 +213,16 @@ def _config_first(arguments: list[str]) -> list[str]:
     return first + rest
 
 
+def _settings_of_run(command: str, arguments: list[str]) -> list[str]:
+    """A run that goes on has the settings that it was begun with, before those of the line."""
+    if command != "reconstruct" or "--resume" not in arguments:
+        return arguments
+    outputs = [b for a, b in itertools.pairwise(arguments) if a in ("-o", "--output")]
+    outputs += [a.partition("=")[2] for a in arguments if a.startswith("--output=")]
+    settings = Path(outputs[-1]) / "config.yaml" if outputs else None
+    return [f"--config={settings}", *arguments] if settings is not None and settings.is_file() else arguments
+
+
 def _parsed(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse, and once more with the preset's values as the defaults when one is named: what the user sets wins over it."""
     # printing ends the parsing, so that it must wait for the preset
@@ -232,7 +252,11 @@ def _run(argv: list[str]) -> int:
     parser = PARSERS[argv[0]]()
     parser.prog = f"ace-em {argv[0]}"
     try:
-        args = parser.instantiate(_parsed(parser, _config_first(_switched_on([_underscored(a) for a in argv[1:]]))))
+        # a batch system ends a job by SIGTERM: its state is to be kept as after Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        typed = _switched_on([_underscored(a) for a in argv[1:]])
+        args = parser.instantiate(_parsed(parser, _config_first(_settings_of_run(argv[0], typed))))
+        args.typed = argv
         return COMMANDS[argv[0]](args)
     except ArgumentError as error:
         print(f"ace-em {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -240,6 +264,16 @@ def _run(argv: list[str]) -> int:
     except InputError as error:
         print(f"ace-em {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(f"ace-em {argv[0]}: {error}", file=sys.stderr)
+        return NOT_CONVERGED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; when that is mended, the same command with --resume goes on" if argv[0] == "reconstruct" else ""
+        print(f"ace-em {argv[0]}: {where}{error.strerror}{hint}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"ace-em {argv[0]}: interrupted", file=sys.stderr)
         return INTERRUPTED

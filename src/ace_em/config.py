@@ -209,6 +209,8 @@ class RunConfig:
     """particle diameter in Angstrom; 0: measured from the images"""
     final_box: int = 0
     """box of the final maps in pixels; 0: that of the images, 128 at most"""
+    checkpoint_s: float = 15.0
+    """seconds between checkpoints; a run that is stopped or killed loses no more than this and the round it is in"""
     starts: int = 3
     """how many random starts are tried at most before the best is taken"""
     symmetry: str = "C1"

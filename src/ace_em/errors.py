@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The message is one line that names the file, the row or column, what was found and what is expected.
     """
+
+
+class Diverged(Exception):
+    """A computation met numbers that are none, time and again, and was given up; the message says what to try."""

@@ -1,5 +1,6 @@
 """What a run will do, settled before it starts: settings checked, images surveyed, boxes, device, expected time."""
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Plan:
     device: str
     threads: int
     group: Tensor
+    expected_s: float | None
+    memory_bytes: float
 
     @property
     def box_angstrom(self) -> float:
@@ -137,7 +140,11 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     marched = min(even_box(2.2 * config.ace.last_band * shells_per_band), particles.box)
     working = marched if config.ace.last_band else final
     boxes = [*(b for b in (64,) if working < b < final), final] if config.stages == "all" else [working]
-    return Plan(particles, look, diameter, working, boxes, choose_device(config.device), threads, group_of(config.symmetry))
+    device, group = choose_device(config.device), group_of(config.symmetry)
+    memory = expected_memory(len(particles), working, boxes)
+    plan = Plan(particles, look, diameter, working, boxes, device, threads, group, None, memory)
+    # other devices were never timed
+    return dataclasses.replace(plan, expected_s=expected_seconds(plan, config) if device == "cpu" else None)
 
 
 def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
@@ -154,10 +161,17 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     )
     if config.stages == "ace":
         reporter.say(f"the autoencoder alone (preset {config.preset}): no search, no refinement")
-    # two threads took as long as one (the demo: 97 s against 94 s of one core); other devices were never timed
-    time = f"about {clock(expected_seconds(plan, config))} on free server cores" if plan.device == "cpu" else "time not known"
+    # two threads took as long as one (the demo: 97 s against 94 s of one core)
+    time = "time not known" if plan.expected_s is None else f"about {clock(plan.expected_s)} on free server cores"
     hope = " if the first start is good" if config.stages == "all" else ""
-    reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}{hope}")
+    memory = plan.memory_bytes / 2**30
+    reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}{hope}; {memory:.1f} GiB of memory")
+    reporter.expected_s = plan.expected_s
+
+
+def expected_memory(n: int, working_box: int, boxes: list[int]) -> float:
+    """Bytes of memory at the peak, measured by `benchmarks/memory.py`: torch, blocks of work, and the images of one box."""
+    return 1.0e9 + n * math.pi / 2 * (max(working_box, *boxes) / 2) ** 2 * 12
 
 
 def expected_seconds(plan: Plan, config: RunConfig) -> float:

@@ -1,14 +1,21 @@
 """What a run says while it runs: a progress bar on a terminal, a plain line at least every ten seconds elsewhere."""
 
+import contextlib
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EVERY_S = 10.0
+STATUS_EVERY_S = 2.0
+
+Mode = Literal["text", "quiet", "json"]
+State = Literal["running", "finished", "stopped", "failed"]
 
 
 def clock(seconds: float) -> str:
@@ -19,29 +26,49 @@ def clock(seconds: float) -> str:
 
 
 class Reporter:
-    """Messages and progress on standard output, records in a JSON-lines file.
+    """Messages and progress on standard output, records in a JSON-lines file, the present state in a small JSON file.
 
     Attributes
     ----------
-    started : time of construction; every record carries the seconds since then.
+    mode : 'text' for people; 'quiet' for nothing but what must be known; 'json' for one object a line, messages, progress
+        and records alike.
+    records, status : where those two files are; None for nowhere.
+    started : time of construction, less the time that a run which goes on has taken before; every record carries the seconds
+        since then.
+    expected_s : how long the whole is expected to take.
     """
 
-    def __init__(self, records: Path | None = None, stream: Any = None) -> None:
+    def __init__(self, records: Path | None = None, stream: Any = None, mode: Mode = "text") -> None:
         from rich.console import Console
 
         self.console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self.mode = mode
         self.records = records
+        self.status: Path | None = None
         self.started = time.monotonic()
+        self.expected_s: float | None = None
+        self._task: dict[str, Any] = {"task": "", "done": 0, "total": 0, "status": ""}
+        self._status_at = -STATUS_EVERY_S
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
 
-    def say(self, text: str) -> None:
-        """One line for the user."""
-        stamp = "" if self.console.is_terminal else f"[{clock(self.elapsed_s)}] "
-        self.console.print(stamp + text, markup=False)
-        self.console.file.flush()
+    def go_on_from(self, elapsed_s: float) -> None:
+        """Count the time of a run that goes on from what it had taken."""
+        self.started = time.monotonic() - elapsed_s
+
+    def say(self, text: str, always: bool = False) -> None:
+        """One line for the user; ``always``: even one who asked for quiet."""
+        if self.mode == "json":
+            self._print_json(message=text)
+        elif always or self.mode == "text":
+            stamp = "" if self.console.is_terminal else f"[{clock(self.elapsed_s)}] "
+            self.console.print(stamp + text, markup=False)
+            self.console.file.flush()
+
+    def _print_json(self, **values: Any) -> None:
+        print(json.dumps({"time_s": round(self.elapsed_s, 2), **values}), file=self.console.file, flush=True)
 
     def record(self, stage: str, **values: Any) -> None:
         """Append one object to the records; whole lines only, so that a reader never sees half of one."""
@@ -49,11 +76,13 @@ class Reporter:
             line = json.dumps({"stage": stage, "time_s": round(self.elapsed_s, 2), **values})
             with open(self.records, "a") as file:
                 file.write(line + "\n")
+        if self.mode == "json":
+            self._print_json(stage=stage, **values)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator["Task"]:
         """A counted piece of work."""
-        if not self.console.is_terminal:
+        if not self.console.is_terminal or self.mode != "text":
             yield Task(self, name, total)
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -61,6 +90,25 @@ class Reporter:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
             yield Task(self, name, total, bar)
+
+    def working(self, task: str, done: int, total: int, status: str) -> None:
+        """Where the present piece of work stands; written down every other second."""
+        self._task = {"task": task, "done": done, "total": total, "status": status}
+        if time.monotonic() - self._status_at >= STATUS_EVERY_S:
+            self.write_status("running")
+
+    def write_status(self, state: State, message: str = "") -> None:
+        """The state for whoever looks on from outside; nobody depends on it, so that a full disk may refuse it."""
+        if self.status is None:
+            return
+        self._status_at = time.monotonic()
+        values = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), **self._task}
+        values |= {"elapsed_s": round(self.elapsed_s, 1), "expected_s": self.expected_s}
+        values |= {"updated": time.time(), "message": message}
+        temporary = self.status.with_name(".status.00000000.json")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(values))
+            os.replace(temporary, self.status)
 
 
 class Task:
@@ -70,11 +118,16 @@ class Task:
         self.reporter, self.name, self.total, self.bar = reporter, name, total, bar
         self.last_line = time.monotonic()
         self.row = bar.add_task(name, total=total, status="") if bar is not None else None
+        reporter.working(name, 0, total, "")
 
     def update(self, done: int, status: str = "") -> None:
         """``done`` of ``total`` are finished; ``status`` is a few words about how it goes."""
+        self.reporter.working(self.name, done, self.total, status)
         if self.bar is not None:
             self.bar.update(self.row, completed=done, status=status)
         elif time.monotonic() - self.last_line >= EVERY_S:
             self.last_line = time.monotonic()
-            self.reporter.say(f"{self.name}: {done} of {self.total} {status}".rstrip())
+            if self.reporter.mode == "json":
+                self.reporter._print_json(task=self.name, done=done, total=self.total, status=status)
+            else:
+                self.reporter.say(f"{self.name}: {done} of {self.total} {status}".rstrip())

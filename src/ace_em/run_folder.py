@@ -2,9 +2,18 @@
 
 import csv
 import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 import torch
@@ -17,10 +26,16 @@ from ace_em.data.star import with_defocus_offset, with_poses, write_star
 from ace_em.errors import InputError
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
-FILES = (
-    *("metrics.jsonl", "config.yaml", "poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "checkpoint.pt"),
-    *("volume_sharp.mrc", "mask.mrc", "evaluation.json", "report.html"),
+RESULTS = (
+    *("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "volume_sharp.mrc", "mask.mrc", "encoder.pt"),
+    *("confident.star", "report.html"),
 )
+"""What a finished run leaves beside its settings, records and checkpoint."""
+FILES = (
+    *("metrics.jsonl", "config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "status.json", "current.mrc", "stop"),
+    *(*RESULTS, "poses.cs", "confident.cs", "evaluation.json"),
+)
+"""Everything that a run may write; an earlier run's are removed by --overwrite, and nothing else is."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,24 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        return self.path / "checkpoint.previous.pt"
+
+    @property
+    def status(self) -> Path:
+        """What the run is doing, for ``ace-em watch``."""
+        return self.path / "status.json"
+
+    @property
+    def stop(self) -> Path:
+        """Anyone who makes this file asks the run to stop; it keeps its state first."""
+        return self.path / "stop"
+
+    @property
+    def current_map(self) -> Path:
+        return self.path / "current.mrc"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 
@@ -61,7 +94,8 @@ class RunFolder:
             raise InputError(f"{path}: a file is in the way; expected a folder name for the run")
         if path.is_dir() and any(path.iterdir()):
             if not overwrite:
-                raise InputError(f"{path}: the folder is not empty; expected a new one (or give --overwrite)")
+                choice = "--resume to go on with the run there, or --overwrite" if run.metrics.exists() else "--overwrite"
+                raise InputError(f"{path}: the folder is not empty; expected a new one (or give {choice})")
             if not run.metrics.exists():
                 raise InputError(f"{path}: the folder holds no run; --overwrite only replaces an earlier run")
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -73,9 +107,34 @@ class RunFolder:
         """A folder for a new run. The files of an earlier run are removed when told to, and nothing else."""
         RunFolder.check(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(path)
+        if run.metrics.exists():
+            with run.locked():
+                run._remove(FILES)
+        return run
+
+    def reopen(self) -> None:
+        """Remove what a run that was killed left: half-written files, a request to stop."""
+        self._remove(("stop", "current.mrc"))
         for name in FILES:
-            (path / name).unlink(missing_ok=True)
-        return RunFolder(path)
+            stem, suffix = name.rsplit(".", 1) if "." in name else (name, "")
+            for litter in self.path.glob(f".{stem}.????????.{suffix}"):
+                litter.unlink(missing_ok=True)
+
+    def _remove(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Refuse to share the folder with a run that is still going on; the lock goes with the process that holds it."""
+        with open(self.metrics, "a") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise InputError(f"{self.path}: another run is writing there; wait for it, or stop it first") from error
+            yield
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Every setting, for ``ace-em reconstruct --config``."""
@@ -115,7 +174,27 @@ class RunFolder:
             table = with_defocus_offset(table, defocus_offset_angstrom)
         write_star(self.poses, table)
 
+    def write_current_map(self, volume: Tensor, pixel_size_angstrom: float) -> None:
+        """The map so far, for whoever looks on."""
+        write_volume(self.current_map, volume.cpu().numpy(), pixel_size_angstrom)
+
     def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Tensors, numbers and strings only, so that it loads with ``weights_only``."""
+        """Tensors, numbers and strings only, so that it loads with ``weights_only``; the last one is kept beside it."""
         with replace_atomically(self.checkpoint) as temporary:
             torch.save(state, temporary)
+            if self.checkpoint.exists():
+                os.replace(self.checkpoint, self.previous_checkpoint)
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint that can be read; None without any."""
+        for path in (self.checkpoint, self.previous_checkpoint):
+            try:
+                state = torch.load(path, weights_only=True, map_location="cpu")
+            except FileNotFoundError:
+                continue
+            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError):
+                # a disk may lose what was written; the one before is as good a start
+                continue
+            if isinstance(state, dict):
+                return state
+        return None

@@ -39,7 +39,7 @@ def step_(p: Any, images: WorkingSet, before: Calibration) -> Calibration:
     for first in (0, 1):
         rows = torch.arange(first, len(images), 2)
         parts.append((rows, residuals(p.volume_ft, images.rows(rows), p.pose[rows])))
-    return recalibrated_(images, before, parts)
+    return recalibrated_(images, before, parts)[0]
 
 
 def with_brightness(p: Any, brightness: Tensor) -> WorkingSet:
@@ -156,7 +156,7 @@ def test_brightness_is_the_least_squares_with_its_prior() -> None:
     overlap, strength = torch.tensor([24.0, 60.0, -500.0, 5000.0]), torch.tensor([30.0, 50.0, 100.0, 100.0])
     found = Residuals(torch.ones(SHELLS), torch.ones(SHELLS), overlap, strength)
     before = Calibration(torch.ones(SHELLS), torch.tensor([0.8, 1.0, 1.0, 1.0]))
-    scale = recalibrated_(images, before, [(torch.arange(4), found)]).scale
+    scale = recalibrated_(images, before, [(torch.arange(4), found)])[0].scale
     # the first image's prediction has its old brightness in it: 24 / 0.8 and 30 / 0.64 of the unscaled one
     wanted = torch.tensor([(30 + 12.5) / (46.875 + 12.5), (60 + 12.5) / (50 + 12.5), 0.3, 3.0])
     torch.testing.assert_close(scale, wanted / wanted.mean())

@@ -192,11 +192,11 @@ def search_run(p: Any, sets: HalfSets, start: HalfSetState, **settings: Any) -> 
     settings = {"spacing": 1.2, "shift": 0.08, "shift_step": 0.08, "top_k": 2, "last_band": 5.0, "stable_share": 2.0} | settings
     box = sets.images.box
     space = SearchSpace(box, DIAMETER * box / 20, SearchConfig(**settings), sets.group)
-    return list(search_half_sets(sets, start, space, torch.Generator().manual_seed(0)))
+    return list(search_half_sets(sets, [start], space, torch.Generator().manual_seed(0)))
 
 
 def refine_run(p: Any, sets: HalfSets, start: HalfSetState, rounds: int, **settings: Any) -> list[HalfSetState]:
-    return list(refine_half_sets(sets, start, RefineConfig(max_rounds=rounds, **settings)))
+    return list(refine_half_sets(sets, [start], RefineConfig(max_rounds=rounds, **settings)))
 
 
 def test_search_finds_the_poses_of_all_images(particle: Any) -> None:
@@ -206,7 +206,7 @@ def test_search_finds_the_poses_of_all_images(particle: Any) -> None:
     start = started(p.volume, random_pose(n, p.pose.shift_px + 0.3), 4.0)
     done: list[tuple[int, int]] = []
     space = SearchSpace(20, DIAMETER, SearchConfig(spacing=1.2, shift=0.08, shift_step=0.04, max_rounds=4, last_band=4.5), C1)
-    states = list(search_half_sets(sets_of(p), start, space, torch.Generator().manual_seed(0), lambda *d: done.append(d)))
+    states = list(search_half_sets(sets_of(p), [start], space, torch.Generator().manual_seed(0), lambda *d: done.append(d)))
     assert 2 <= len(states) <= 4
     assert {number for number, _ in done} == set(range(1, len(states) + 1))
     assert {images for number, images in done if number == 1} == {90, 60}
@@ -307,7 +307,9 @@ def with_other(p: Any, half: int) -> WorkingSet:
     return images
 
 
-def own_noise_only(images: WorkingSet, before: Calibration, parts: list[tuple[Tensor, Residuals]]) -> Calibration:
+def own_noise_only(
+    images: WorkingSet, before: Calibration, parts: list[tuple[Tensor, Residuals]]
+) -> tuple[Calibration, Calibration]:
     """As ``recalibrated_``, but with nothing from the second half."""
     return recalibrated_(images, before, parts[:1])
 
@@ -326,7 +328,7 @@ def test_half_1_does_not_depend_on_half_2(particle: Any, monkeypatch: pytest.Mon
     def rounds(sets: HalfSets) -> list[HalfSetState]:
         states = search_run(p, sets, start, max_rounds=3)
         calm = dataclasses.replace(states[-1], moved_deg=torch.ones(120))
-        return states + list(refine_half_sets(sets, calm, RefineConfig(max_rounds=1, stable_deg=0.0)))
+        return states + list(refine_half_sets(sets, [calm], RefineConfig(max_rounds=1, stable_deg=0.0)))
 
     one, other = rounds(sets_of(p)), rounds(sets_of(p, with_other(p, 2)))
     assert len(one) == len(other) == 5

@@ -52,7 +52,7 @@ def test_only_ipi_moves_a_frozen_decoder(blobs: WorkingSet, decoder: str, schedu
         encoders.append(parameters(progress.model.encoder))
         gradients.append([p.grad for p in progress.model.decoder.parameters()])
 
-    train(blobs, DIAMETER, config, Fabric(accelerator="cpu", devices=1), 0, on_step)
+    train(blobs, DIAMETER, config, Fabric(accelerator="cpu", devices=1), 0, Hooks(on_step))
     assert len(decoders) == STEPS
     for step in range(1, STEPS):
         moves = IPI[schedule][step] or not freeze

@@ -20,7 +20,7 @@ from ace_em.models.pose_encoder import Hypotheses
 from ace_em.models.resnet_encoder import ResNetEncoder
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
-from ace_em.training.loop import Progress, TrainedModel, build_model, encode, optimiser, train
+from ace_em.training.loop import Hooks, Progress, TrainedModel, build_model, encode, optimiser, train
 from ace_em.training.step import StepPlan
 
 DIAMETER = 10.0
@@ -32,7 +32,7 @@ SMALL = AceConfig(
 def run(images: WorkingSet, seed: int = 0, **settings: Any) -> tuple[TrainedModel, list[Progress]]:
     log: list[Progress] = []
     fabric = Fabric(accelerator="cpu", devices=1)
-    trained = train(images, DIAMETER, dataclasses.replace(SMALL, **settings), fabric, seed, log.append)
+    trained = train(images, DIAMETER, dataclasses.replace(SMALL, **settings), fabric, seed, Hooks(log.append))
     return trained, log
 
 

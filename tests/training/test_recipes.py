@@ -19,7 +19,7 @@ from ace_em.training.loop import Progress, encode, train
 def test_every_preset_trains(astigmatic_blobs: WorkingSet, name: str) -> None:
     config = dataclasses.replace(preset(name).ace, batch=16, steps=3)
     log: list[Progress] = []
-    trained = train(astigmatic_blobs, 10.0, config, Fabric(accelerator="cpu", devices=1), 0, log.append)
+    trained = train(astigmatic_blobs, 10.0, config, Fabric(accelerator="cpu", devices=1), 0, Hooks(log.append))
     assert len(log) == 3
     for progress in log:
         assert torch.isfinite(torch.stack(progress.losses)).all()
@@ -49,7 +49,7 @@ def test_short_floats_change_little(astigmatic_blobs: WorkingSet, encoder: str, 
         log: list[Progress] = []
         ace = changed(preset("fast"), {"ace.encoder": encoder, "ace.decoder": decoder, "ace.steps": 1, "ace.batch": 16}).ace
         fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
-        train(astigmatic_blobs, 10.0, ace, fabric, 0, log.append)
+        train(astigmatic_blobs, 10.0, ace, fabric, 0, Hooks(log.append))
         losses.append(torch.stack([torch.stack(p.losses).detach() for p in log]))
     assert losses[1].dtype == torch.float32
     torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.03)

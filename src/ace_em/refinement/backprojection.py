@@ -92,6 +92,11 @@ class Halves:
     unfiltered1: Tensor
     unfiltered2: Tensor
 
+    def without_maps(self) -> "Halves":
+        """The FSC alone."""
+        nothing = torch.empty(0)
+        return Halves(nothing, nothing, nothing, self.fsc, nothing, nothing)
+
 
 FLAT_SSNR = 20.0
 

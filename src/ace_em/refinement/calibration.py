@@ -74,8 +74,10 @@ def residuals(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Residuals:
     return Residuals(power, count, torch.cat(overlaps), torch.cat(strengths))
 
 
-def recalibrated_(images: WorkingSet, before: Calibration, parts: list[tuple[Tensor, Residuals]]) -> Calibration:
-    """Bring a working set, and its calibration, up to date in place.
+def recalibrated_(
+    images: WorkingSet, before: Calibration, parts: list[tuple[Tensor, Residuals]]
+) -> tuple[Calibration, Calibration]:
+    """Bring a working set up to date in place; its calibration, and the step to it from the one before.
 
     Parameters
     ----------
@@ -100,5 +102,6 @@ def recalibrated_(images: WorkingSet, before: Calibration, parts: list[tuple[Ten
         prior = 0.5 / SCALE_SD**2
         scale[rows] = ((r.overlap / old + prior) / (r.strength / old.square() + prior)).clamp(0.3, 3.0)
     scale = scale / scale.mean()
-    Calibration(factor, scale / before.scale).apply_(images)
-    return Calibration(before.noise * factor, scale)
+    step = Calibration(factor, scale / before.scale)
+    step.apply_(images)
+    return Calibration(before.noise * factor, scale), step

@@ -77,6 +77,7 @@ def explore(
     rows_seen: Tensor,
     generator: torch.Generator,
     on_block: Callable[[int, int, int], None] = lambda number, total, done: None,
+    history: list[Round] | None = None,
 ) -> Iterator[Round]:
     """Yield the state after each round, until the map explains the images and no longer gains, or the rounds are used up.
 
@@ -86,9 +87,12 @@ def explore(
     pose : what stage 1's encoder says; its shifts centre the first search.
     rows_seen : the subsets are drawn from these; the others are held out.
     on_block : called with the round, the number of images it looks at and how many are done.
+    history : rounds that were already made, to go on from the last; new ones are appended.
     """
     config, images = explorer.config, explorer.images
-    history: list[Round] = []
+    history = [] if history is None else history
+    if history:
+        volume, pose = history[-1].halves.combined, history[-1].pose
     while still_exploring(history, config):
         number = len(history) + 1
         rows = rows_seen[torch.randperm(len(rows_seen), generator=generator)[: config.explore_images]]
@@ -110,6 +114,13 @@ def explore(
         explained = explained_share(looked_at.band(band), found.residual)
         history.append(Round(number, pose, halves, band, moved, stable, explained))
         yield history[-1]
+
+
+def without_past(history: list[Round]) -> list[Round]:
+    """The rounds, all but the last without the poses and maps that nothing asks for any more."""
+    return [replace(r, pose=r.pose[:0], halves=r.halves.without_maps(), moved_deg=r.moved_deg[:0]) for r in history[:-1]] + [
+        *history[-1:]
+    ]
 
 
 def held_out_rows(n: int, config: SearchConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

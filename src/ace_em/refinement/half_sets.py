@@ -66,6 +66,8 @@ class HalfSetState:
     moved_deg : (N,) change of orientation, up to the point group.
     explained : share of the power above the noise, inside the band, that each half's reference and poses accounted for.
     calibration : noise and brightness; the images have been brought up to it.
+    applied : by what the images were multiplied since they were read, in order. Their product is the calibration, but the
+        same steps give the same bits.
     """
 
     pose: Pose
@@ -74,6 +76,7 @@ class HalfSetState:
     moved_deg: Tensor
     explained: float
     calibration: Calibration
+    applied: tuple[Calibration, ...] = ()
 
     @property
     def fsc143_shell(self) -> float:
@@ -124,8 +127,8 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
     moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
     explained = explained_share(inner, torch.cat([f.residual for f in found]))
     left = [(mine, residuals(r, sets.images.rows(mine), f.pose)) for r, mine, f in zip(references, rows, found, strict=True)]
-    calibration = recalibrated_(sets.images, state.calibration, left)
-    return HalfSetState(pose, state.halves, band, moved, explained, calibration)
+    calibration, step = recalibrated_(sets.images, state.calibration, left)
+    return HalfSetState(pose, state.halves, band, moved, explained, calibration, (*state.applied, step))
 
 
 @dataclass(frozen=True)
@@ -153,17 +156,18 @@ def settled_rows(history: list[HalfSetState], config: SearchConfig) -> Tensor | 
 
 def search_half_sets(
     sets: HalfSets,
-    state: HalfSetState,
+    history: list[HalfSetState],
     space: SearchSpace,
     generator: torch.Generator,
     on_block: Callable[[int, int], None] = lambda number, done: None,
 ) -> Iterator[HalfSetState]:
     """Search every image against its own half's map until poses and maps no longer change; yield the state of each round.
 
-    The first round looks at nothing but the grid: the poses that made the shared map are forgotten, their shifts are where
-    its shifts are centred. ``on_block`` is called with the round and the number of images of the present half that are done.
+    ``history`` holds the shared start, and the rounds already made; new ones are appended. The first round looks at nothing
+    but the grid: the poses that made the shared map are forgotten, their shifts are where its shifts are centred.
+    ``on_block`` is called with the round and the number of images of the present half that are done.
     """
-    config, history = space.config, [state]
+    config = space.config
     while not search_finished(history, config):
         number, last = len(history), history[-1]
         band = min(space.band(config.last_band), max(last.band, min(last.fsc143_shell + 2, last.band * GROWTH)))
@@ -185,27 +189,36 @@ def search_finished(history: list[HalfSetState], config: SearchConfig) -> bool:
     return len(rounds) >= 4 and stable[-1] < max(stable[-4:-1]) + 0.01
 
 
-def refine_half_sets(sets: HalfSets, state: HalfSetState, config: RefineConfig) -> Iterator[HalfSetState]:
+def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: RefineConfig) -> Iterator[HalfSetState]:
     """Local steps, each half on its own map, as the band grows with the FSC; yield the state of each round at this box.
 
-    The first state has the poses it came with: the maps of this box, and how far they agree.
+    ``history`` holds the state that the box is entered with, and the rounds already made; new ones are appended. The first
+    round has the poses it came with: the maps of this box, and how far they agree.
     """
-    nyquist, first_band = sets.images.box / 2, state.band
-    state = next_round(sets, state, first_band, None)
-    yield state
+    nyquist, first_band = sets.images.box / 2, history[0].band
+    if len(history) == 1:
+        history.append(next_round(sets, history[0], first_band, None))
+        yield history[-1]
 
     def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
         return refine_poses(reference, images, pose, config.local_steps)
 
-    for _ in range(config.max_rounds):
+    while len(history) < config.max_rounds + 2:
+        state = history[-1]
         # a little beyond what the halves agree on, as far as the poses' last move lets a slice be found from its neighbour
         moved = torch.deg2rad(state.moved_deg.median()).item()
         reach = max(state.band * GROWTH, REACH / max(moved, 1e-6))
         band = min(max(first_band, state.fsc143_shell + 2), nyquist, reach)
         if state.band >= band - 1 and state.moved_deg.median() < config.stable_deg:
             return
-        state = next_round(sets, state, band, update)
-        yield state
+        history.append(next_round(sets, state, band, update))
+        yield history[-1]
+
+
+def without_past(history: list[HalfSetState]) -> list[HalfSetState]:
+    """The rounds, all but the last without what nothing asks for any more."""
+    old = [replace(h, pose=h.pose[:0], halves=h.halves.without_maps(), applied=()) for h in history[:-1]]
+    return [*old, *history[-1:]]
 
 
 def refine_defocus_rounds(
@@ -258,7 +271,13 @@ def _into_frame_of(reference_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Po
 
 
 def at_box(state: HalfSetState, old_box: int, box: int) -> HalfSetState:
-    """The state of one working box as the start at another."""
+    """The state of one working box as the start at another, whose images are still as they were read."""
     maps = {f.name: change_box(getattr(state.halves, f.name), box) for f in fields(Halves) if f.name != "fsc"}
     calibration = state.calibration.at_box(box)
-    return replace(state, pose=state.pose.rescaled(box / old_box), halves=replace(state.halves, **maps), calibration=calibration)
+    return replace(
+        state,
+        pose=state.pose.rescaled(box / old_box),
+        halves=replace(state.halves, **maps),
+        calibration=calibration,
+        applied=(calibration,),
+    )

@@ -1,6 +1,6 @@
 """Stage 1, read top to bottom: build, step, log, hand over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +8,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em.config import AceConfig
+from ace_em.data.plain import Plain
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.plane_turning import half_turn, mirror_half_plane
 from ace_em.maths.rotations import mates
+from ace_em.memory import free_cached, is_out_of_memory
 from ace_em.models.decoder import Decoder
 from ace_em.models.fourier_encoder import FourierEncoder
 from ace_em.models.fourier_net import FourierNet
@@ -22,7 +24,8 @@ from ace_em.physics.pose import Pose
 from ace_em.tasks.ipi import image_copies
 from ace_em.tasks.losses import image_residual
 from ace_em.tasks.pip import draw_poses
-from ace_em.tasks.schedules import learning_rate_factor, step_plan
+from ace_em.tasks.schedules import StepPlan, learning_rate_factor, step_plan
+from ace_em.training.state import TrainingState
 from ace_em.training.step import AutoEncoder, Losses
 
 
@@ -112,17 +115,43 @@ def optimiser(model: AutoEncoder, config: AceConfig) -> torch.optim.AdamW:
     )
 
 
+SAFE_EVERY = 25
+"""Updates between two states that are kept: a loss that is no number, or a stop, loses fewer than these."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Whom the loop tells what.
+
+    Attributes
+    ----------
+    on_step : after every update.
+    on_safe : with a packed state and the networks, every now and then.
+    say : what the user should know.
+    """
+
+    on_step: Callable[[Progress], None] = lambda progress: None
+    on_safe: Callable[[Plain, AutoEncoder], None] = lambda state, model: None
+    say: Callable[[str], None] = lambda text: None
+
+
 def train(
     images: WorkingSet,
     diameter_px: float,
     config: AceConfig,
     fabric: Fabric,
     seed: int,
-    on_step: Callable[[Progress], None] = lambda progress: None,
+    hooks: Hooks = Hooks(),
+    begun: Plain | None = None,
 ) -> TrainedModel:
-    """Train from random weights on a working set.
+    """Train from random weights, or on from the state ``begun``, on a working set.
 
     Each process draws its own batches; the wrapper averages the gradients.
+
+    Raises
+    ------
+    Diverged
+        when going back to an earlier state at a lower learning rate has not helped three times.
     """
     torch.manual_seed(seed)
     images = images.to(fabric.device)
@@ -130,20 +159,68 @@ def train(
     model = build_model(images, diameter_px, config, generator)
     adam = optimiser(model, config)
     base_rates = [group["lr"] for group in adam.param_groups]
+    state = TrainingState(model, adam, generator)
     wrapped, wrapped_adam = fabric.setup(model, adam)
-    for step in range(config.steps):
+    update = Update(images, config, fabric, wrapped, wrapped_adam, hooks.say)
+    if begun is not None:
+        state.load(begun)
+    safe = begun or state.packed()
+    while state.step < config.steps:
         model.train()
         for group, rate in zip(adam.param_groups, base_rates, strict=True):
-            group["lr"] = rate * learning_rate_factor(step, config)
-        plan = step_plan(step, images.box / diameter_px, config)
-        rows = torch.randint(len(images), (config.batch,), generator=generator, device=fabric.device)
-        batch = image_copies(images.rows(rows), config, generator)
-        losses = wrapped(batch.image_ft, batch.transfer, plan, generator)
-        wrapped_adam.zero_grad()
-        fabric.backward(losses.total)
-        wrapped_adam.step()
-        on_step(Progress(step + 1, losses, plan.band, model))
+            group["lr"] = rate * state.rate * learning_rate_factor(state.step, config)
+        plan = step_plan(state.step, images.box / diameter_px, config)
+        losses = update(state, plan)
+        state.step += 1
+        due = state.step % SAFE_EVERY == 0 or state.step == config.steps
+        if not losses.total.isfinite() or (due and not state.is_finite()):
+            state.take_back(safe)
+            hooks.say(f"a loss of stage 1 is not a number: back to update {state.step}, at {state.rate:g} of the learning rate")
+            continue
+        hooks.on_step(Progress(state.step, losses, plan.band, model))
+        if due:
+            safe = state.packed()
+            hooks.on_safe(safe, model)
     return TrainedModel(model)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update of the networks from one random batch; in parts when the device has no memory for the whole."""
+
+    images: WorkingSet
+    config: AceConfig
+    fabric: Fabric
+    wrapped: Callable[..., Losses]
+    adam: torch.optim.Optimizer
+    say: Callable[[str], None]
+
+    def __call__(self, state: TrainingState, plan: StepPlan) -> Losses:
+        generator, n = state.generator, self.config.batch
+        rows = torch.randint(len(self.images), (n,), generator=generator, device=self.fabric.device)
+        while True:
+            self.adam.zero_grad()
+            try:
+                losses = self._gradients(rows.chunk(state.parts), plan, generator)
+                self.adam.step()
+                return losses
+            except (RuntimeError, MemoryError) as error:
+                # two images are the least that a batch can be normalised over
+                if not is_out_of_memory(error) or n // (2 * state.parts) < 2:
+                    raise
+            free_cached()
+            state.parts *= 2
+            self.say(f"out of memory: batches of {n} images in {state.parts} parts from now on")
+
+    def _gradients(self, parts: Sequence[Tensor], plan: StepPlan, generator: torch.Generator) -> Losses:
+        n, sums = sum(map(len, parts)), torch.zeros(3, device=self.fabric.device)
+        for rows in parts:
+            batch = image_copies(self.images.rows(rows), self.config, generator)
+            losses = self.wrapped(batch.image_ft, batch.transfer, plan, generator)
+            share = len(rows) / n
+            self.fabric.backward(losses.total * share)
+            sums += share * torch.stack([loss.detach() for loss in losses])
+        return Losses(*sums)
 
 
 @torch.no_grad()
