@@ -18,8 +18,8 @@ from pathlib import Path
 
 STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
 SIMULATED = "--n 300 --box 32 --pixel-size 17 --resolution 40 --snr-db 0 --shift-sd 20 --seed 1".split()
-SETTINGS = "--ace.steps 60 --search.explore_rounds 4 --starts 2 --checkpoint_s 1 --threads 1".split()
-COMPARED = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star")
+SETTINGS = "--ace.steps 60 --search.explore_rounds 4 --starts 2 --predict.steps 150 --checkpoint_s 1 --threads 1".split()
+COMPARED = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star", "confident.star")
 ACE = [sys.executable, "-c", "from ace_em.cli import main; main()"]
 
 
@@ -75,7 +75,8 @@ def main() -> None:
             finish(start(data, run, "--resume"))
             same = digests(run) == expected
             different += not same
-            print(f"{number:2d}: killed after {moment:5.1f} s, last record {stage:12s} {'same' if same else 'DIFFERENT'}", flush=True)
+            ended = "same" if same else "DIFFERENT"
+            print(f"{number:2d}: killed after {moment:5.1f} s, last record {stage:12s} {ended}", flush=True)
         print(f"{args.kills - different} of {args.kills} resumed runs ended with the same bytes")
         sys.exit(different > 0)
 

@@ -39,8 +39,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> None:
     run = tmp_path / name
     records = reconstruct(data, run, "--preset", name, *TINY, codes=(3,))
-    assert {p.name for p in run.iterdir()} == set(FILES) - {"evaluation.json"}
-    assert list(dict.fromkeys(r["stage"] for r in records)) == ["survey", "watch", "ace", "end"]
+    given_only = {"evaluation.json", "stop", "current.mrc", "poses.cs", "confident.cs"}
+    assert {p.name for p in run.iterdir()} == set(FILES) - given_only
+    assert list(dict.fromkeys(r["stage"] for r in records)) == ["begin", "survey", "watch", "ace", "confidence", "end"]
     assert [r["step"] for r in records if r["stage"] == "watch"] == [2, 3]
     # a network of three steps knows nothing, and the run says so
     assert records[-1]["converged"] is False and "explains" in records[-1]["message"]
@@ -59,29 +60,34 @@ def test_the_map_is_the_decoders_and_the_poses_are_the_encoders(data: Path, tmp_
     reconstruct(data, run, "--preset", "cryoposenet", *TINY, codes=(3,))
     reconstruct(data, again, "--config", run / "config.yaml", codes=(3,))
     assert (run / "volume.mrc").read_bytes() == (again / "volume.mrc").read_bytes()
-    saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    decoder = saved["model"]["decoder.density"] * saved["model"]["decoder.mask"] * saved["model"]["decoder.height"]
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)["finished"]["autoencoder"]
+    weights = saved["networks"]
+    decoder = weights["decoder.density"] * weights["decoder.mask"] * weights["decoder.height"]
     torch.testing.assert_close(torch.from_numpy(read_volume(run / "volume.mrc")[0].copy()), decoder, rtol=1e-5, atol=1e-6)
     poses = Particles.open(run / "poses.star", project_root=data).poses()
     assert poses is not None
-    torch.testing.assert_close(poses.rotation, saved["rotation"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(poses.rotation, saved["pose"]["rotation"], atol=1e-4, rtol=0)
 
 
-def test_an_interrupted_training_leaves_a_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there after ten of twenty steps: the networks as they were, and the map they make."""
+def test_an_interrupted_training_goes_on_to_the_same_end(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The poses that are watched are part of the state."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    options = ["--preset", "cryoposenet", "--ace.encoder", "fourier", *TINY, "--ace.steps", 40]
+    records = reconstruct(data, whole, *options, codes=(3,))
 
     def interrupt(*args: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ace_em.run_log.ace_step", interrupt)
-    run = tmp_path / "run"
-    options = ["--preset", "cryoposenet", "--ace.encoder", "fourier", *TINY, "--ace.steps", 20]
-    assert [r["stage"] for r in reconstruct(data, run, *options, codes=(130,))] == ["survey", *["watch"] * 9]
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoint.pt"}
+    with monkeypatch.context() as patched:
+        patched.setattr("ace_em.amortised.start_seed", lambda config, number: 1)
+        patched.setattr("ace_em.run_log.poses_watched", lambda step, *rest: interrupt() if step > 30 else None)
+        reconstruct(data, run, *options, codes=(130,))
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert (saved["stage"], saved["round"]) == ("ace", 10)
-    decoder = saved["model"]["decoder.density"] * saved["model"]["decoder.mask"] * saved["model"]["decoder.height"]
-    assert torch.equal(saved["volume"], decoder)
+    assert (saved["name"], saved["state"]["training"]["step"]) == ("start 1: ace", 25)
+    resumed = reconstruct(data, run, *options, "--resume", codes=(3,))
+    assert (run / "volume.mrc").read_bytes() == (whole / "volume.mrc").read_bytes()
+    assert (run / "poses.star").read_bytes() == (whole / "poses.star").read_bytes()
+    assert {**records[-1], "time_s": 0} == {**resumed[-1], "time_s": 0}
 
 
 @pytest.fixture(scope="module")

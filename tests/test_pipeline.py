@@ -47,13 +47,18 @@ FILES = {
     "fsc.csv",
     "poses.star",
     "checkpoint.pt",
+    "checkpoint.previous.pt",
+    "status.json",
+    "encoder.pt",
+    "confident.star",
     "report.html",
 }
+CONFIDENCE_COLUMNS = ["rlnMaxValueProbDistribution", "aceLikelihoodGap", "aceHypothesisSpread"]
 POSE_COLUMNS = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
 # half of the signal is beyond a band that a small run can be searched in
 SMALL = ["--ace.steps", 20, "--ace.batch", 64, "--ace.width", 64, "--search.explore_rounds", 3, "--search.max_rounds", 2]
 SMALL += ["--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2, "--search.top_k", 2]
-SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1]
+SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1, "--predict.steps", 20]
 # so few images and rounds explain too little to be trusted
 STRICT = ["--search.shortfall", 0.05]
 NOT_CONVERGED = 3
@@ -125,7 +130,7 @@ def test_every_file_and_no_other(run: Path) -> None:
 def test_records_tell_the_stages_in_order(run: Path) -> None:
     records = records_of(run)
     stages = list(dict.fromkeys(r["stage"] for r in records))
-    assert stages == ["survey", "ace", "explore", "start", "kept", "search", "refine", "end"]
+    assert stages == ["begin", "survey", "ace", "explore", "start", "kept", "search", "refine", "teach", "confidence", "end"]
     times = [r["time_s"] for r in records]
     assert times == sorted(times) and times[0] >= 0
     survey, end = records[0], records[-1]
@@ -188,7 +193,7 @@ def test_maps_and_their_fsc(run: Path) -> None:
 
 def test_poses_open_as_particles(run: Path, data: Path) -> None:
     given, found = read_particle_star(data / "particles.star"), read_particle_star(run / "poses.star")
-    assert list(found.particles) == [*given.particles, *POSE_COLUMNS, "rlnRandomSubset"]
+    assert list(found.particles) == [*given.particles, *POSE_COLUMNS, "rlnRandomSubset", *CONFIDENCE_COLUMNS]
     assert found.particles[list(given.particles)].equals(given.particles)
     halves = np.bincount(numeric_column(found, "rlnRandomSubset").astype(int))
     assert halves.tolist() == [0, N // 2, N // 2]
@@ -203,7 +208,7 @@ def test_poses_open_as_particles(run: Path, data: Path) -> None:
 
 def test_every_input_column_and_block_is_kept(rich_run: Path, data: Path) -> None:
     given, found = read_particle_star(data / "rich.star"), read_particle_star(rich_run / "poses.star")
-    assert list(found.particles) == [*given.particles, *POSE_COLUMNS]
+    assert list(found.particles) == [*given.particles, *POSE_COLUMNS, *CONFIDENCE_COLUMNS]
     # given half-sets are the ones that are used, so the column is as it was
     assert found.particles[list(given.particles)].equals(given.particles)
     assert found.optics is not None and given.optics is not None and found.optics.equals(given.optics)
@@ -211,14 +216,16 @@ def test_every_input_column_and_block_is_kept(rich_run: Path, data: Path) -> Non
 
 
 def test_checkpoint_is_safe_to_load_and_agrees_with_the_files(run: Path, data: Path) -> None:
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    """The last two are kept, and hold tensors, numbers and strings alone."""
     pose = Particles.open(run / "poses.star", project_root=data).poses()
     assert pose is not None
-    torch.testing.assert_close(state["rotation"], pose.rotation, atol=1e-5, rtol=0)
-    torch.testing.assert_close(state["shift_px"], pose.shift_px, atol=1e-4, rtol=0)
-    assert state["stage"] == "end" and all(torch.isfinite(v).all() for v in state["model"].values())
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        state = torch.load(run / name, weights_only=True)["finished"][f"refine {BOX}"]
+        torch.testing.assert_close(state["pose"]["rotation"], pose.rotation, atol=1e-5, rtol=0)
+        torch.testing.assert_close(state["pose"]["shift_px"], pose.shift_px, atol=1e-4, rtol=0)
     volume = torch.from_numpy(read_volume(run / "volume.mrc")[0])
-    assert torch.corrcoef(torch.stack([volume.flatten(), state["volume"].flatten()]))[0, 1] > 0.999
+    kept = state["halves"]["combined"]
+    assert torch.corrcoef(torch.stack([volume.flatten(), kept.flatten()]))[0, 1] > 0.999
 
 
 def test_config_holds_every_setting(run: Path, data: Path) -> None:
@@ -244,7 +251,7 @@ def test_config_repeats_the_run_bit_by_bit_from_black_protein_too(
     # the first run's particles stand in its config; what is typed wins. Where it wrote does not
     run_cli("reconstruct", tmp_path / "particles.star", "--config", run / "config.yaml", "-o", again, code=NOT_CONVERGED)
     assert "protein is black (measured" in capsys.readouterr().out
-    assert records_of(again)[0]["contrast"] == "black"
+    assert records_of(again)[1]["contrast"] == "black"
     # protein is white inside the program, and in its maps
     for name in ("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv"):
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
@@ -282,7 +289,20 @@ def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     assert ended.value.code == (0 if records_of(run)[-1]["converged"] else NOT_CONVERGED)
     records = records_of(run)
     stages = list(dict.fromkeys(r["stage"] for r in records))
-    assert stages == ["survey", "ace", "explore", "start", "kept", "symmetry", "search", "refine", "end"]
+    assert stages == [
+        "begin",
+        "survey",
+        "ace",
+        "explore",
+        "start",
+        "kept",
+        "symmetry",
+        "search",
+        "refine",
+        "teach",
+        "confidence",
+        "end",
+    ]
     (found,) = [r for r in records if r["stage"] == "symmetry"]
     assert found["group"] == "D2" and found["correlation"] > 0.5
     assert "D2: the map correlates with its symmetric copies" in capsys.readouterr().out
@@ -331,7 +351,7 @@ def test_another_seed_is_another_run(run: Path, rich_run: Path) -> None:
     assert (one["rlnAngleRot"] != other["rlnAngleRot"]).mean() > 0.9
     # stage 1 knows nothing of half-sets: only the seed can tell these apart
     losses = [[record.get("image_loss") for record in records_of(r)] for r in (run, rich_run)]
-    assert losses[0][1] is not None and losses[0][1:3] != losses[1][1:3]
+    assert losses[0][2] is not None and losses[0][2:4] != losses[1][2:4]
 
 
 def test_evaluate_and_report_after_the_run(run: Path, data: Path) -> None:
@@ -362,8 +382,9 @@ def test_interrupt_leaves_a_checkpoint_and_no_litter(data: Path, tmp_path: Path)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err == "ace-em reconstruct: interrupted\n"
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoint.pt"}
-    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["rotation"].shape == (N, 3, 3)
+    left = {p.name for p in (tmp_path / "run").iterdir()} - {"checkpoint.previous.pt", "current.mrc"}
+    assert left == {"config.yaml", "metrics.jsonl", "checkpoint.pt", "status.json"}
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["fingerprint"]["particles"] == N
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_unknown_settings_raise(name: str) -> None:
 def test_flat_names_every_setting_once() -> None:
     config = preset("paper-voxel")
     settings = flat(config)
-    groups: list[Any] = [config.ace, config.search, config.refine]
+    groups: list[Any] = [config.ace, config.search, config.refine, config.predict]
     # the groups stand for their settings
     n_grouped = sum(len(dataclasses.fields(group)) for group in groups)
     assert len(settings) == len(dataclasses.fields(config)) - len(groups) + n_grouped

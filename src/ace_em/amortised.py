@@ -120,8 +120,8 @@ def amortised(
     reporter: Reporter,
     journal: Journal,
     show: Callable[[Tensor], None],
-) -> HalfSetState:
-    """Train once on all images; the decoder's volume, every image's pose, and half-maps from those poses.
+) -> tuple[HalfSetState, dict[str, Tensor]]:
+    """Train once on all images; the decoder's volume, every image's pose, and half-maps from those poses; the networks.
 
     The poses of both halves come from one network: their FSC says how much the images agree under these poses, not that
     the poses are right. ``moved_deg`` of the state is that of some images over the last twentieth of the training.
@@ -138,4 +138,4 @@ def amortised(
     left = refine_poses(volume_to_ft(volume), images, pose, steps=0).residual
     explained = explained_share(images, left)
     calibration = Calibration.none(images.box, len(images))
-    return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, explained, calibration)
+    return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, explained, calibration), trained.networks

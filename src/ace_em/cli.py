@@ -41,7 +41,7 @@ def simulate_parser() -> ArgumentParser:
 
 def reconstruct_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Particles to a map and poses, with no reference.", exit_on_error=False)
-    parser.add_argument("particles", type=str, help="RELION particle STAR file (3.0, 3.1 or later)")
+    parser.add_argument("particles", type=str, help="RELION .star file (3.0, 3.1 or later) or cryoSPARC .cs file")
     parser.add_argument("-o", "--output", type=str, required=True, help="folder for the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder where it stopped")
@@ -49,6 +49,25 @@ def reconstruct_parser() -> ArgumentParser:
     parser.add_argument("--json", action="store_true", help="say everything as one JSON object a line")
     parser.add_class_arguments(RunConfig, None)
     parser.add_argument("--config", action="config", help="settings from a YAML file, such as RUN/config.yaml")
+    return parser
+
+
+def predict_parser() -> ArgumentParser:
+    description = "Poses of particles that a run has not seen, from its encoder and a local step; nothing is trained."
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("particles", type=str, help="RELION .star or cryoSPARC .cs file, box and pixel size as in the run")
+    parser.add_argument("--run", type=str, required=True, help="folder of a finished run")
+    parser.add_argument("-o", "--output", type=str, default="", help="file to write, .star or .cs; default: NAME_poses here")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument("--contrast", type=str, default="auto", choices=["auto", "white", "black"], help="of the protein on disk")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the cores this process may use")
+    for name in ("subset", "exclude", "project"):
+        parser.add_argument(f"--{name}", type=str, default="", help="as for reconstruct")
+    parser.add_argument("--max_particles", type=int, default=0, help="as for reconstruct")
+    parser.add_argument("--seed", type=int, default=0, help="which particles --max-particles draws")
+    parser.add_argument("--passthrough", type=str, action="append", help="as for reconstruct, a file each time")
+    parser.add_argument("--quiet", action="store_true", help="say nothing")
+    parser.add_argument("--json", action="store_true", help="say everything as one JSON object a line")
     return parser
 
 
@@ -74,6 +93,30 @@ def report_parser() -> ArgumentParser:
     return parser
 
 
+def watch_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Serve the page of a run, which follows it while it goes on.", exit_on_error=False)
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("--port", type=int, default=8050, help="of the address to open in a browser; 0 takes any that is free")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; beyond this machine with a token")
+    return parser
+
+
+def convert_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Convert particles between RELION STAR and cryoSPARC .cs files.", exit_on_error=False)
+    parser.add_argument("source", type=str, help="particles, .star or .cs; the images need not be there")
+    parser.add_argument("target", type=str, help="file to write, .star or .cs")
+    parser.add_argument(
+        "--passthrough",
+        type=str,
+        action="append",
+        help=".cs file with fields that the source lacks: a passthrough file of its job or, for a STAR file that RELION wrote, "
+        "the .cs file that it came from; may be given several times",
+    )
+    parser.add_argument("--box", type=int, default=0, help="pixels per image edge, for a STAR file that does not say")
+    parser.add_argument("--overwrite", action="store_true", help="replace the target")
+    return parser
+
+
 def presets_parser() -> ArgumentParser:
     return ArgumentParser(description="Show in which settings the presets differ.", exit_on_error=False)
 
@@ -81,10 +124,13 @@ def presets_parser() -> ArgumentParser:
 PARSERS = {
     "simulate": simulate_parser,
     "reconstruct": reconstruct_parser,
+    "predict": predict_parser,
     "presets": presets_parser,
     "evaluate": evaluate_parser,
     "fsc": fsc_parser,
     "report": report_parser,
+    "convert": convert_parser,
+    "watch": watch_parser,
 }
 
 
@@ -114,11 +160,23 @@ def run_reconstruct(args: Namespace) -> int:
     config = RunConfig(**_fields(args, RunConfig))
     from ace_em.pipeline import Request, reconstruct
 
-    mode: Mode = "json" if args.json else "quiet" if args.quiet else "text"
     command = shlex.join(["ace-em", *args.typed])
-    request = Request(Path(args.particles), Path(args.output), args.overwrite, args.resume, mode, command)
+    request = Request(Path(args.particles), Path(args.output), args.overwrite, args.resume, _mode(args), command)
     verdict = reconstruct(request, config)
     return 0 if verdict.converged else NOT_CONVERGED
+
+
+def run_predict(args: Namespace) -> int:
+    from ace_em.pipeline import open_particles
+    from ace_em.predict_command import predict
+    from ace_em.progress import Reporter
+
+    source = Path(args.particles)
+    chosen = {name: getattr(args, name) for name in ("subset", "exclude", "max_particles", "seed", "project")}
+    particles = open_particles(source, RunConfig(**chosen, passthrough=tuple(args.passthrough or ())))
+    out = Path(args.output) if args.output else Path(f"{source.stem}_poses{source.suffix}")
+    predict(particles, Path(args.run), out, args.overwrite, args.contrast, args.threads, Reporter(mode=_mode(args)))
+    return 0
 
 
 def run_evaluate(args: Namespace) -> int:
@@ -150,14 +208,36 @@ def run_report(args: Namespace) -> int:
     return 0
 
 
+def run_watch(args: Namespace) -> int:
+    from ace_em.report.live import watch
+
+    watch(Path(args.run), args.host, args.port)
+    return 0
+
+
+def run_convert(args: Namespace) -> int:
+    from ace_em.convert import convert
+
+    passthrough = [Path(name) for name in args.passthrough or []]
+    convert(Path(args.source), Path(args.target), passthrough, args.overwrite, box=args.box)
+    return 0
+
+
 COMMANDS = {
     "simulate": run_simulate,
     "reconstruct": run_reconstruct,
+    "predict": run_predict,
     "presets": run_presets,
     "evaluate": run_evaluate,
     "fsc": run_fsc,
     "report": run_report,
+    "convert": run_convert,
+    "watch": run_watch,
 }
+
+
+def _mode(args: Namespace) -> Mode:
+    return "json" if args.json else "quiet" if args.quiet else "text"
 
 
 def _fields(args: Namespace, config: type) -> dict[str, Any]:

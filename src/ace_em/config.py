@@ -188,6 +188,26 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class PredictConfig:
+    """Stage 4: the encoder learns the final map by PIP alone, and tells the poses of particles it has never seen."""
+
+    steps: int = 1000
+    """updates; 0: no encoder is kept for `ace-em predict`"""
+    images: int = 20000
+    """images whose CTFs are used, at most"""
+    lr: float = 2e-3
+    """AdamW learning rate"""
+    hypotheses: int = 4
+    """hypotheses (mates among them) that a local step is tried from"""
+    bands: tuple[float, ...] = (2.6, 3.8, 5.8)
+    """the local step climbs through these bands, in cycles per diameter, then uses all: coarse ones find poses further away"""
+    distinct_deg: float = 15.0
+    """poses nearer to each other than this are one answer"""
+    confident: float = 0.9
+    """particles whose pose is at least this probable are written to confident.star"""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that `reconstruct` needs beside the particles."""
 
@@ -195,6 +215,16 @@ class RunConfig:
     """defaults of every other setting: 'fast' or one of the published recipes; `ace-em presets` shows them"""
     stages: Literal["all", "ace"] = "all"
     """'all', or 'ace': the autoencoder alone, as published; its map and the encoder's poses are the result"""
+    subset: str = ""
+    """use only these particles: row numbers (text, from 1; .npy, from 0) or another particle file (.star, .cs)"""
+    exclude: str = ""
+    """leave these particles out; a file as for --subset"""
+    max_particles: int = 0
+    """use no more than so many particles, drawn at random; 0: all"""
+    passthrough: tuple[str, ...] = ()
+    """cryoSPARC files with the fields that the .cs file lacks; those beside it are found"""
+    project: str = ""
+    """folder that image paths are relative to; otherwise the particle file's folder and those above it are tried"""
     seed: int = 0
     """random seed"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -225,3 +255,5 @@ class RunConfig:
     """stage 2"""
     refine: RefineConfig = field(default_factory=RefineConfig)
     """stage 3"""
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    """stage 4"""

@@ -17,21 +17,26 @@ from ace_em.amortised import amortised
 from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import working_set
+from ace_em.data.selection import selected_rows
 from ace_em.data.split import half_sets
+from ace_em.data.tables import read_particle_table
 from ace_em.data.working_set import WorkingSet
-from ace_em.errors import InputError
+from ace_em.errors import Diverged, InputError
+from ace_em.job import Job
 from ace_em.journal import Journal
 from ace_em.plan import Plan, announce, check, make_plan, record_survey
+from ace_em.predictor import Predictor
 from ace_em.progress import Mode, Reporter
 from ace_em.refinement.exploring import expected_share
 from ace_em.refinement.half_sets import HalfSetState, refine_defocus_rounds
 from ace_em.results import Outcome, write_results
 from ace_em.run_folder import RunFolder
 from ace_em.run_log import defocus_fitted
-from ace_em.stages import Job, Start, best_start, refine, search
+from ace_em.stages import Start, best_start, refine, search
+from ace_em.teaching import teach, untaught
 from ace_em.verdict import Verdict, judge, judge_amortised
 
-MAY_CHANGE = {"device", "threads", "checkpoint_s", "preset"}
+MAY_CHANGE = {"device", "threads", "checkpoint_s", "preset", "project", "passthrough", "max_memory"}
 """Settings that a resumed run may change: they say how, not what."""
 
 
@@ -45,6 +50,16 @@ class Request:
     resume: bool = False
     mode: Mode = "text"
     command: str = ""
+
+
+def open_particles(path: Path, config: RunConfig) -> Particles:
+    """The particles that the settings choose."""
+    passthrough = [Path(p) for p in config.passthrough]
+    table = read_particle_table(path, passthrough)
+    rows = selected_rows(table, config.subset, config.exclude, config.max_particles, config.seed)
+    if len(rows) < len(table):
+        table = table.rows(rows)
+    return Particles.of(table, Path(config.project) if config.project else None)
 
 
 def chosen_half_sets(particles: Particles, seed: int) -> np.ndarray:
@@ -69,7 +84,7 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
         refuse_other_settings(RunFolder(request.out), config)
     else:
         RunFolder.check(request.out, request.overwrite)
-    particles = Particles.open(request.particles)
+    particles = open_particles(request.particles, config)
     reporter = Reporter(mode=request.mode)
     plan = make_plan(particles, config)
     announce(plan, config, reporter)
@@ -200,12 +215,26 @@ def all_stages(job: Job, images: WorkingSet | None) -> Outcome:
         last, fit = refine_defocus_rounds(sets, last, plan.particles.ctf, pixel_size, config.refine)
         defocus_fitted(fit, plan, last, reporter)
         defocus = fit.offset_angstrom
-    return Outcome(last, job.half_set.numpy(), judge(plan, config, start.held_out, searched, last), defocus)
+    del sets
+    verdict = judge(plan, config, start.held_out, searched, last)
+    return Outcome(last, job.half_set.numpy(), verdict, defocus, predictor_of(last, start.networks, job))
+
+
+def predictor_of(last: HalfSetState, networks: dict[str, torch.Tensor], job: Job) -> Predictor | None:
+    """Stage 4, which no map or pose depends on: it may fail."""
+    if job.config.predict.steps == 0:
+        return None
+    try:
+        return teach(last, networks, job)
+    except Diverged as error:
+        job.reporter.say(f"no encoder for new particles: {error}", always=True)
+        return None
 
 
 def autoencoder_alone(job: Job, images: WorkingSet | None) -> Outcome:
     """Stage 1 as published: its map and the encoder's poses are the result."""
     images = images or read_images(job.plan, job.config, job.reporter)
-    last = amortised(job.plan, images, job.half_set, job.config, job.reporter, job.journal, job.show)
+    last, networks = amortised(job.plan, images, job.half_set, job.config, job.reporter, job.journal, job.show)
     verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), job.config)
-    return Outcome(last, job.half_set.numpy(), verdict, None)
+    # encoder and map were trained together: there is nothing to teach
+    return Outcome(last, job.half_set.numpy(), verdict, None, untaught(last, networks, job))

@@ -32,8 +32,8 @@ class Plan:
     device: str
     threads: int
     group: Tensor
-    expected_s: float | None
-    memory_bytes: float
+    expected_s: float | None = None
+    memory_bytes: float = 0.0
 
     @property
     def box_angstrom(self) -> float:

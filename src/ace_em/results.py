@@ -7,15 +7,19 @@ import numpy as np
 import torch
 
 from ace_em.config import RunConfig
+from ace_em.data.particle_table import ParticleTable
+from ace_em.data.pose_columns import posed_table, with_confidence
 from ace_em.maths.point_group import mirrored_axes
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
+from ace_em.predictor import Predictor
 from ace_em.progress import Reporter, clock
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.mask import soft_mask
 from ace_em.refinement.postprocessing import PostProcessed, postprocess
+from ace_em.refinement.predicting import Usual
 from ace_em.run_folder import RunFolder
 from ace_em.verdict import Verdict
 
@@ -60,12 +64,14 @@ def mask_of(halves: Halves, plan: Plan, pixel_size: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of the refinement, the half 1 or 2 of every particle (N,), the verdict, and defocus offsets (N,) if fitted."""
+    """The end of the refinement, the half 1 or 2 of every particle (N,), the verdict, defocus offsets (N,) if fitted, and what
+    new particles can be told by, if it was kept."""
 
     last: HalfSetState
     half_set: np.ndarray
     verdict: Verdict
     defocus_offset_angstrom: torch.Tensor | None
+    predictor: Predictor | None
 
 
 def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolder, reporter: Reporter) -> None:
@@ -99,12 +105,34 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     curves = {"fsc": halves.fsc, "fsc_masked": final.curves.masked, "fsc_randomised": final.curves.randomised}
     run.write_fsc(curves | {"fsc_corrected": final.curves.corrected}, pixel_size)
     defocus = outcome.defocus_offset_angstrom
-    run.write_poses(plan.particles, pose, outcome.half_set, None if defocus is None else defocus.numpy())
+    table = posed_table(plan.particles, pose, outcome.half_set, None if defocus is None else defocus.numpy())
+    sure = None
+    if outcome.predictor is not None:
+        own = last.pose.rescaled(plan.particles.box / box)
+        table, probability, usual = with_own_confidence(table, outcome.predictor, plan, own, reporter)
+        sure = probability >= config.predict.confident
+        dataclasses.replace(outcome.predictor, usual=usual).save(run.encoder)
+    run.write_poses(table, sure)
     say_resolution(plan, last, final, verdict, reporter)
     write_report(run.path)
     reporter.say(verdict.message)
     reporter.say("the hand is not known from projections; --flip-hand gives the other")
     reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {clock(reporter.elapsed_s)}")
+
+
+def with_own_confidence(
+    table: ParticleTable, predictor: Predictor, plan: Plan, pose: Pose, reporter: Reporter
+) -> tuple[ParticleTable, np.ndarray, Usual]:
+    """The table with how sure its poses are, each compared with what the encoder would have said; the probabilities (N,)."""
+    with reporter.task("confidence of the poses", len(plan.particles)) as task:
+        found = predictor.predict(plan.particles, pose, on_block=task.update)
+    usual = Usual.of(found.excess)
+    probability, least = found.probability(usual), predictor.config.confident
+    share = (probability >= least).float().mean().item()
+    reporter.say(f"{share:.0%} of the poses are at least {least:.0%} probable: confident.star")
+    reporter.record("confidence", share=round(share, 4), at_least=least)
+    done = with_confidence(table, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
+    return done, probability.numpy(), usual
 
 
 def say_resolution(plan: Plan, last: HalfSetState, final: PostProcessed, verdict: Verdict, reporter: Reporter) -> None:

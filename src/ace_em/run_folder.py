@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ace_em.data.atomic import replace_atomically
 from ace_em.data.mrc import write_volume
-from ace_em.data.particles import Particles
-from ace_em.data.star import with_defocus_offset, with_poses, write_star
+from ace_em.data.particle_table import ParticleTable
+from ace_em.data.star import write_star
+from ace_em.data.tables import write_particle_table
 from ace_em.errors import InputError
-from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
 RESULTS = (
     *("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "volume_sharp.mrc", "mask.mrc", "encoder.pt"),
@@ -67,6 +67,11 @@ class RunFolder:
     @property
     def previous_checkpoint(self) -> Path:
         return self.path / "checkpoint.previous.pt"
+
+    @property
+    def encoder(self) -> Path:
+        """What ``ace-em predict`` needs."""
+        return self.path / "encoder.pt"
 
     @property
     def status(self) -> Path:
@@ -160,19 +165,13 @@ class RunFolder:
                 values = [f"{curve[shell].item():.5f}" for curve in curves.values()]
                 table.writerow([shell, f"{shell / box_angstrom:.6f}", resolution, *values])
 
-    def write_poses(
-        self, particles: Particles, pose: Pose, half_set: np.ndarray, defocus_offset_angstrom: np.ndarray | None = None
-    ) -> None:
-        """Every column of the input as it was, with angles, origins and half-sets; ``pose`` in pixels of the images.
-
-        With a ``defocus_offset_angstrom`` (N,) the defocus columns are moved by it.
-        """
-        angles = rotmat_to_relion_angles(pose.rotation.double()).numpy()
-        origin = -pose.shift_px.flip(-1).double().numpy() * particles.pixel_size_angstrom
-        table = with_poses(particles.table, angles, origin, half_set, particles.pixel_size_angstrom)
-        if defocus_offset_angstrom is not None:
-            table = with_defocus_offset(table, defocus_offset_angstrom)
-        write_star(self.poses, table)
+    def write_poses(self, table: ParticleTable, confident: np.ndarray | None) -> None:
+        """``poses.star`` and, of the rows that are ``confident`` (N,) bool, ``confident.star``; .cs files too for such input."""
+        kept = {"poses": table} if confident is None else {"poses": table, "confident": table.rows(confident)}
+        for name, some in kept.items():
+            write_star(self.path / f"{name}.star", some)
+            if table.cryosparc is not None:
+                write_particle_table(self.path / f"{name}.cs", some)
 
     def write_current_map(self, volume: Tensor, pixel_size_angstrom: float) -> None:
         """The map so far, for whoever looks on."""

@@ -27,6 +27,13 @@ def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, repo
     return f"band {band:.0f} A  image loss {image:.3f}  pose loss {pose:.3f}"
 
 
+def lesson_step(progress: Progress, steps: int, reporter: Reporter) -> str:
+    """Record a step of the encoder's lesson; returns the words beside the progress bar."""
+    pose = progress.losses.pose.item()
+    reporter.record("teach", step=progress.step, steps=steps, pip_loss=round(pose, 5))
+    return f"pose loss {pose:.3f}"
+
+
 def poses_watched(step: int, moved_deg: Tensor, config: RunConfig, reporter: Reporter) -> None:
     """How far the encoder's poses turned since the last look."""
     stable = (moved_deg < config.search.stable_deg).float().mean().item()

@@ -1,22 +1,18 @@
 """The stages of a run one by one: each takes up the work where the journal says that it stands."""
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ace_em import run_log
 from ace_em.amortised import Trained, start_seed, train_start
-from ace_em.config import RunConfig
 from ace_em.data.plain import unpacked
 from ace_em.data.preprocess import working_set
 from ace_em.data.working_set import WorkingSet
-from ace_em.journal import Journal
+from ace_em.job import Job
 from ace_em.metrics.alignment import apply_frame, turn_volume
 from ace_em.physics.pose import Pose
-from ace_em.plan import Plan
-from ace_em.progress import Reporter
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import Explorer, HeldOut, Round, explore, held_out_rows, judge_held_out
 from ace_em.refinement.exploring import without_past as rounds_without_past
@@ -31,31 +27,10 @@ from ace_em.refinement.half_sets import (
 )
 from ace_em.refinement.search import SearchSpace
 from ace_em.refinement.symmetry import find_axes
-from ace_em.run_folder import RunFolder
 from ace_em.verdict import explains
 
 SYMMETRY_BAND = 6.5
 """Axes are looked for in the map up to this, in cycles per diameter."""
-SHOW_MAP_EVERY_S = 60.0
-
-
-@dataclass
-class Job:
-    """What every stage needs: what to do and how, where to, and how far it has come; ``half_set`` (N,) is 1 or 2."""
-
-    plan: Plan
-    config: RunConfig
-    half_set: Tensor
-    run: RunFolder
-    reporter: Reporter
-    journal: Journal
-    _shown_at: float = field(default=-SHOW_MAP_EVERY_S)
-
-    def show(self, volume: Tensor) -> None:
-        """The map so far, every minute, for whoever looks on."""
-        if time.monotonic() - self._shown_at >= SHOW_MAP_EVERY_S:
-            self.run.write_current_map(volume, self.plan.box_angstrom / volume.shape[-1])
-            self._shown_at = time.monotonic()
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,16 @@ import mrcfile
 import numpy as np
 import pytest
 
-from ace_em.data.mrc import StackWriter, open_stack, read_volume, stack_shape, write_volume
+from ace_em.data.mrc import StackWriter, read_images, read_volume, stack_shape, write_volume
 from ace_em.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
+
+
+def read_stack(path: Path) -> np.ndarray:
+    """Every image."""
+    return read_images(path, np.arange(stack_shape(path)[0]))
 
 
 def numbered(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
@@ -35,22 +40,24 @@ def write_raw(path: Path, data: np.ndarray, byte_order: str = "<", axes: tuple[i
 def test_stack_of_every_type_and_byte_order(tmp_path: Path, dtype: str, byte_order: str) -> None:
     data = numbered((3, 5, 7), dtype)
     write_raw(tmp_path / "a.mrcs", data, byte_order)
-    stack = open_stack(tmp_path / "a.mrcs")
-    assert isinstance(stack, np.memmap) and stack.dtype.newbyteorder("=") == np.dtype(dtype)
+    stack = read_stack(tmp_path / "a.mrcs")
+    assert stack.dtype == np.float32
     assert stack_shape(tmp_path / "a.mrcs") == stack.shape == (3, 5, 7)
-    assert np.array_equal(np.asarray(stack[[2, 0]], dtype=np.float32), data[[2, 0]].astype(np.float32))
+    assert np.array_equal(stack, data.astype(np.float32))
+    some = read_images(tmp_path / "a.mrcs", np.array([0, 2]))
+    assert np.array_equal(some, data[[0, 2]].astype(np.float32))
 
 
 def test_extended_header_is_skipped(tmp_path: Path) -> None:
     data = numbered((2, 4, 4))
     with mrcfile.new(tmp_path / "a.mrc", data=data) as file:
         file.set_extended_header(np.frombuffer(b"x" * 96, dtype="V1"))
-    assert np.array_equal(open_stack(tmp_path / "a.mrc"), data)
+    assert np.array_equal(read_stack(tmp_path / "a.mrc"), data)
 
 
 def test_single_image_is_a_stack_of_one(tmp_path: Path) -> None:
     write_raw(tmp_path / "one.mrc", numbered((6, 6)))
-    assert open_stack(tmp_path / "one.mrc").shape == (1, 6, 6)
+    assert read_stack(tmp_path / "one.mrc").shape == (1, 6, 6)
 
 
 @pytest.mark.parametrize("axes", [(1, 2, 3), (3, 1, 2), (2, 3, 1), (3, 2, 1), (2, 1, 3)])
@@ -89,7 +96,7 @@ def test_stack_writer_streams_and_is_deterministic(tmp_path: Path) -> None:
                 writer.write(data[start : start + 3])
             assert not (tmp_path / name).exists()
     assert (tmp_path / "a.mrcs").read_bytes() == (tmp_path / "b.mrcs").read_bytes()
-    assert np.array_equal(open_stack(tmp_path / "a.mrcs"), data)
+    assert np.array_equal(read_stack(tmp_path / "a.mrcs"), data)
     with mrcfile.open(tmp_path / "a.mrcs") as file:
         header = file.header
         assert file.is_image_stack() and header.nlabl == 0 and not any(header.label)
@@ -116,7 +123,7 @@ def test_truncated_file_names_both_sizes(tmp_path: Path) -> None:
     write_raw(path, numbered((3, 8, 8)))
     path.write_bytes(path.read_bytes()[:-10])
     expected = 1024 + 3 * 8 * 8 * 4
-    for reader in (open_stack, read_volume, stack_shape):
+    for reader in (read_stack, read_volume, stack_shape):
         with pytest.raises(InputError, match=rf"cut\.mrcs.*{expected} bytes.*found {expected - 10} bytes"):
             reader(path)
 
@@ -127,17 +134,17 @@ def test_truncated_file_names_both_sizes(tmp_path: Path) -> None:
 def test_not_mrc(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "junk.mrcs").write_bytes(content)
     with pytest.raises(InputError, match=r"junk\.mrcs.*not an MRC file"):
-        open_stack(tmp_path / "junk.mrcs")
+        read_stack(tmp_path / "junk.mrcs")
 
 
 def test_refusals_of_missing_folder_complex_and_bad_cell(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        open_stack(tmp_path / "none.mrcs")
+        read_stack(tmp_path / "none.mrcs")
     with pytest.raises(InputError, match="is not a file"):
-        open_stack(tmp_path)
+        read_stack(tmp_path)
     write_raw(tmp_path / "c.mrc", numbered((2, 4, 4), "complex64"))
     with pytest.raises(InputError, match="mode 4"):
-        open_stack(tmp_path / "c.mrc")
+        read_stack(tmp_path / "c.mrc")
     for name, cell, message in (("flat", (2, 3, 2), "expected equal edges"), ("zero", (0, 0, 0), "no pixel size")):
         path = tmp_path / f"{name}.mrc"
         with mrcfile.new(path, data=numbered((4, 4, 4))) as file:

@@ -144,6 +144,15 @@ def test_refusals_are_one_line_naming_the_file(tmp_path: Path, content: bytes, m
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["1@o'brien.mrcs", "1@a#2.mrcs", "1@'a b'.mrcs"])
+def test_what_would_be_read_as_another_text_is_not_written(tmp_path: Path, name: str) -> None:
+    table = read_particle_star(star(tmp_path, RELION31))
+    table.particles.loc[1, "rlnImageName"] = name
+    with pytest.raises(InputError, match="row 2, column rlnImageName: .* cannot stand in a STAR file"):
+        write_star(tmp_path / "out.star", table)
+    assert not (tmp_path / "out.star").exists()
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_particle_star(tmp_path / "none.star")

@@ -7,13 +7,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.mrc import StackWriter, open_stack, read_volume, write_volume
+from ace_em.data.mrc import StackWriter, read_images, read_volume, stack_shape, write_volume
 from ace_em.data.particles import Particles
 from ace_em.data.star import ParticleTable, write_star
 from ace_em.maths.fourier import HalfPlane, radius_grid
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.relion
 
 PIXEL = 2.5
 RESOLUTION = 7.0
+
+
+def read_stack(path: Path) -> np.ndarray:
+    """Every image."""
+    return read_images(path, np.arange(stack_shape(path)[0]))
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def projected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     write_case_star(case, folder / "poses.star", "projections.mrcs")
     flags = ["--ctf"] if request.param else []
     run(folder, "relion_project", "--i", "map.mrc", "--ang", "poses.star", "--o", "projections", "--angpix", str(PIXEL), *flags)
-    stack = torch.tensor(open_stack(folder / "projections.mrcs"))
+    stack = torch.tensor(read_stack(folder / "projections.mrcs"))
     transfer = case.transfer() if request.param else torch.ones(1)
     return case, HalfPlane.within(case.box).from_image(stack), transfer, Particles.open(folder / "poses.star")
 

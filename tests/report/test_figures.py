@@ -1,6 +1,7 @@
 """What the report's figures show: that it is the run's, where it is due."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import roma
 import torch
 from matplotlib.figure import Figure
 
+from ace_em.data.star import read_particle_star, write_star
 from ace_em.report.charts import fsc_figure
 from ace_em.report.figures import nice_length, png, smoothed_views
+from ace_em.report.histograms import ParticleNumbers, histogram_figure
 from ace_em.report.page import render
 from ace_em.report.rounds import Rounds, round_figure
 from ace_em.report.run_files import read_run
 from ace_em.report.sentences import shared
-from ace_em.report.triplets import make_triplets
+from ace_em.report.triplets import Comparison, evenly, extremes
 
 
 def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +36,7 @@ def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure:
     """The figure behind a picture."""
     made: list[Figure] = []
-    for module in ("rounds", "charts"):
+    for module in ("rounds", "charts", "histograms"):
         monkeypatch.setattr(f"ace_em.report.{module}.png", lambda figure: made.append(figure) or png(figure))
     make()
     return made[0]
@@ -77,13 +80,71 @@ def test_every_fsc_curve_and_the_shared_band_are_drawn(run: Path, monkeypatch: p
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_predictions_match_images_made_from_turned_atoms(finished: Path, sign: float) -> None:
-    files = read_run(finished / "run")
-    assert files.particles is not None and files.map is not None
-    triplets = make_triplets(files.particles, files.map, sign, 12.0)
-    assert [t.row for t in triplets] == [1, 6, 11, 15, 20]
+    comparison = _comparison(finished / "run", sign)
+    triplets = comparison.triplets(evenly(5, len(comparison.particles)))
+    assert [t.row for t in triplets] == [1, 6, 11, 15, 20] and triplets[1].name == "6@stack.mrcs"
     # wrong shifts, CTF or rotations give less than 0.7
     assert all(sign * t.correlation > 0.93 for t in triplets), [t.correlation for t in triplets]
     assert all(t.clean.shape == (32, 32) for t in triplets)
+
+
+def _comparison(run: Path, sign: float = 1.0) -> Comparison:
+    files = read_run(run)
+    assert files.particles is not None and files.map is not None
+    return Comparison.of(files.particles, files.map, sign, 12.0)
+
+
+def test_the_worst_particles_are_those_at_wrong_poses(run: Path) -> None:
+    text = (run / "poses.star").read_text()
+    wrong = {3, 17}
+    for n in wrong:
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{n}@stack.mrcs"))
+        cells = line.split()
+        where = [name.split()[0] for name in re.findall(r"^_rln\S+", text.partition("data_particles")[2], re.M)].index(
+            "_rlnAngleTilt"
+        )
+        cells[where] = str(float(cells[where]) + 90)
+        text = text.replace(line, " ".join(cells))
+    (run / "poses.star").write_text(text)
+    found = extremes(_comparison(run), shown=2)
+    assert found.n == 20 and {t.row for t in found.worst} == wrong
+    assert [t.correlation for t in found.best] == sorted((t.correlation for t in found.best), reverse=True)
+    assert found.worst[-1].correlation < 0.7 < found.median < found.best[-1].correlation
+    page = render(read_run(run))
+    assert re.search(r"<td>worst</td><td>(3|17)</td><td>(3|17)@stack.mrcs</td>", page)
+
+
+def test_correlations_do_not_depend_on_the_block(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison, rows = _comparison(run), np.arange(7)
+    whole = comparison.correlations(rows)
+    monkeypatch.setattr("ace_em.report.triplets._BLOCK", 3)
+    assert comparison.correlations(rows) == pytest.approx(whole, abs=1e-5)
+    assert whole == pytest.approx([t.correlation for t in comparison.triplets(rows)], abs=1e-5)
+
+
+def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = read_particle_star(run / "poses.star")
+    table.particles["rlnMaxValueProbDistribution"] = [str(0.1 + 0.04 * n) for n in range(20)]
+    for axis in "XY":
+        table.particles[f"rlnOrigin{axis}Angst"] = [str(n if axis == "X" else -2 * n) for n in range(20)]
+    write_star(run / "poses.star", table)
+    numbers = ParticleNumbers.of(read_particle_star(run / "poses.star"))
+    assert numbers.shift_angstrom is not None and numbers.defocus_um is not None
+    # the particle lies where the origin, its opposite, says
+    assert numbers.shift_angstrom[3] == pytest.approx([-3.0, 6.0], abs=1e-4)
+    assert numbers.defocus_um[0] == pytest.approx(
+        (float(table.particles["rlnDefocusU"][0]) + float(table.particles["rlnDefocusV"][0])) / 2e4
+    )
+    figure = _drawn(monkeypatch, lambda: histogram_figure(numbers))
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "defocus (µm)",
+        "largest pose probability",
+        "in-plane shift (Å)",
+        "shift in x (Å)",
+    ]
+    assert all(sum(bar.get_height() for bar in axes.patches) == 20 for axes in figure.axes[:3])
+    # 0.54 ... 0.86 are nine of twenty
+    assert "above 0.5 for 45% of the particles" in render(read_run(run))
 
 
 def test_smoothed_views_are_one_when_uniform_and_peak_where_all_look() -> None:

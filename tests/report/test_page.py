@@ -1,8 +1,10 @@
 """The report of a small run: one file, nothing fetched, and no gap in the run folder that stops it."""
 
+import base64
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from ace_em.report.sentences import crossing_angstrom, shared
 
 # particles of the run that conftest.py makes
 N = 20
-N_FIGURES = 6
+N_FIGURES = 8
 
 
 def _page(run: Path) -> str:
@@ -28,11 +30,18 @@ def _page(run: Path) -> str:
 
 def test_a_finished_run_gives_one_self_contained_page(run: Path) -> None:
     page = _page(run)
+    scripts = re.findall(r"<script(?: type='application/json')?>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 3 and page.count("<script") == page.count("</script") == 3
+    # the hashes, in quotes, of the scripts that may run: plotly's and ours, not what stands in JSON
+    hashes = {f"'sha256-{base64.b64encode(sha256(s.encode()).digest()).decode()}'" for s in scripts[1:]}
+    assert set(re.findall('script-src ([^"]*)"', page)[0].split()) == hashes
+    assert len(page) < 8e6
+    page = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert page.count('<img src="data:image/png;base64,') == page.count("<img") == N_FIGURES
     assert "Not shown" not in page and "What is missing" not in page
     addresses = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'>]*)""", page) + re.findall(r"url\(([^)]*)", page)
     assert all(address.startswith("data:") for address in addresses)
-    assert "<script" not in page and "@import" not in page
+    assert "@import" not in page
     assert f"The run converged: {N} particles gave a map at 17.5 Å (half-map FSC 0.143) in 1 min 15 s." in page
     # 1 - shell / 17 is 0.5 at shell 8.5 of 192 Angstrom, 1 - (shell / 20)^2 at shell 14.1
     assert "0.5 at 22.6 Å" in page and "corrected by phase randomisation: above 0.143 to the last shell; 0.5 at 13.6 Å" in page
@@ -40,7 +49,7 @@ def test_a_finished_run_gives_one_self_contained_page(run: Path) -> None:
 
 
 def _tiles(page: str) -> dict[str, str]:
-    return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", page))
+    return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", page.replace("\N{NO-BREAK SPACE}", " ")))
 
 
 def test_tiles_hold_the_numbers_of_the_record(run: Path) -> None:
@@ -80,6 +89,7 @@ def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(tmp_path: Path
     page = _page(empty)
     assert "The run has not ended: it has logged nothing" in page
     assert page.count("Not shown") == N_FIGURES and "<img" not in page
+    assert "<script" not in page and len(page) < 20_000, "plotly for nothing"
     for file in ("volume.mrc", "half1.mrc", "fsc.csv", "poses.star", "config.yaml", "metrics.jsonl"):
         assert f"<code>{file}</code>: not there" in page
     with pytest.raises(InputError, match="not a folder"):
@@ -116,7 +126,7 @@ def test_particles_that_are_gone_cost_their_figure_only(finished: Path, tmp_path
     (project / "stack.mrcs").unlink()
     (project / "run" / "config.yaml").write_text("particles: particles.star\n")
     page = _page(project / "run")
-    assert page.count("<img") == N_FIGURES - 1
+    assert page.count("<img") == N_FIGURES - 2
     assert re.search(r"Not shown: particle images: .*stack\.mrcs not found", page)
 
 
@@ -133,14 +143,42 @@ def test_text_of_the_run_is_escaped(run: Path) -> None:
     evil = "<script>alert(1)</script>"
     (run / "config.yaml").write_text(f"particles: '{evil}'\nseed: \"{evil}\"\n")
     (run / "evaluation.json").write_text(json.dumps({evil: evil}))
-    records = [{"stage": "survey", "contrast": evil}, {"stage": "end", "message": evil}]
+    begin = {"stage": "begin", "command": evil, "versions": {evil: evil}, evil: evil}
+    records = [begin, {"stage": "survey", "contrast": evil}, {"stage": "end", "message": evil}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    # without a map there is no script of the page's own
+    for file in ("volume.mrc", "volume_sharp.mrc"):
+        (run / file).unlink()
     page = _page(Path(shutil.move(run, run.with_name("<script>x"))))
     assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(1)") >= 6
+    assert page.count("&lt;script&gt;alert(1)") >= 11
 
 
 def test_crossing_passes_over_the_first_shells_and_may_not_happen() -> None:
     frequency = np.arange(6) / 100.0
     assert crossing_angstrom(frequency, np.array([1, 0, 1, 0.8, 0.2, 0.1]), 0.5) == pytest.approx(100 / 3.5)
     assert np.isnan(crossing_angstrom(frequency, np.ones(6), 0.5))
+
+
+def test_the_page_says_how_the_run_was_made(run: Path) -> None:
+    tiles = _tiles(_page(run))
+    assert tiles["versions"] == "ace-em 0.1.0, torch 2.13.0" and tiles["device"] == "cpu" and tiles["threads"] == "2"
+    assert tiles["time expected"] == "1 min 35 s" and tiles["memory expected"] == "1.2 GiB"
+    records = (run / "metrics.jsonl").read_text().splitlines()
+    again = json.loads(records[0]) | {"time_s": 61.0, "command": "ace-em reconstruct particles.star -o run --resume"}
+    (run / "metrics.jsonl").write_text("\n".join([records[0], json.dumps(again), *records[1:]]) + "\n")
+    page = _page(run)
+    assert re.findall("<h3>(.*?)</h3>", page) == ["Begun", "Resumed at 1 min 1 s"]
+    assert re.findall("<pre class='command'>(.*?)</pre>", page)[1].endswith("-o run --resume")
+    (run / "metrics.jsonl").write_text("\n".join(records[1:]) + "\n")
+    assert "How it was made" not in _page(run), "an earlier version wrote no such record"
+
+
+def test_a_run_that_goes_on_shows_its_map_so_far(run: Path) -> None:
+    (run / "volume.mrc").rename(run / "current.mrc")
+    records = [r for r in (run / "metrics.jsonl").read_text().splitlines() if '"end"' not in r]
+    (run / "metrics.jsonl").write_text("\n".join(records) + "\n")
+    page = _page(run)
+    assert "The map so far, current.mrc." in page and "map so far (current.mrc)" in page and "half1.mrc)" not in page
+    tiles = _tiles(page)
+    assert tiles["stable poses"] == "100 %" and tiles["half-map FSC 0.143, so far"] == "20 Å" and "B factor" not in tiles

@@ -11,7 +11,7 @@ import torch
 
 from ace_em import cli
 from ace_em.config import SimulationConfig
-from ace_em.data.mrc import open_stack, read_volume, write_volume
+from ace_em.data.mrc import read_images, read_volume, stack_shape, write_volume
 from ace_em.data.particles import Particles
 from ace_em.data.star import numeric_column, read_particle_star, write_star
 from ace_em.maths.fourier import fourier_resize, resize
@@ -25,6 +25,11 @@ CONFIG = SimulationConfig(n=8, box=32, pixel_size=17.0, resolution=40.0, snr_db=
 FILES = ("particles.mrcs", "particles.star", "truth.star", "volume.mrc")
 POSE_COLUMNS = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
 Result = tuple[int, str, str]
+
+
+def read_stack(path: Path) -> np.ndarray:
+    """Every image."""
+    return read_images(path, np.arange(stack_shape(path)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_four_files_and_nothing_else(made: Path) -> None:
     assert set(content(made)) == set(FILES)
-    assert open_stack(made / "particles.mrcs").shape == (8, 32, 32)
+    assert read_stack(made / "particles.mrcs").shape == (8, 32, 32)
     volume, pixel_size = read_volume(made / "volume.mrc")
     assert volume.shape == (32, 32, 32) and pixel_size == pytest.approx(17.0)
 
@@ -111,7 +116,7 @@ def test_poses_from_a_star_file(command: Callable[..., Result], made: Path) -> N
 
 def test_poses_from_a_star_file_are_those_of_the_images(command: Callable[..., Result], made: Path) -> None:
     command(STRUCTURE, "--poses", made / "truth.star", "--ctf", made / "truth.star", "--snr-db", 200)
-    again, before = (open_stack(f / "particles.mrcs").reshape(8, -1) for f in (Path("sim"), made))
+    again, before = (read_stack(f / "particles.mrcs").reshape(8, -1) for f in (Path("sim"), made))
     correlation = np.corrcoef(again, before)[:8, 8:]
     assert (correlation.argmax(1) == np.arange(8)).all() and correlation.diagonal().min() > 0.6
 
@@ -142,7 +147,7 @@ def test_map_as_it_is(command: Callable[..., Result], made: Path) -> None:
     volume, before = (read_volume(f / "volume.mrc")[0] for f in (Path("sim"), made))
     np.testing.assert_allclose(volume, before, atol=1e-5 * before.max())
     assert Path("sim/truth.star").read_bytes() == (made / "truth.star").read_bytes()
-    images, expected = (open_stack(f / "particles.mrcs").reshape(8, -1) for f in (Path("sim"), made))
+    images, expected = (read_stack(f / "particles.mrcs").reshape(8, -1) for f in (Path("sim"), made))
     for one, other in zip(images, expected, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 0.999
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
 from ace_em.tasks.schedules import step_plan
-from ace_em.training.loop import Progress, build_model, train
+from ace_em.training.loop import Hooks, Progress, build_model, train
 
 DIAMETER, STEPS, WARM_UP = 10.0, 6, 2
 BASE = AceConfig(

@@ -12,7 +12,7 @@ from ace_em.models.fourier_net import FourierNet
 from ace_em.models.resnet_encoder import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
 from ace_em.presets import PRESETS, changed, preset
-from ace_em.training.loop import Progress, encode, train
+from ace_em.training.loop import Hooks, Progress, encode, train
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,10 +1,11 @@
-"""MRC files: maps read and written whole, image stacks memory-mapped and streamed.
+"""MRC files: maps read and written whole, image stacks read image by image and streamed.
 
 Array order is z, y, x for volumes and image, y, x for stacks. Pixel sizes are in Angstrom.
 """
 
 import warnings
 from contextlib import ExitStack
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
 
@@ -19,12 +20,15 @@ from ace_em.errors import InputError
 _REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
 # relative difference of voxel edges that rounding of the cell's size in the header can explain
 _CUBIC_TOLERANCE = 1e-2
+# first bytes of compressed files, whatever their names
+_COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
 
 def _read_header(path: Path) -> np.recarray:
     """Header of an MRC file whose byte order, mode, size and length have been checked."""
     if not path.is_file():
         raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    _refuse_compressed(path)
     try:
         # many real stacks lack the map ID or the machine stamp: mrcfile warns, the checks below decide
         with warnings.catch_warnings():
@@ -44,7 +48,22 @@ def _read_header(path: Path) -> np.recarray:
     found = path.stat().st_size
     if found < expected:
         raise InputError(f"{path}: truncated, the header says {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
+    if found > expected:
+        # a wrong mode, or an extended header left out of the count: the grey values would be read from the wrong place
+        size = f"{nx} x {ny} x {nz} of mode {mode} after {nsymbt} bytes of extended header ({expected} bytes)"
+        raise InputError(f"{path}: longer than its header says: expected {size}, found {found} bytes")
     return header
+
+
+def _refuse_compressed(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(6)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    for magic, kind in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(f"{path}: compressed ({kind}), expected a plain MRC file; decompress it first")
 
 
 def _map_data(path: Path, header: np.recarray) -> np.memmap:
@@ -106,21 +125,58 @@ def write_volume(path: Path | str, volume: np.ndarray, pixel_size_angstrom: floa
 
 
 def stack_shape(path: Path | str) -> tuple[int, int, int]:
-    """(n, y, x) of an image stack from its header, checked as by :func:`open_stack`, without mapping it."""
+    """(n, y, x) of an image stack from its header, checked as by :func:`read_images`."""
     path = Path(path)
     header = _read_header(path)
     return int(header.nz), int(header.ny), int(header.nx)
 
 
-def open_stack(path: Path | str) -> np.memmap:
-    """Memory-map an image stack, read only.
+def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
+    """Some images of a stack, without mapping it into memory.
+
+    A file that is lost or cut while a map of it is read kills the process (SIGBUS), and the pages of a map count as memory
+    used; a read does neither.
+
+    Parameters
+    ----------
+    index : (b,) images, ascending, from 0.
 
     Returns
     -------
-    (n, y, x) array in the file's own type and byte order (int8, int16, uint16, float16, float32); one image is a stack of 1.
+    (b, y, x) float32; the file may have int8, int16, uint16, float16 or float32 of either byte order.
     """
     path = Path(path)
-    return _map_data(path, _read_header(path))
+    header = _read_header(path)
+    kind, ny, nx = mrcfile.utils.data_dtype_from_header(header), int(header.ny), int(header.nx)
+    first, size = 1024 + int(header.nsymbt), kind.itemsize * ny * nx
+    images = np.empty((len(index), ny, nx), dtype=np.float32)
+    # one read for each row of neighbours
+    starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    ends = np.append(starts[1:], len(index))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for start, end in zip(starts, ends, strict=True):
+                file.seek(first + int(index[start]) * size)
+                data = _read_fully(file, int(end - start) * size)
+                if len(data) < (end - start) * size:
+                    last = index[start] + len(data) // size + 1
+                    raise InputError(f"{path}: truncated while it was read: image {last} is not whole")
+                images[start:end] = np.frombuffer(data, dtype=kind).reshape(-1, ny, nx)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return images
+
+
+def _read_fully(file: RawIOBase, size: int) -> bytearray:
+    """``size`` bytes, or fewer at the end of the file; one read of a large block may give less."""
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size:
+        n = file.readinto(view[done:])
+        if not n:
+            return data[:done]
+        done += n
+    return data
 
 
 def _clear_labels(file: MrcFile) -> None:

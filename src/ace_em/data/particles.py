@@ -1,14 +1,16 @@
 """Particle images with what is known about each: the STAR table, its stacks, CTF parameters, poses and half-sets."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from ace_em.data.mrc import open_stack, stack_shape
-from ace_em.data.star import ParticleTable, numeric_column, read_particle_star
+from ace_em.data.mrc import read_images, stack_shape
+from ace_em.data.particle_table import ParticleTable, numeric_column
+from ace_em.data.pixel_size import origin_px, pixel_sizes
+from ace_em.data.tables import read_particle_table
 from ace_em.errors import InputError
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose, relion_angles_to_rotmat
@@ -16,6 +18,8 @@ from ace_em.physics.pose import Pose, relion_angles_to_rotmat
 MIN_BOX = 16
 # relative difference of pixel sizes that is rounding (of a magnification, say) and moves no CTF ring by a pixel
 _PIXEL_SIZE_TOLERANCE = 1e-4
+# median defocus in Angstrom; what lies outside is in micrometre (1.5), metre (1.5e-6) or nanometre of some other program, or unset
+_DEFOCUS_ANGSTROM = (100.0, 200_000.0)
 # field of CTFParameters: column, value where the column is missing (None: it must be there)
 _CTF_COLUMNS: dict[str, tuple[str, float | None]] = {
     "defocus_u_angstrom": ("rlnDefocusU", None),
@@ -32,11 +36,11 @@ _CTF_COLUMNS: dict[str, tuple[str, float | None]] = {
 class Particles:
     """Particle images on disk and their metadata; N particles, images of ``box`` x ``box`` pixels.
 
-    Images are read on demand from memory maps, which are opened anew in each process: a pickled copy carries none.
+    Images are read on demand, and no file is kept open.
 
     Attributes
     ----------
-    table : the STAR file.
+    table : the STAR file, or the cryoSPARC file in that form.
     image_names : N strings, ``index@path`` as in the STAR file.
     box : pixels per image edge.
     pixel_size_angstrom : of the images.
@@ -54,25 +58,31 @@ class Particles:
     stack_paths: tuple[Path, ...]
     stack_of_row: np.ndarray
     index_in_stack: np.ndarray
-    _open: dict[int, np.memmap] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def open(path: Path | str, project_root: Path | None = None) -> "Particles":
-        """Open the particles of a STAR file and check everything that can be checked without reading the images.
+    def open(path: Path | str, project_root: Path | None = None, passthrough: Sequence[Path] = ()) -> "Particles":
+        """Open the particles of a file and check everything that can be checked without reading the images.
 
         Parameters
         ----------
-        path : RELION STAR file.
-        project_root : folder that image paths are relative to. Without it, or when a stack is not there, the STAR file's
-            folder, the folders above it (a RELION project's root is one of them) and the current folder are tried.
+        path : RELION STAR file, or cryoSPARC .cs file.
+        project_root : folder that image paths are relative to. Without it, or when a stack is not there, the file's
+            folder, the folders above it (the root of a RELION or cryoSPARC project is one of them) and the current folder
+            are tried.
+        passthrough : cryoSPARC files with the fields that the .cs file lacks.
         """
-        table = read_particle_star(path)
+        return Particles.of(read_particle_table(path, passthrough), project_root)
+
+    @staticmethod
+    def of(table: ParticleTable, project_root: Path | None = None) -> "Particles":
+        """The particles of a table, checked as by :meth:`open`."""
         names = tuple(table.particles["rlnImageName"])
         stack_paths, stack_of_row, index_in_stack, box = _locate_images(table.path, names, project_root)
         _check_image_size(table, box)
-        return Particles(
-            table, names, box, pixel_size_of(table), ctf_parameters(table), stack_paths, stack_of_row, index_in_stack
-        )
+        _refuse_repeats(table.path, names, stack_paths, stack_of_row, index_in_stack)
+        pixel_size, ctf = pixel_size_of(table), ctf_parameters(table)
+        _check_defocus(table)
+        return Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -82,8 +92,17 @@ class Particles:
         """Number of particles."""
         return len(self.table)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
+    @property
+    def sign_on_disk(self) -> float | None:
+        """+1 where the protein is white in the files, -1 where it is black; None for a STAR file, which does not say."""
+        if self.table.cryosparc is None or "blob/sign" not in self.table.cryosparc:
+            return None
+        signs = np.unique(np.sign(self.table.cryosparc["blob/sign"]))
+        if len(signs) > 1:
+            raise InputError(
+                f"{self.table.path}: field blob/sign has {signs[0]:g} and {signs[-1]:g}, expected one for all particles"
+            )
+        return float(signs[0]) if signs[0] in (-1, 1) else None
 
     def images(self, rows: np.ndarray | slice) -> np.ndarray:
         """Images (B, box, box), float32, of ``rows`` in the order asked for; grey values as in the file.
@@ -98,15 +117,10 @@ class Particles:
         for stack in np.unique(stacks):
             places = order[stacks == stack]
             index = self.index_in_stack[wanted[places]]
-            images = np.asarray(self._memmap(int(stack))[index], dtype=np.float32)
+            images = read_images(self.stack_paths[stack], index)
             self._check_images(images, index, int(stack))
             out[places] = images
         return out
-
-    def _memmap(self, stack: int) -> np.memmap:
-        if stack not in self._open:
-            self._open[stack] = open_stack(self.stack_paths[stack])
-        return self._open[stack]
 
     def _check_images(self, images: np.ndarray, index: np.ndarray, stack: int) -> None:
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
@@ -141,26 +155,28 @@ def ctf_parameters(table: ParticleTable) -> CTFParameters:
 
 def pixel_size_of(table: ParticleTable) -> float:
     """The one pixel size of all particles, in Angstrom."""
-    if table.has_column("rlnImagePixelSize"):
-        values = numeric_column(table, "rlnImagePixelSize")
-    elif table.has_column("rlnDetectorPixelSize") and table.has_column("rlnMagnification"):
-        magnification = numeric_column(table, "rlnMagnification")
-        if (magnification <= 0).any():
-            row = int((magnification <= 0).argmax())
-            raise InputError(f"{table.path}: row {row + 1}, column rlnMagnification: {magnification[row]:g}, expected above 0")
-        # micrometre on the detector to Angstrom in the specimen
-        values = numeric_column(table, "rlnDetectorPixelSize") / magnification * 1e4
-    elif table.has_column("rlnPixelSize"):
-        values = numeric_column(table, "rlnPixelSize")
-    else:
-        expected = "rlnImagePixelSize, or rlnDetectorPixelSize and rlnMagnification, or rlnPixelSize"
-        raise InputError(f"{table.path}: no pixel size: expected {expected}")
+    values = pixel_sizes(table)
     low, high = float(values.min()), float(values.max())
-    if low <= 0:
-        raise InputError(f"{table.path}: pixel size {low:g} Angstrom, expected above 0")
     if high / low - 1 > _PIXEL_SIZE_TOLERANCE:
-        raise InputError(f"{table.path}: pixel sizes from {low:g} to {high:g} Angstrom, expected one for all particles")
+        row = int((np.abs(values / values[0] - 1) > _PIXEL_SIZE_TOLERANCE / 2).argmax())
+        raise InputError(
+            f"{table.path}: pixel sizes from {low:g} to {high:g} Angstrom, expected one for all particles "
+            f"(row 1 has {values[0]:g}, row {row + 1} has {values[row]:g})"
+        )
     return float(values[0])
+
+
+def _check_defocus(table: ParticleTable) -> None:
+    """Refuse a defocus that cannot be in Angstrom, or has the other sign: nothing later would tell."""
+    low, high = _DEFOCUS_ANGSTROM
+    for name in ("rlnDefocusU", "rlnDefocusV"):
+        values = numeric_column(table, name)
+        typical, median = float(np.median(np.abs(values))), float(np.median(values))
+        found = f"{table.path}: column {name}: median {median:g} (row 1 has {values[0]:g})"
+        if not low <= typical <= high:
+            raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometre are 15000")
+        if median < 0:
+            raise InputError(f"{found}, expected underfocus as a positive number; turn the sign of the column")
 
 
 def _check_image_size(table: ParticleTable, box: int) -> None:
@@ -174,15 +190,20 @@ def _check_image_size(table: ParticleTable, box: int) -> None:
         raise InputError(f"{table.path}: rlnImageSize is {sizes[0]:g}, but the images have {box} pixels")
 
 
-def _find(star: Path, name: str, project_root: Path | None) -> Path:
+def find_images(star: Path, name: str, project_root: Path | None) -> Path:
     """The file of an image path."""
     folders = [] if project_root is None else [Path(project_root)]
     folders += [*star.absolute().parents, Path.cwd()]
     tried = list(dict.fromkeys(folder / name for folder in folders))  # an absolute name gives itself, once
+    if Path(name).is_absolute() and project_root is not None:
+        # of another machine or drive: its end, the longest first, may be below the project
+        parts = Path(name).parts
+        tried += [project_root.joinpath(*parts[i:]) for i in range(1, len(parts))]
     for candidate in tried:
         if candidate.is_file():
             return candidate
-    raise InputError(f"{star}: images {name} not found; tried {', '.join(map(str, tried))}")
+    advice = "give the folder that holds them with --project" if project_root is None else "is --project the right folder?"
+    raise InputError(f"{star}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
 
 
 def _split_name(star: Path, row: int, name: str) -> tuple[int | None, str]:
@@ -206,7 +227,7 @@ def _locate_images(star: Path, names: tuple[str, ...], root: Path | None) -> tup
         index, file = _split_name(star, row, name)
         if file not in stacks:
             stacks[file] = len(paths)
-            paths.append(_find(star, file, root))
+            paths.append(find_images(star, file, root))
             shapes.append(_checked_shape(paths[-1], paths[0], shapes[:1]))
         stack = stacks[file]
         count = shapes[stack][0]
@@ -216,6 +237,23 @@ def _locate_images(star: Path, names: tuple[str, ...], root: Path | None) -> tup
             raise InputError(f"{star}: row {row + 1}: image {index} of {paths[stack]}, which holds {count}")
         stack_of_row[row], index_in_stack[row] = stack, (index or 1) - 1
     return tuple(paths), stack_of_row, index_in_stack, shapes[0][1]
+
+
+def _refuse_repeats(
+    star: Path, names: tuple[str, ...], paths: tuple[Path, ...], stack_of_row: np.ndarray, index_in_stack: np.ndarray
+) -> None:
+    """The same image in both half-sets would make their maps agree by itself."""
+    files: dict[Path, int] = {}
+    file_of_stack = np.array([files.setdefault(path.resolve(), len(files)) for path in paths])
+    stack = file_of_stack[stack_of_row]
+    order = np.lexsort((index_in_stack, stack))
+    repeats = np.flatnonzero((np.diff(stack[order]) == 0) & (np.diff(index_in_stack[order]) == 0))
+    if len(repeats):
+        # lexsort keeps the order of equals: the earlier row comes first; told is the repeat that the reader meets first
+        k = repeats[order[repeats + 1].argmin()]
+        first, second = int(order[k]), int(order[k + 1])
+        found = f"row {second + 1}, column rlnImageName: {names[second]} is the image of row {first + 1} again"
+        raise InputError(f"{star}: {found} ({len(repeats)} such rows), expected every image once")
 
 
 def _checked_shape(path: Path, first_path: Path, first_shape: list[tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -240,13 +278,5 @@ def star_poses(table: ParticleTable, pixel_size_angstrom: float) -> Pose | None:
     if not all(table.has_column(name) for name in angle_names):
         return None
     angles = np.stack([numeric_column(table, name) for name in angle_names], axis=-1)
-    shift_px = -np.stack([_origin_px(table, axis, pixel_size_angstrom) for axis in "YX"], axis=-1)
+    shift_px = -np.stack([origin_px(table, axis, pixel_size_angstrom) for axis in "YX"], axis=-1)
     return Pose(relion_angles_to_rotmat(torch.from_numpy(angles)).float(), torch.from_numpy(shift_px).float())
-
-
-def _origin_px(table: ParticleTable, axis: str, pixel_size_angstrom: float) -> np.ndarray:
-    angstrom, px = f"rlnOrigin{axis}Angst", f"rlnOrigin{axis}"
-    # a 3.1 file means its Angstrom columns, a 3.0 file its pixel columns, should it have both
-    if table.has_column(angstrom) and (table.optics is not None or not table.has_column(px)):
-        return numeric_column(table, angstrom) / pixel_size_angstrom
-    return numeric_column(table, px, default=0.0)

@@ -1,56 +1,28 @@
 """Particle tables in RELION's STAR format: 3.0 (one block) and 3.1 and later (optics and particles).
 
 Every value is kept as the string that stands in the file, so that what we do not understand is written back as it was.
-Column names are without the leading underscore. Rows in messages count from 1.
 """
 
 import linecache
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 import starfile
 
 from ace_em.data.atomic import replace_atomically
+from ace_em.data.cs.star_blocks import fields_from_blocks, with_field_blocks
+from ace_em.data.particle_table import Block, ParticleTable, numeric_column
 from ace_em.errors import InputError
 
-Block: TypeAlias = pd.DataFrame | dict[str, str]
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 # what starfile turns into a missing value
 _NAN_TOKEN = re.compile(r"(?<!\S)(?:nan|NaN|<NA>)(?!\S)")
 _EMPTY_TOKEN = re.compile(r"""(?<!\S)(?:""|'')(?!\S)""")
-
-
-@dataclass(frozen=True)
-class ParticleTable:
-    """A particle STAR file.
-
-    Attributes
-    ----------
-    path : the file it was read from; messages name it, and stack paths are relative to its folder.
-    optics : one row per optics group, strings; None for a RELION 3.0 file.
-    particles : one row per particle, strings.
-    others : the remaining blocks by name, a dict of strings for a block that is not a loop.
-    particle_block : name of the block of the particles, without ``data_``.
-    """
-
-    path: Path
-    optics: pd.DataFrame | None
-    particles: pd.DataFrame
-    others: dict[str, Block] = field(default_factory=dict)
-    particle_block: str = "particles"
-
-    def __len__(self) -> int:
-        return len(self.particles)
-
-    def has_column(self, name: str) -> bool:
-        """Whether the particles, or their optics groups, have a column."""
-        return name in self.particles or (self.optics is not None and name in self.optics)
 
 
 def _read_text(path: Path) -> str:
@@ -135,11 +107,26 @@ def read_particle_star(path: Path | str) -> ParticleTable:
     if len(particles) == 0:
         raise InputError(f"{path}: block data_{name} has no rows")
     optics = _as_rows(blocks.pop("optics")) if "optics" in blocks else None
-    return ParticleTable(path, optics, particles, blocks, name)
+    return fields_from_blocks(ParticleTable(path, optics, particles, blocks, name))
+
+
+def _refuse_unwritable(path: Path | str, table: ParticleTable) -> None:
+    """starfile would write an apostrophe or a number sign so that another text, or none, is read again."""
+    for name, column in table.particles.items():
+        whole = "\n".join(column)
+        if "'" in whole or "#" in whole:
+            row = next(i for i, text in enumerate(column) if "'" in text or "#" in text)
+            found = f"row {row + 1}, column {name}: {column.iloc[row]!r}"
+            raise InputError(f"{path}: {found} cannot stand in a STAR file because of its ' or #")
 
 
 def write_star(path: Path | str, table: ParticleTable) -> None:
-    """Write a table, atomically; equal tables give equal bytes. ``table.path`` is not used."""
+    """Write a table, atomically; equal tables give equal bytes. ``table.path`` is not used.
+
+    What a cryoSPARC file said of the particles, and RELION cannot say, goes into blocks that RELION passes over.
+    """
+    table = with_field_blocks(table)
+    _refuse_unwritable(path, table)
     # the others come last: one of them may have image names too, and the first such block is read as the particles
     blocks: dict[str, Block] = {} if table.optics is None else {"optics": table.optics}
     blocks |= {table.particle_block: table.particles} | table.others
@@ -187,49 +174,3 @@ def with_defocus_offset(table: ParticleTable, offset_angstrom: np.ndarray) -> Pa
     for name in ("rlnDefocusU", "rlnDefocusV"):
         particles[name] = [f"{value:.6f}" for value in numeric_column(table, name) + offset_angstrom]
     return replace(table, particles=particles)
-
-
-def _optics_rows(table: ParticleTable, optics: pd.DataFrame) -> np.ndarray:
-    """Row of the optics table of each particle, (N,) int64."""
-    for where, frame in (("data_optics", optics), (f"data_{table.particle_block}", table.particles)):
-        if "rlnOpticsGroup" not in frame:
-            raise InputError(f"{table.path}: column rlnOpticsGroup is missing in {where}")
-    groups = pd.Index(_numbers(table.path, optics["rlnOpticsGroup"], "data_optics row"))
-    if not groups.is_unique:
-        raise InputError(f"{table.path}: data_optics has an rlnOpticsGroup twice")
-    wanted = _numbers(table.path, table.particles["rlnOpticsGroup"], "row")
-    rows = groups.get_indexer(pd.Index(wanted))
-    if (rows < 0).any():
-        row = int(np.flatnonzero(rows < 0)[0])
-        raise InputError(f"{table.path}: row {row + 1}: optics group {wanted[row]:g} is not in data_optics")
-    return rows.astype(np.int64)
-
-
-def _numbers(path: Path, column: pd.Series, row_word: str) -> np.ndarray:
-    """(n,) float64 values of a column of strings; refuses, with the row, what is not a finite number."""
-    strings = column.to_numpy(dtype=object)
-    try:
-        values = strings.astype(np.float64)
-    except ValueError:
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise InputError(f"{path}: {row_word} {bad[0] + 1}, column {column.name}: {strings[bad[0]]!r}, expected a finite number")
-    return values
-
-
-def numeric_column(table: ParticleTable, name: str, default: float | None = None) -> np.ndarray:
-    """Values of a column as (N,) float64, from the particles or, where they lack it, from their optics groups.
-
-    ``default`` stands for a column that is in neither; without one, that is an :class:`InputError`, as is any value that
-    is not a finite number.
-    """
-    if name in table.particles:
-        return _numbers(table.path, table.particles[name], "row")
-    if table.optics is not None and name in table.optics:
-        per_particle = table.optics[name].iloc[_optics_rows(table, table.optics)].reset_index(drop=True)
-        return _numbers(table.path, per_particle, "optics group of row")
-    if default is None:
-        where = f"data_{table.particle_block}" + ("" if table.optics is None else " or data_optics")
-        raise InputError(f"{table.path}: column {name} is missing, expected in {where}")
-    return np.full(len(table), default, dtype=np.float64)

@@ -1,67 +1,38 @@
-"""The figures of the page, each in a card with its caption."""
+"""The figures of the page about the whole run, each in a card with its caption."""
 
-import base64
 import math
-from collections.abc import Callable
-from html import escape
 
 from ace_em.errors import InputError
 from ace_em.maths.point_group import point_group
 from ace_em.report.charts import fsc_figure, loss_figure, watch_figure
-from ace_em.report.figures import map_figure, triplet_figure, view_figure
+from ace_em.report.figures import map_figure, view_figure
+from ace_em.report.parts import Drawn, Part, absent, figure_part
 from ace_em.report.rounds import Rounds, round_figure
 from ace_em.report.run_files import RunFiles, column, number, rotations
 from ace_em.report.sentences import Summary, last, shared
-from ace_em.report.triplets import MAX_BOX, make_triplets
-
-LOW_PASS_ANGSTROM = 20.0
 
 
-def figure_cards(run: RunFiles, summary: Summary) -> list[str]:
-    """The figures of the page from top to bottom; one that cannot be made leaves a card that says why."""
-    return [
-        _card("The map", "picture", "central slices and projections of the map", lambda: _map(run)),
-        _card("Resolution", "chart", "Fourier shell correlation of the half-maps", lambda: _fsc(run, summary)),
-        _card("Views", "picture", "distribution of viewing directions", lambda: _views(run)),
-        _card("Stage 1: losses", "chart", "image loss and PIP loss over steps", lambda: _losses(run)),
-        _card("Poses, round by round", "chart", "pose change, stable share, resolution, signal explained", lambda: _rounds(run)),
-        _card("Images and predictions", "picture tall", "input, predicted, clean projection", lambda: _triplets(run)),
-    ]
-
-
-def _card(title: str, kind: str, alt: str, make: Callable[[], tuple[bytes, str]]) -> str:
-    heading = f"<h2>{escape(title)}</h2>"
-    try:
-        png, caption = make()
-    except (InputError, OSError, ValueError) as error:
-        return f"<section class='card {kind}'>{heading}<p class='absent'>Not shown: {escape(str(error))}</p></section>"
-    source = base64.b64encode(png).decode("ascii")
-    image = f'<img src="data:image/png;base64,{source}" alt="{escape(alt)}">'
-    return f"<section class='card {kind}'>{heading}<figure>{image}<figcaption>{escape(caption)}</figcaption></figure></section>"
-
-
-def _absent(run: RunFiles, file: str) -> InputError:
-    return InputError(run.problem(file) or f"{file} is not there")
-
-
-def _map(run: RunFiles) -> tuple[bytes, str]:
-    if run.map is None:
-        raise _absent(run, "volume.mrc")
+def _map(run: RunFiles, summary: Summary) -> Drawn:
+    shown = run.map or run.so_far
+    if shown is None:
+        raise absent(run, "volume.mrc")
     caption = "Density is white. Seen along x: y to the right, z up; along y: x right, z up; along z: x right, y up."
-    if run.sharp is not None:
+    if run.map is not None and run.sharp is not None:
         end = last(run.stage("end"))
         note, made = str(end.get("b_factor_note") or ""), "masked" if number(end, "b_factor") == 0 else "sharpened"
         caption = (
             f"Top: volume.mrc, whose solvent shows the noise. Below: volume_sharp.mrc, weighted by the FSC, masked and, where "
             f"that could be measured, sharpened. {note} {caption}"
         )
-        return map_figure(run.map, run.sharp, made), caption
-    return map_figure(run.map, None), caption
+        return Drawn(map_figure(shown, run.sharp, made), caption)
+    if run.map is None:
+        caption = f"The map so far, current.mrc. {caption}"
+    return Drawn(map_figure(shown, None), caption)
 
 
-def _fsc(run: RunFiles, summary: Summary) -> tuple[bytes, str]:
+def _fsc(run: RunFiles, summary: Summary) -> Drawn:
     if run.curve is None:
-        raise _absent(run, "fsc.csv")
+        raise absent(run, "fsc.csv")
     truth = (run.evaluation or {}).get("fsc_truth")
     truth = column([{"fsc": value} for value in truth], "fsc") if isinstance(truth, list) and truth else None
     caption = f"Half-map FSC in the ball around the particle: {_where(summary.crossings)}."
@@ -79,7 +50,7 @@ def _fsc(run: RunFiles, summary: Summary) -> tuple[bytes, str]:
     if run.autoencoder_only:
         caption += " Both halves stand at one network's poses: where these are wrong, the halves agree all the same."
     caption += " Black, dashed: the map against the known truth." if truth is not None else ""
-    return fsc_figure(run.curve, summary.crossings, truth, common), caption
+    return Drawn(fsc_figure(run.curve, summary.crossings, truth, common), caption)
 
 
 def _where(crossings: dict[float, float]) -> str:
@@ -90,9 +61,9 @@ def _where(crossings: dict[float, float]) -> str:
     return "; ".join(parts)
 
 
-def _views(run: RunFiles) -> tuple[bytes, str]:
+def _views(run: RunFiles, summary: Summary) -> Drawn:
     if run.table is None:
-        raise _absent(run, "poses.star")
+        raise absent(run, "poses.star")
     # a particle with symmetry is seen from all of an image's equivalent views at once
     group = point_group(run.symmetry)
     rotation = (group[:, None] @ rotations(run.table).double()).flatten(0, 1)
@@ -101,10 +72,10 @@ def _views(run: RunFiles) -> tuple[bytes, str]:
     caption = f"Viewing directions in the map's own frame (Mollweide, equal areas), each spread over {spread:.0f}°."
     if len(group) > 1:
         caption += f" Every image counts at its {len(group)} equivalent views in {run.symmetry}."
-    return view_figure(rotation, spread), caption
+    return Drawn(view_figure(rotation, spread), caption)
 
 
-def _losses(run: RunFiles) -> tuple[bytes, str]:
+def _losses(run: RunFiles, summary: Summary) -> Drawn:
     records = run.stage("ace")
     if not records:
         raise InputError("metrics.jsonl has no entry of stage 1")
@@ -112,13 +83,13 @@ def _losses(run: RunFiles) -> tuple[bytes, str]:
         "The image loss counts more frequencies as the run goes on, so it need not fall. A PIP loss that stays high means "
         "that the map has no features to tell views apart."
     )
-    return loss_figure(records), caption
+    return Drawn(loss_figure(records), caption)
 
 
-def _rounds(run: RunFiles) -> tuple[bytes, str]:
+def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     if run.autoencoder_only and run.stage("watch"):
         caption = "How far the encoder's poses of some images turned since the last look, and the share that hardly turned."
-        return watch_figure(run.stage("watch")), caption
+        return Drawn(watch_figure(run.stage("watch")), caption)
     survey = last(run.stage("survey"))
     box_angstrom = number(survey, "box") * number(survey, "pixel_size_angstrom")
     rounds = Rounds(run.stage("explore"), run.stage("search"), run.stage("refine"), run.stage("start"), box_angstrom)
@@ -133,21 +104,28 @@ def _rounds(run: RunFiles) -> tuple[bytes, str]:
         )
     if rounds.search or rounds.refine:
         caption += ". Pixels: the working box; a dotted upright where it changes"
-    return round_figure(rounds), f"{caption}."
+    return Drawn(round_figure(rounds), f"{caption}.")
 
 
-def _triplets(run: RunFiles) -> tuple[bytes, str]:
-    if run.map is None:
-        raise _absent(run, "volume.mrc")
-    if run.particles is None:
-        raise _absent(run, "particle images")
-    contrast = last(run.stage("survey")).get("contrast", run.config.get("contrast"))
-    sign = -1.0 if contrast == "black" else 1.0
-    shown = make_triplets(run.particles, run.map, sign, LOW_PASS_ANGSTROM)
-    box = run.map.volume.shape[0]
-    caption = (
-        f"Particles spread evenly over the set, not chosen by eye. Input: protein white, low-passed at {LOW_PASS_ANGSTROM:g} Å "
-        "for display. Predicted: the map at the particle's pose, with CTF and shift; r is its correlation with the input. "
-        "Clean projection: without CTF and shift. Each picture has its own grey scale."
-    )
-    return triplet_figure(shown, run.map.pixel_size_angstrom * box / min(box, MAX_BOX)), caption
+RUN_CARDS: tuple[Part, ...] = (
+    figure_part(
+        "map",
+        ("The map", "picture", "central slices and projections of the map"),
+        ("volume.mrc", "volume_sharp.mrc", "current.mrc"),
+        _map,
+    ),
+    figure_part(
+        "fsc",
+        ("Resolution", "chart", "Fourier shell correlation of the half-maps"),
+        ("fsc.csv", "evaluation.json", "config.yaml"),
+        _fsc,
+    ),
+    figure_part("views", ("Views", "picture", "distribution of viewing directions"), ("poses.star", "config.yaml"), _views),
+    figure_part("losses", ("Stage 1: losses", "chart", "image loss and PIP loss over steps"), ("metrics.jsonl",), _losses),
+    figure_part(
+        "rounds",
+        ("Poses, round by round", "chart", "pose change, stable share, resolution, signal explained"),
+        ("metrics.jsonl", "config.yaml"),
+        _rounds,
+    ),
+)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ace_em.report.run_files import Map
-from ace_em.report.triplets import Triplet
+from ace_em.report.triplets import Extremes, Triplet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,10 +151,31 @@ def triplet_figure(triplets: Sequence[Triplet], pixel_size_angstrom: float) -> b
         for line, triplet in zip(panels, triplets, strict=True):
             for axes, image in zip(line, (triplet.image, triplet.predicted, triplet.clean), strict=True):
                 _show(axes, image)
-            line[0].text(0.03, 0.97, f"#{triplet.row}", transform=line[0].transAxes, va="top", color="white", fontsize=10)
-            note = f"r = {triplet.correlation:.2f}"
-            line[1].text(0.03, 0.97, note, transform=line[1].transAxes, va="top", color="white", fontsize=10)
+            _note(line[0], f"#{triplet.row}")
+            _note(line[1], f"r = {triplet.correlation:.2f}")
         for axes, title in zip(panels[0], ("input", "predicted", "clean projection"), strict=True):
             axes.set_title(title)
         _scale_bar(panels[0, 2], triplets[0].clean.shape[0], pixel_size_angstrom)
         return png(figure)
+
+
+def extremes_figure(found: Extremes) -> bytes:
+    """Input and predicted image of the best particles, on the left, and of the worst."""
+    import matplotlib
+
+    with matplotlib.rc_context(PICTURE):
+        figure = new_figure((5.6, 0.35 + 1.42 * len(found.best)))
+        panels = figure.subplots(len(found.best), 4, squeeze=False)
+        for line, best, worst in zip(panels, found.best, found.worst, strict=True):
+            for (left, right), triplet in ((line[:2], best), (line[2:], worst)):
+                _show(left, triplet.image)
+                _show(right, triplet.predicted)
+                _note(left, f"#{triplet.row}")
+                _note(right, f"r = {triplet.correlation:.2f}")
+        for axes, title in zip(panels[0], ("best: input", "predicted", "worst: input", "predicted"), strict=True):
+            axes.set_title(title)
+        return png(figure)
+
+
+def _note(axes: "Axes", text: str) -> None:
+    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", color="white", fontsize=10)

@@ -6,14 +6,21 @@ from html import escape
 from pathlib import Path
 
 from ace_em.data.atomic import replace_atomically
-from ace_em.report.cards import figure_cards
+from ace_em.errors import InputError
+from ace_em.report.cards import RUN_CARDS
 from ace_em.report.limits import limits
+from ace_em.report.particle_cards import PARTICLE_CARDS
+from ace_em.report.parts import Part, in_columns
+from ace_em.report.provenance import provenance
 from ace_em.report.run_files import RunFiles, number, read_run
+from ace_em.report.scripts import VIEWER_JS, plotly_js, script_hash
 from ace_em.report.sentences import AUTOENCODER_RUN, EVERY_RUN, STAGES, Summary, last, outcome, summarise, tiles
 from ace_em.report.style import CSS
+from ace_em.report.volume_view import view_maps, viewer_card
 
-# nothing may be fetched, whatever text a run brings
+# nothing may be fetched, whatever text a run brings, and no script run but the page's own
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 _SCORES = {
     "fsc05_px": "FSC 0.5 against the truth (px)",
     "fsc05_angstrom": "FSC 0.5 against the truth (Å)",
@@ -40,27 +47,37 @@ def write_report(run: Path) -> Path:
 def render(run: RunFiles) -> str:
     """The page as text."""
     summary = summarise(run)
-    name = escape(run.path.resolve().name)
+    try:
+        maps = view_maps(run)
+    except (InputError, OSError, ValueError):
+        # the card of the slices says why
+        maps = None
+    made = {part.name: part.html(run, summary) for part in (*TOP, *GRID, *BELOW)}
+    grid = [viewer_card(maps) if maps else "", *(made[part.name] for part in GRID)]
+    # plotly is most of the page: without a map it would be so for nothing
+    scripts = [plotly_js(), VIEWER_JS] if maps else []
+    policy = "; ".join([_POLICY, *([f"script-src {' '.join(map(script_hash, scripts))}"] if scripts else [])])
+    title = run.path.resolve().name
     body = [
-        f"<header><h1>{name}</h1><p class='what'>ace-em, ab initio reconstruction</p>",
-        _outcome(run, summary),
+        f"<header><h1>{escape(title)}</h1><p class='what'>ace-em, ab initio reconstruction</p>",
+        made["outcome"],
         "</header>",
-        _tiles(run, summary),
-        _problems(run),
-        "<main class='grid'>",
-        *figure_cards(run, summary),
-        _evaluation(run),
-        "</main>",
-        _limits(run),
-        _settings(run),
+        *(made[part.name] for part in TOP[1:]),
+        in_columns(grid),
+        *(made[part.name] for part in BELOW),
+        *(f"<script>{script}</script>" for script in scripts),
     ]
+    return document(title, "\n".join(filter(None, body)), policy)
+
+
+def document(title: str, body: str, policy: str) -> str:
+    """A whole page with its style; ``policy`` says what it may load."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<link rel="icon" href="data:,"><title>{name} – ace-em</title><style>{CSS}</style>'
+        f'<meta name="color-scheme" content="light dark"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)} – ace-em</title><style>{CSS}</style>'
     )
-    inside = "\n".join(filter(None, body))
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{inside}\n</body></html>\n'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _prose(text: str) -> str:
@@ -79,11 +96,15 @@ def _outcome(run: RunFiles, summary: Summary) -> str:
 
 
 def _tiles(run: RunFiles, summary: Summary) -> str:
-    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles(run, summary))
+    cells = "".join(
+        # a unit stays with its number
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value).replace(' Å', NO_BREAK + 'Å')}</dd></div>"
+        for name, value in tiles(run, summary)
+    )
     return f"<dl class='tiles'>{cells}</dl>"
 
 
-def _problems(run: RunFiles) -> str:
+def _problems(run: RunFiles, summary: Summary) -> str:
     found = [f"<li><code>{escape(name)}</code>: {escape(what)}</li>" for name, what in run.problems]
     stages = AUTOENCODER_RUN if run.autoencoder_only else EVERY_RUN
     absent = [stage for stage in stages if not run.stage(stage)]
@@ -91,7 +112,7 @@ def _problems(run: RunFiles) -> str:
     return f"<section class='missing'><h2>What is missing</h2><ul>{''.join(found)}</ul></section>" if found else ""
 
 
-def _evaluation(run: RunFiles) -> str:
+def _evaluation(run: RunFiles, summary: Summary) -> str:
     if not run.evaluation:
         return ""
     names = [*(n for n in _SCORES if n in run.evaluation), *(n for n in run.evaluation if n not in _SCORES)]
@@ -105,12 +126,27 @@ def _evaluation(run: RunFiles) -> str:
     return f"<section class='card'><h2>Against the truth</h2><table>{''.join(rows)}</table></section>"
 
 
-def _limits(run: RunFiles) -> str:
+def _limits(run: RunFiles, summary: Summary) -> str:
     items = "".join(f"<li><strong>{escape(name)}</strong> {_prose(text)}</li>" for name, text in limits(run))
     return f"<section class='card wide'><h2>What this run cannot tell you</h2><ul>{items}</ul></section>"
 
 
-def _settings(run: RunFiles) -> str:
+def _settings(run: RunFiles, summary: Summary) -> str:
     if run.config_text is None:
         return ""
     return f"<details class='card wide'><summary>Settings (config.yaml)</summary><pre>{escape(run.config_text)}</pre></details>"
+
+
+_RECORDS = ("metrics.jsonl", "config.yaml")
+_EVERY_FILE = (*_RECORDS, "volume.mrc", "volume_sharp.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "poses.star", "evaluation.json")
+TOP: tuple[Part, ...] = (
+    Part("outcome", (*_RECORDS, "fsc.csv", "poses.star"), _outcome),
+    Part("tiles", (*_RECORDS, "fsc.csv", "poses.star", "volume.mrc", "evaluation.json"), _tiles),
+    Part("problems", _EVERY_FILE, _problems),
+)
+GRID: tuple[Part, ...] = (*RUN_CARDS, *PARTICLE_CARDS, Part("evaluation", ("evaluation.json",), _evaluation))
+BELOW: tuple[Part, ...] = (
+    Part("provenance", ("metrics.jsonl",), provenance),
+    Part("limits", _RECORDS, _limits),
+    Part("settings", ("config.yaml",), _settings),
+)

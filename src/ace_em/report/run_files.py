@@ -67,15 +67,18 @@ class RunFiles:
     Attributes
     ----------
     map, sharp : volume.mrc, and volume_sharp.mrc, which earlier versions did not write.
+    so_far : current.mrc, the map of a run that has not yet written volume.mrc.
     metrics : the objects of metrics.jsonl, in order.
     config_text, config : config.yaml as it stands, and parsed (empty when it is not a mapping).
     table : poses.star without its images; ``particles`` is the same rows with their images, where these were found.
     problems : (file, what is wrong), in the order in which they were found.
+    inside_only : whether links that lead out of the folder were refused.
     """
 
     path: Path
     map: Map | None
     sharp: Map | None
+    so_far: Map | None
     curve: Curve | None
     metrics: tuple[Record, ...]
     config_text: str | None
@@ -84,6 +87,11 @@ class RunFiles:
     table: ParticleTable | None
     particles: Particles | None
     problems: tuple[tuple[str, str], ...]
+    inside_only: bool
+
+    def readable(self, file: str) -> bool:
+        """Whether a file is there and may be read."""
+        return (self.path / file).is_file() and not (self.inside_only and leads_out(self.path, file))
 
     def stage(self, name: str) -> list[Record]:
         """The records of a stage, in the order logged."""
@@ -132,14 +140,21 @@ def rotations(table: ParticleTable) -> Tensor:
     return relion_angles_to_rotmat(torch.from_numpy(angles))
 
 
-def read_run(run: Path) -> RunFiles:
-    """Read a run folder, finished or not."""
+def leads_out(run: Path, file: str) -> bool:
+    """Whether a file of the folder is a link to a place outside of it."""
+    return not (run / file).resolve().is_relative_to(run.resolve())
+
+
+def read_run(run: Path, inside_only: bool = False) -> RunFiles:
+    """Read a run folder, finished or not; ``inside_only`` refuses links that lead out of it."""
     if not run.is_dir():
         raise InputError(f"{run}: not a folder, expected a run of ace-em")
     problems: list[tuple[str, str]] = []
 
     def attempt(file: str, read: Callable[[Path], T]) -> T | None:
         try:
+            if inside_only and leads_out(run, file):
+                raise InputError("a link that leads out of the run folder")
             return read(run / file)
         except FileNotFoundError:
             problems.append((file, "not there"))
@@ -148,8 +163,9 @@ def read_run(run: Path) -> RunFiles:
             problems.append((file, str(error).strip().replace("\n", " ") if there else "not there"))
         return None
 
-    volume = attempt("volume.mrc", _read_map)
-    sharp = attempt("volume_sharp.mrc", _read_map) if (run / "volume_sharp.mrc").exists() else None
+    volume = attempt("volume.mrc", read_map)
+    sharp = attempt("volume_sharp.mrc", read_map) if (run / "volume_sharp.mrc").exists() else None
+    so_far = attempt("current.mrc", read_map) if volume is None and (run / "current.mrc").exists() else None
     for file in ("half1.mrc", "half2.mrc"):
         if not (run / file).is_file():
             problems.append((file, "not there"))
@@ -168,10 +184,11 @@ def read_run(run: Path) -> RunFiles:
             particles = _open_images(run, table, config.get("particles"))
         except (InputError, OSError, ValueError) as error:
             problems.append(("particle images", str(error)))
-    return RunFiles(run, volume, sharp, curve, metrics, text, config, evaluation, table, particles, tuple(problems))
+    maps = volume, sharp, so_far
+    return RunFiles(run, *maps, curve, metrics, text, config, evaluation, table, particles, tuple(problems), inside_only)
 
 
-def _read_map(path: Path) -> Map:
+def read_map(path: Path) -> Map:
     volume, pixel_size = read_volume(path)
     if len(set(volume.shape)) != 1:
         raise InputError(f"a map of {volume.shape} voxels, expected a cube")

@@ -13,14 +13,17 @@ SPILL_SHELLS = 3
 EVERY_RUN = ("survey", "ace", "explore", "search", "refine", "end")
 AUTOENCODER_RUN = ("survey", "ace", "end")
 STAGES = {
+    "begin": "the start",
     "survey": "the survey of the images",
     "ace": "stage 1",
     "watch": "stage 1",
     "explore": "the exploring",
     "start": "the judging of a start",
+    "kept": "the choice among the starts",
     "symmetry": "the search for the symmetry's axes",
     "search": "the search of all images",
     "refine": "the refinement",
+    "defocus": "the refinement of the defocus",
     "end": "the end",
 }
 
@@ -163,15 +166,28 @@ def _stable_share(run: RunFiles) -> list[tuple[str, str]]:
     return [("stable poses", show(100 * number(last(run.stage("watch")), "stable"), " %"))]
 
 
+def _so_far(run: RunFiles) -> list[tuple[str, str]]:
+    """Of a run that has not ended: the last round's numbers."""
+    rounds = [record for record in run.metrics if "stable" in record]
+    found = [("stable poses", 100 * number(last(rounds), "stable"), " %")]
+    if last(rounds).get("stage") in ("search", "refine"):
+        found.append(("half-map FSC 0.143, so far", number(last(rounds), "fsc143_angstrom"), " Å"))
+    return [(name, show(value, unit)) for name, value, unit in found if math.isfinite(value)]
+
+
 def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
     """Key numbers: (name, value)."""
+    if not run.stage("end"):
+        results = _so_far(run)
+    else:
+        results = _stable_share(run) if run.autoencoder_only else _refined(run, summary)
     survey = last(run.stage("survey"))
     box, pixel_size = number(survey, "box"), number(survey, "pixel_size_angstrom")
     starts = {str(record.get("start", 1)) for record in run.stage("ace")}
     found = [
         ("particles", f"{summary.n_particles:,.0f}" if math.isfinite(summary.n_particles) else "–"),
         ("time", show_time(summary.time_s)),
-        *(_stable_share(run) if run.autoencoder_only else _refined(run, summary)),
+        *results,
         ("symmetry", run.symmetry),
         ("random starts", str(len(starts)) if starts else "–"),
         ("diameter", show(number(survey, "diameter_angstrom"), " Å")),

@@ -10,6 +10,7 @@ from torch import Tensor
 from ace_em.config import AceConfig
 from ace_em.data.plain import Plain
 from ace_em.data.working_set import WorkingSet
+from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.plane_turning import half_turn, mirror_half_plane
 from ace_em.maths.rotations import mates
 from ace_em.memory import free_cached, is_out_of_memory
@@ -53,7 +54,6 @@ class TrainedModel:
 def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, generator: torch.Generator) -> AutoEncoder:
     """Encoder and a blob of the images' brightness, for a working set."""
     box = images.box
-    shells_per_band = box / diameter_px
     radius_px = ball_radius_px(box, diameter_px)
     decoder: Decoder
     if config.decoder == "voxel":
@@ -62,17 +62,20 @@ def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, gener
     else:
         decoder = FourierNet(box, radius_px, lattice=config.fouriernet_projector == "lattice")
         decoder.scale_to(_signal_height(decoder, images, generator))
-    encoder: PoseEncoder
-    max_shift = config.max_shift * box
-    if config.encoder == "fourier":
-        band = config.encoder_band * shells_per_band
-        encoder = FourierEncoder(images.half_plane, band, config.hypotheses, max_shift, config.width, config.depth)
-    else:
-        encoder = ResNetEncoder(images.half_plane, config.hypotheses, max_shift)
+    encoder = build_encoder(images.half_plane, diameter_px, config)
     power = torch.view_as_real(images.image_ft[:1000]).square().sum((-1, -2)).mean().item()
     return AutoEncoder(
         encoder, decoder, images.half_plane, images.noise_variance, power, config.pip_shift_sd * diameter_px, config
     )
+
+
+def build_encoder(half_plane: HalfPlane, diameter_px: float, config: AceConfig) -> PoseEncoder:
+    """An encoder of random weights for the images of a working box."""
+    max_shift = config.max_shift * half_plane.box
+    if config.encoder == "resnet":
+        return ResNetEncoder(half_plane, config.hypotheses, max_shift)
+    band = config.encoder_band * half_plane.box / diameter_px
+    return FourierEncoder(half_plane, band, config.hypotheses, max_shift, config.width, config.depth)
 
 
 @torch.no_grad()
@@ -143,8 +146,9 @@ def train(
     seed: int,
     hooks: Hooks = Hooks(),
     begun: Plain | None = None,
+    model: AutoEncoder | None = None,
 ) -> TrainedModel:
-    """Train from random weights, or on from the state ``begun``, on a working set.
+    """Train from random weights, those of a ``model``, or on from the state ``begun``, on a working set.
 
     Each process draws its own batches; the wrapper averages the gradients.
 
@@ -156,7 +160,7 @@ def train(
     torch.manual_seed(seed)
     images = images.to(fabric.device)
     generator = torch.Generator(fabric.device).manual_seed(1 + seed * 1009 + fabric.global_rank)
-    model = build_model(images, diameter_px, config, generator)
+    model = build_model(images, diameter_px, config, generator) if model is None else model.to(fabric.device)
     adam = optimiser(model, config)
     base_rates = [group["lr"] for group in adam.param_groups]
     state = TrainingState(model, adam, generator)

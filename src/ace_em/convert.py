@@ -1,0 +1,83 @@
+"""``ace-em convert``: RELION STAR and cryoSPARC .cs into each other, from the metadata alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ace_em.data.aberrations import ignored_aberrations
+from ace_em.data.mrc import stack_shape
+from ace_em.data.particle_table import ParticleTable, numeric_column
+from ace_em.data.particles import find_images
+from ace_em.data.pixel_size import pixel_sizes
+from ace_em.data.tables import is_cryosparc, read_particle_table, write_particle_table
+from ace_em.errors import InputError
+
+
+def convert(
+    source: Path,
+    target: Path,
+    passthrough: Sequence[Path] = (),
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    box: int = 0,
+) -> None:
+    """Write the particles of ``source`` to ``target``, each a .star or a .cs file, and say in one line what they are.
+
+    Parameters
+    ----------
+    passthrough : cryoSPARC files with the fields that ``source`` lacks, as in ``read_particle_table``.
+    box : pixels per image edge, for a STAR file that does not say and whose images are not there.
+    """
+    for path in (source, target):
+        if path.suffix.lower() not in (".star", ".cs"):
+            raise InputError(f"{path}: expected a name that ends in .star or .cs")
+    if source.resolve() == target.resolve():
+        raise InputError(f"{target}: is the file to convert; give another name")
+    if target.exists() and not (overwrite and target.is_file()):
+        raise InputError(f"{target}: {'exists already; --overwrite replaces it' if target.is_file() else 'is not a file'}")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"{target.parent}: no such folder")
+    table = read_particle_table(source, passthrough)
+    if is_cryosparc(target) and table.cryosparc is None:
+        box = _box(table, box)
+    # before anything is written, for it reads columns that a conversion may not
+    summary = _summary(table, target)
+    try:
+        write_particle_table(target, table, box)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from error
+    say(f"{target}: {summary}")
+
+
+def _box(table: ParticleTable, box: int) -> int:
+    """Image edge: of the option, or from the first image's file where the table does not say; 0 where that is not there."""
+    if box > 0 or table.has_column("rlnImageSize"):
+        return box
+    name = str(table.particles["rlnImageName"].iloc[0]).partition("@")
+    try:
+        return stack_shape(find_images(table.path, name[2] or name[0], None))[2]
+    except InputError:
+        return 0
+
+
+def _summary(table: ParticleTable, target: Path) -> str:
+    poses = all(table.has_column(name) for name in ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"))
+    halves = "no half-sets"
+    if table.has_column("rlnRandomSubset"):
+        half = numeric_column(table, "rlnRandomSubset")
+        halves = f"half-sets of {(half == 1).sum()} and {(half == 2).sum()}"
+    try:
+        sizes = np.unique(np.round(pixel_sizes(table), 4))
+        pixel = " to ".join(f"{size:g}" for size in dict.fromkeys((sizes[0], sizes[-1]))) + " A/pixel"
+    except InputError:
+        pixel = "pixel size unknown"
+    parts = [f"{len(table)} particles", "with poses" if poses else "without poses", halves, pixel]
+    if not is_cryosparc(target) and table.particles["rlnImageName"].str.endswith(".mrc").any():
+        parts.append("stacks named .mrc, which RELION opens only as .mrcs")
+    # those of the other format: the target's own are where they belong
+    foreign = "rln" if is_cryosparc(target) else "ctf/"
+    aberrations = [name for name in ignored_aberrations(table) if name.startswith(foreign)]
+    if aberrations:
+        parts.append(f"kept but not translated: {', '.join(aberrations)}")
+    return ", ".join(parts)

@@ -1,0 +1,37 @@
+"""What ace-em adds to a particle table: poses, half-sets, defocus, and how sure the poses are."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ace_em.data.particle_table import ParticleTable
+from ace_em.data.particles import Particles
+from ace_em.data.star import with_defocus_offset, with_poses
+from ace_em.physics.pose import Pose, rotmat_to_relion_angles
+
+PROBABILITY, GAP, SPREAD = "rlnMaxValueProbDistribution", "aceLikelihoodGap", "aceHypothesisSpread"
+MOST_GAP = 1000.0
+"""Written for a likelihood gap that is larger, or of a particle for which no other answer was found."""
+
+
+def posed_table(
+    particles: Particles, pose: Pose, half_set: np.ndarray | None, defocus_offset_angstrom: np.ndarray | None = None
+) -> ParticleTable:
+    """Every column of the input as it was, with angles, origins and half-sets; ``pose`` in pixels of the images.
+
+    With a ``defocus_offset_angstrom`` (N,) the defocus columns are moved by it.
+    """
+    angles = rotmat_to_relion_angles(pose.rotation.double()).numpy()
+    origin = -pose.shift_px.flip(-1).double().numpy() * particles.pixel_size_angstrom
+    table = with_poses(particles.table, angles, origin, half_set, particles.pixel_size_angstrom)
+    return table if defocus_offset_angstrom is None else with_defocus_offset(table, defocus_offset_angstrom)
+
+
+def with_confidence(table: ParticleTable, probability: np.ndarray, gap: np.ndarray, spread_deg: np.ndarray) -> ParticleTable:
+    """With a column each for the probability of the pose, the log-likelihood gap to the best other answer, and the median
+    angle to the encoder's hypotheses in degrees, all (N,)."""
+    particles = table.particles.copy()
+    gap = np.clip(np.nan_to_num(gap, nan=MOST_GAP, posinf=MOST_GAP), -MOST_GAP, MOST_GAP)
+    for name, values, digits in ((PROBABILITY, probability, 6), (GAP, gap, 3), (SPREAD, spread_deg, 2)):
+        particles[name] = [f"{value:.{digits}f}" for value in values]
+    return replace(table, particles=particles)

@@ -1,0 +1,33 @@
+"""What every stage of a run needs."""
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ace_em.config import RunConfig
+from ace_em.journal import Journal
+from ace_em.plan import Plan
+from ace_em.progress import Reporter
+from ace_em.run_folder import RunFolder
+
+SHOW_MAP_EVERY_S = 60.0
+
+
+@dataclass
+class Job:
+    """What every stage needs: what to do and how, where to, and how far it has come; ``half_set`` (N,) is 1 or 2."""
+
+    plan: Plan
+    config: RunConfig
+    half_set: Tensor
+    run: RunFolder
+    reporter: Reporter
+    journal: Journal
+    _shown_at: float = field(default=-SHOW_MAP_EVERY_S)
+
+    def show(self, volume: Tensor) -> None:
+        """The map so far, every minute, for whoever looks on."""
+        if time.monotonic() - self._shown_at >= SHOW_MAP_EVERY_S:
+            self.run.write_current_map(volume, self.plan.box_angstrom / volume.shape[-1])
+            self._shown_at = time.monotonic()

@@ -1,0 +1,29 @@
+"""A decoder that has nothing to learn: a finished map."""
+
+from torch import Tensor
+
+from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.slices import central_slices, volume_to_ft
+from ace_em.models.decoder import Decoder, Projector
+
+
+class FixedMap(Decoder):
+    """Slices of a map (box, box, box), z, y, x; without parameters."""
+
+    density: Tensor
+
+    def __init__(self, volume: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("density", volume.clone())
+
+    def projector(self) -> Projector:
+        volume_ft = volume_to_ft(self.density)
+
+        def project(half_plane: HalfPlane, rotation: Tensor) -> Tensor:
+            return central_slices(volume_ft, half_plane, rotation)
+
+        return project
+
+    def volume(self) -> Tensor:
+        return self.density
+

@@ -1,0 +1,64 @@
+"""``ace-em predict``: poses of particles that a run has not seen, from its encoder and one local step, block by block."""
+
+from pathlib import Path
+
+import torch
+
+from ace_em.data.particles import Particles
+from ace_em.data.pose_columns import posed_table, with_confidence
+from ace_em.data.preprocess import survey
+from ace_em.data.tables import write_particle_table
+from ace_em.errors import InputError
+from ace_em.plan import free_threads
+from ace_em.predictor import Predictor
+from ace_em.progress import Reporter, clock
+from ace_em.run_folder import RunFolder
+
+SURE_CONTRAST = 5.0
+"""The contrast of the new images is taken as measured when it is as many standard deviations from none."""
+
+
+def predict(particles: Particles, run: Path, out: Path, overwrite: bool, contrast: str, threads: int, reporter: Reporter) -> None:
+    """Write ``out`` (.star or .cs): the particles with poses in the frame of the run's map.
+
+    Raises
+    ------
+    InputError
+        when the run keeps no encoder, or the images are not of its box and pixel size.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; expected a new file (or give --overwrite)")
+    torch.set_num_threads(threads or free_threads())
+    predictor = Predictor.load(RunFolder(run).encoder)
+    table = particles.table
+    same = abs(particles.pixel_size_angstrom / predictor.pixel_size_angstrom - 1) < 1e-3
+    if particles.box != predictor.box or not same:
+        raise InputError(
+            f"{table.path}: images of {particles.box} px at {particles.pixel_size_angstrom:g} A/px, expected "
+            f"{predictor.box} px at {predictor.pixel_size_angstrom:g} A/px as in {run}"
+        )
+    sign, how = contrast_of(particles, predictor, contrast)
+    colour = "white" if sign > 0 else "black"
+    reporter.say(f"{table.path}: {len(particles)} particles; protein is {colour} ({how})")
+    with reporter.task("predicting poses", len(particles)) as task:
+        found = predictor.predict(particles, sign=sign, on_block=task.update)
+    done = posed_table(particles, predictor.handed(found.pose), None)
+    probability = found.probability(predictor.usual)
+    done = with_confidence(done, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
+    write_particle_table(out, done)
+    sure, least = (probability >= predictor.config.confident).float().mean().item(), predictor.config.confident
+    rate = len(particles) / max(reporter.elapsed_s, 1e-9)
+    reporter.say(f"{sure:.0%} of the poses are at least {least:.0%} probable; {rate:.0f} particles a second")
+    reporter.say(f"{out} written after {clock(reporter.elapsed_s)}")
+
+
+def contrast_of(particles: Particles, predictor: Predictor, contrast: str) -> tuple[float, str]:
+    """+1 for white protein, -1 for black, and where that is from: the user, the file, the images, or the run."""
+    if contrast != "auto":
+        return (1.0 if contrast == "white" else -1.0), "as told"
+    if particles.sign_on_disk is not None:
+        return particles.sign_on_disk, "says the file"
+    look = survey(particles)
+    if abs(look.contrast_z) >= SURE_CONTRAST:
+        return look.sign, f"measured, z = {look.contrast_z:+.0f}"
+    return predictor.look.sign, "as in the run"

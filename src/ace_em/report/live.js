@@ -1,0 +1,94 @@
+// The live page: asks every other second how the run stands, and for those parts that have changed.
+"use strict";
+(() => {
+  const EVERY_MS = 2000, AFTER_FAILURE_MS = 6000;
+  const find = (selector) => document.querySelector(selector);
+  const seen = {}; // part -> version shown
+  const viewer = aceViewer.mount(find("#maps"));
+  const [stop, ask, silent] = [find("#stop"), find("#ask"), find("#silent")];
+  let timer = 0;
+  // the token stays in a cookie; the address may be shown to others
+  if (location.search) history.replaceState(null, "", location.pathname);
+
+  function say(selector, text) {
+    const place = find(`#status ${selector}`);
+    if (place.textContent !== text) place.textContent = text;
+    place.hidden = text === "";
+  }
+
+  function showStatus(status) {
+    const end = status.left_s && new Date(Date.now() + 1000 * status.left_s);
+    const day = end && end.toDateString() !== new Date().toDateString() ? { weekday: "short" } : {};
+    const at = end ? `; expected end ${end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...day })}` : "";
+    find("#status").className = `live ${status.state}`;
+    say(".headline", status.stop_asked ? "The run was asked to stop: it saves a checkpoint first" : status.headline);
+    say(".task", [status.task, status.words].filter(Boolean).join("  ·  "));
+    say(".time", status.time && status.time + at);
+    say(".message", status.message);
+    const bar = find("#status progress");
+    bar.hidden = status.task === "" || status.share === null;
+    bar.value = status.share ?? 0;
+    stop.hidden = !status.stoppable;
+    document.title = (bar.hidden ? "" : `${Math.floor(100 * status.share)} % `) + `${find("h1").textContent} – ace-em`;
+  }
+
+  async function get(path) {
+    const answer = await fetch(path, { credentials: "same-origin", cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.status === 401 ? "token" : "answer");
+    return answer;
+  }
+
+  async function showChanges(versions) {
+    for (const [name, version] of Object.entries(versions)) {
+      if (seen[name] === version) continue;
+      if (name === "maps") {
+        const maps = await (await get("/api/maps")).json();
+        find("#maps").hidden = maps.length === 0;
+        if (maps.length) viewer.show(maps);
+      } else {
+        find(`#part-${name}`).innerHTML = await (await get(`/api/part/${name}`)).text();
+      }
+      seen[name] = version;
+    }
+  }
+
+  function later(milliseconds) {
+    clearTimeout(timer);
+    timer = setTimeout(look, milliseconds);
+  }
+
+  async function look() {
+    // drawing takes the run's processors: not for a page that nobody sees
+    if (document.hidden) return later(EVERY_MS);
+    try {
+      const { status, versions } = await (await get("/api/state")).json();
+      showStatus(status);
+      await showChanges(versions);
+      silent.hidden = true;
+      later(EVERY_MS);
+    } catch (error) {
+      silent.textContent = error.message === "token" ? "This page is of an earlier server: open the address that ace-em watch printed."
+        : "No answer from ace-em watch. The run itself goes on without it.";
+      silent.hidden = false;
+      later(AFTER_FAILURE_MS);
+    }
+  }
+
+  stop.addEventListener("click", () => { ask.returnValue = ""; ask.showModal(); });
+  ask.addEventListener("close", async () => {
+    if (ask.returnValue !== "stop") return;
+    stop.disabled = true;
+    try {
+      const answer = await fetch("/stop", { method: "POST", headers: { "X-Ace-Em": find("#keys").dataset.stop } });
+      const said = await answer.json();
+      if (answer.ok) showStatus(said.status);
+      else say(".message", said.detail);
+    } catch {
+      say(".message", "No answer: the run was not asked to stop.");
+    } finally {
+      stop.disabled = false;
+    }
+  });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) later(0); });
+  look();
+})();
