@@ -22,7 +22,7 @@ STAMP := $(VENV)/.stamp
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup python demo test test-slow lint bench paper bench-speed docs clean
+.PHONY: help setup python demo test test-slow lint bench paper bench-speed docs site clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -81,6 +81,9 @@ bench-speed: $(STAMP) ## how close the inner loops run to the machine's limits
 docs: $(STAMP) ## check the links and the code blocks of README and docs
 	$(PY) -m pytest tests/test_docs.py
 
+site: $(STAMP) ## build the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 clean: ## remove the demo, caches and built packages; .venv stays
-	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests docs examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,9 @@
 """``ace-em reconstruct`` on input that is wrong: exit code 2, one line that says what and where, and nothing written."""
 
+import bz2
+import gzip
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +13,11 @@ import pytest
 import torch
 
 from ace_em import cli
+from ace_em.config import RunConfig
 from ace_em.data import preprocess
+from ace_em.data.mrc import write_volume
+from ace_em.data.particles import Particles
+from ace_em.plan import make_plan
 
 N, BOX = 120, 16
 Result = tuple[int, str, str]
@@ -96,6 +104,42 @@ def constant_image(data: np.ndarray) -> None:
     data[41] = 4.0
 
 
+def inf_image(data: np.ndarray) -> None:
+    data[41, 3, 5] = -np.inf
+
+
+def every_row(**values: str) -> Callable[[], None]:
+    return lambda: write_star(change=dict.fromkeys(range(1, N + 1), values))
+
+
+def compressed(pack: Callable[[bytes], bytes], suffix: str) -> Callable[[], None]:
+    def write() -> None:
+        Path(f"a.mrcs{suffix}").write_bytes(pack(Path("a.mrcs").read_bytes()))
+        if suffix:
+            write_star(change={i: {"rlnImageName": f"{i}@a.mrcs{suffix}"} for i in range(1, N + 1)})
+
+    return write
+
+
+def mixed_boxes() -> None:
+    write_stack(np.random.default_rng(0).normal(size=(2, 18, 18)).astype(np.float32), "b.mrcs")
+    write_star(change={5: {"rlnImageName": "1@b.mrcs"}})
+
+
+def no_such_group() -> None:
+    write_star()
+    rows = [
+        f"{line} {2 if line.startswith('7@') else 1}" if "@" in line else line for line in Path("p.star").read_text().split("\n")
+    ]
+    body = "\n".join(rows).replace("data_\n", "data_particles\n").replace("_rlnPixelSize", "_rlnPixelSize\n_rlnOpticsGroup")
+    Path("p.star").write_text("data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n1 8\n\n" + body)
+
+
+def longer() -> None:
+    Path("a.mrcs").write_bytes(Path("a.mrcs").read_bytes() + bytes(1024))
+
+
+NOT_ANGSTROM = ["p.star", "rlnDefocusU", "expected Angstrom"]
 BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "missing": (lambda: Path("p.star").unlink(), ["p.star", "no such file"]),
     "folder": (lambda: (Path("p.star").unlink(), Path("p.star").mkdir()), ["p.star", "not a file"]),
@@ -118,6 +162,31 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "word for a number": (lambda: write_star(change={7: {"rlnDefocusU": "deep"}}), ["p.star", "row 7", "rlnDefocusU", "deep"]),
     "NaN in the table": (lambda: write_star(change={7: {"rlnDefocusU": "nan"}}), ["p.star", "row 7", "rlnDefocusU", "nan"]),
     "bad image name": (lambda: write_star(change={9: {"rlnImageName": "0@a.mrcs"}}), ["p.star", "row 9", "0@a.mrcs", "from 1"]),
+    "inf image": (spoilt_images(inf_image), ["a.mrcs", "image 42", "infinite"]),
+    "gzip": (compressed(gzip.compress, ".gz"), ["a.mrcs.gz", "compressed (gzip)", "decompress"]),
+    "bzip2": (compressed(bz2.compress, ".bz2"), ["a.mrcs.bz2", "compressed (bzip2)", "decompress"]),
+    "gzip under an MRC name": (compressed(gzip.compress, ""), ["a.mrcs", "compressed (gzip)", "decompress"]),
+    "longer than its header": (longer, ["a.mrcs", "longer than its header", "found"]),
+    "mixed image sizes": (mixed_boxes, ["b.mrcs", "18 x 18", "a.mrcs", "16 x 16"]),
+    "mixed pixel sizes": (lambda: write_star(change={7: {"rlnPixelSize": "9"}}), ["p.star", "from 8 to 9", "row 7 has 9"]),
+    "pixel size of zero": (every_row(rlnPixelSize="0"), ["p.star", "pixel size 0", "above 0"]),
+    "negative pixel size": (every_row(rlnPixelSize="-8"), ["p.star", "pixel size -8", "above 0"]),
+    "defocus in micrometre": (every_row(rlnDefocusU="1.5", rlnDefocusV="1.4"), [*NOT_ANGSTROM, "1.5"]),
+    "defocus in metre": (every_row(rlnDefocusU="1.5e-6", rlnDefocusV="1.4e-6"), [*NOT_ANGSTROM, "1.5e-06"]),
+    "defocus in picometre": (every_row(rlnDefocusU="1500000", rlnDefocusV="1400000"), [*NOT_ANGSTROM, "1.5e+06"]),
+    "defocus 0 for all": (every_row(rlnDefocusU="0", rlnDefocusV="0"), [*NOT_ANGSTROM, "median 0 "]),
+    "defocus negative": (
+        every_row(rlnDefocusU="-15000", rlnDefocusV="-14500"),
+        ["p.star", "rlnDefocusU", "-15000", "turn the sign"],
+    ),
+    "missing optics group": (no_such_group, ["p.star", "row 7", "optics group 2", "data_optics"]),
+    "same image twice": (lambda: write_star(change={9: {"rlnImageName": "004@./a.mrcs"}}), ["p.star", "row 9", "row 4", "once"]),
+    "another drive": (
+        lambda: write_star(change={3: {"rlnImageName": "3@/not/here/a.mrcs"}}),
+        ["p.star", "/not/here/a.mrcs not found", "tried", "--project"],
+    ),
+    "1 particle": (lambda: write_star(1), ["p.star", "1 particles", "at least 100"]),
+    "10 particles": (lambda: write_star(10), ["p.star", "10 particles", "at least 100"]),
     "too few particles": (lambda: write_star(99), ["p.star", "99 particles", "at least 100"]),
 }
 
@@ -234,6 +303,69 @@ def test_bad_places(reconstruct: Callable[..., Result], tmp_path: Path, case: st
     before = contents(tmp_path)
     assert_refused(reconstruct("p.star", "-o", "run", *TINY, *args), words)
     assert contents(tmp_path) == before
+
+
+def test_output_that_is_the_input(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    for place, words in ((".", ["not empty"]), ("p.star", ["p.star", "a file is in the way"])):
+        assert_refused(reconstruct("p.star", "-o", place, *TINY), words)
+        assert_refused(reconstruct("p.star", "-o", place, *TINY, "--overwrite"), words[:-1])
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() == 0, reason="root may write anywhere")
+def test_read_only_place(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    Path("locked").mkdir(mode=0o555)
+    assert_refused(reconstruct("p.star", "-o", "locked/run", *TINY), ["locked", "not a writable folder"])
+
+
+def test_mask_of_another_size(reconstruct: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+    for name, box in (("a", 16), ("mask", 18)):
+        write_volume(f"{name}.mrc", np.random.default_rng(0).normal(size=(box,) * 3), 2.0)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fsc", "a.mrc", "a.mrc", "--mask", "mask.mrc"])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and len(err.splitlines()) == 1 and "mask.mrc: box 18" in err and "box 16" in err
+
+
+@pytest.mark.parametrize("kind", ["i1", "<i2", "<u2", "<f2", ">i2", ">f2", ">f4"])
+def test_stored_types_are_read(reconstruct: Callable[..., Result], kind: str) -> None:
+    data = (images() * 10).clip(0, 127).astype(kind)
+    write_stack(data.astype(np.float32))
+    header = np.frombuffer(Path("a.mrcs").read_bytes()[:1024], dtype=mrcfile.dtypes.HEADER_DTYPE).copy()
+    header["mode"] = {"i1": 0, "i2": 1, "f4": 2, "u2": 6, "f2": 12}[kind[-2:]]
+    if kind.startswith(">"):
+        header["machst"] = (0x11, 0x11, 0, 0)
+        header = header.astype(header.dtype.newbyteorder(">"))
+    Path("a.mrcs").write_bytes(header.tobytes() + data.tobytes())
+    assert np.array_equal(Particles.open("p.star").images(slice(None)), data.astype(np.float32))
+
+
+@pytest.mark.parametrize("box", [33, 37])
+def test_odd_and_prime_boxes(reconstruct: Callable[..., Result], box: int) -> None:
+    y, x = np.mgrid[:box, :box] - box // 2
+    blob = 3 * np.exp(-(x**2 + y**2) / 30)
+    write_stack((np.random.default_rng(0).normal(size=(N, box, box)) + blob).astype(np.float32))
+    plan = make_plan(Particles.open("p.star"), RunConfig(threads=1, device="cpu"))
+    assert plan.particles.box == box and plan.boxes[-1] == box and plan.working_box <= box
+    for working in (plan.working_box, box):
+        images_ft = preprocess.working_set(plan.particles, plan.look, working).image_ft
+        assert len(images_ft) == N and bool(torch.isfinite(torch.view_as_real(images_ft)).all())
+
+
+def test_every_row_of_the_table_has_a_test() -> None:
+    text = (Path(__file__).parents[1] / "docs/bad-input.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| Input")]
+    cases = {"test_bad_files": BAD_FILES, "test_bad_options": BAD_OPTIONS, "test_bad_places": BAD_PLACES}
+    named = set()
+    for row in rows:
+        found = re.findall(r"`(test_\w+)(?:\[(.+?)\])?`", row)
+        assert found, row
+        for name, case in found:
+            assert callable(globals().get(name)), row
+            assert not case or case in cases[name], row
+            named.add((name, case))
+    assert {("test_bad_files", case) for case in BAD_FILES} <= named
 
 
 def test_bad_place_is_found_before_the_images_are_read(reconstruct: Callable[..., Result], tmp_path: Path) -> None:

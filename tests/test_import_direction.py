@@ -31,6 +31,7 @@ RANK = {
     "run_log": 7,
     "verdict": 7,
     "journal": 7,
+    "prediction": 7,
     "amortised": 8,
     "job": 8,
     "predictor": 8,
@@ -41,7 +42,7 @@ RANK = {
     "pipeline": 10,
     "fsc_command": 9,
     "convert": 9,
-    "evaluation": 9,
+    "evaluation": 10,
     "cli": 11,
     "__main__": 12,
 }

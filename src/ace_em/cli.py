@@ -65,7 +65,7 @@ def predict_parser() -> ArgumentParser:
         parser.add_argument(f"--{name}", type=str, default="", help="as for reconstruct")
     parser.add_argument("--max_particles", type=int, default=0, help="as for reconstruct")
     parser.add_argument("--seed", type=int, default=0, help="which particles --max-particles draws")
-    parser.add_argument("--passthrough", type=str, action="append", help="as for reconstruct, a file each time")
+    parser.add_argument("--passthrough", type=str, default="", help="as for reconstruct")
     parser.add_argument("--quiet", action="store_true", help="say nothing")
     parser.add_argument("--json", action="store_true", help="say everything as one JSON object a line")
     return parser
@@ -173,7 +173,7 @@ def run_predict(args: Namespace) -> int:
 
     source = Path(args.particles)
     chosen = {name: getattr(args, name) for name in ("subset", "exclude", "max_particles", "seed", "project")}
-    particles = open_particles(source, RunConfig(**chosen, passthrough=tuple(args.passthrough or ())))
+    particles = open_particles(source, RunConfig(**chosen, passthrough=args.passthrough))
     out = Path(args.output) if args.output else Path(f"{source.stem}_poses{source.suffix}")
     predict(particles, Path(args.run), out, args.overwrite, args.contrast, args.threads, Reporter(mode=_mode(args)))
     return 0

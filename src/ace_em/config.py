@@ -221,8 +221,8 @@ class RunConfig:
     """leave these particles out; a file as for --subset"""
     max_particles: int = 0
     """use no more than so many particles, drawn at random; 0: all"""
-    passthrough: tuple[str, ...] = ()
-    """cryoSPARC files with the fields that the .cs file lacks; those beside it are found"""
+    passthrough: str = ""
+    """cryoSPARC files with the fields that the .cs file lacks, separated by commas; those beside it are found"""
     project: str = ""
     """folder that image paths are relative to; otherwise the particle file's folder and those above it are tried"""
     seed: int = 0

@@ -36,7 +36,7 @@ from ace_em.stages import Start, best_start, refine, search
 from ace_em.teaching import teach, untaught
 from ace_em.verdict import Verdict, judge, judge_amortised
 
-MAY_CHANGE = {"device", "threads", "checkpoint_s", "preset", "project", "passthrough", "max_memory"}
+MAY_CHANGE = {"device", "threads", "checkpoint_s", "preset", "project", "passthrough"}
 """Settings that a resumed run may change: they say how, not what."""
 
 
@@ -54,7 +54,7 @@ class Request:
 
 def open_particles(path: Path, config: RunConfig) -> Particles:
     """The particles that the settings choose."""
-    passthrough = [Path(p) for p in config.passthrough]
+    passthrough = [Path(p) for p in config.passthrough.split(",") if p]
     table = read_particle_table(path, passthrough)
     rows = selected_rows(table, config.subset, config.exclude, config.max_particles, config.seed)
     if len(rows) < len(table):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RunConfig
+from ace_em.data.aberrations import ignored_aberrations
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, survey
 from ace_em.errors import InputError
@@ -18,6 +19,8 @@ from ace_em.progress import Reporter, clock
 
 LARGEST_DEFAULT_BOX = 128
 LEAST_PARTICLES = 100
+UNCLEAR_CONTRAST = 5.0
+"""Standard deviations of the measured contrast below which it may be chance."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,9 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     threads = config.threads or free_threads()
     torch.set_num_threads(threads)
     look = survey(particles, sign, config.seed)
+    if sign is None and abs(look.contrast_z) < UNCLEAR_CONTRAST and particles.sign_on_disk is not None:
+        # the images do not tell, but a cryoSPARC file does
+        look = dataclasses.replace(look, sign=particles.sign_on_disk)
     diameter = config.diameter or look.diameter_angstrom
     box_angstrom = particles.box * particles.pixel_size_angstrom
     if not 4 * particles.pixel_size_angstrom <= diameter <= 1.5 * box_angstrom:
@@ -154,11 +160,14 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     how = "measured" if config.contrast == "auto" else "as told"
     reporter.say(f"{p.table.path}: {len(p)} particles, {p.box} px at {p.pixel_size_angstrom:g} A/px")
     reporter.say(f"protein is {colour} ({how}, z = {look.contrast_z:+.0f}), signal over noise {look.snr:.3f}")
-    if config.contrast == "auto" and abs(look.contrast_z) < 5:
+    if config.contrast == "auto" and abs(look.contrast_z) < UNCLEAR_CONTRAST:
         reporter.say("the contrast is not clear from the images: if the map comes out inverted, give --contrast")
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
+    not_used = ignored_aberrations(p.table)
+    if not_used:
+        reporter.say(f"not in the image model, so not corrected: {', '.join(not_used)}")
     if config.stages == "ace":
         reporter.say(f"the autoencoder alone (preset {config.preset}): no search, no refinement")
     # two threads took as long as one (the demo: 97 s against 94 s of one core)

@@ -14,6 +14,8 @@ from ace_em.predictor import Predictor
 from ace_em.progress import Reporter, clock
 from ace_em.run_folder import RunFolder
 
+FEWEST_SURVEYED = 20
+"""Images that their contrast is measured from."""
 SURE_CONTRAST = 5.0
 """The contrast of the new images is taken as measured when it is as many standard deviations from none."""
 
@@ -58,7 +60,7 @@ def contrast_of(particles: Particles, predictor: Predictor, contrast: str) -> tu
         return (1.0 if contrast == "white" else -1.0), "as told"
     if particles.sign_on_disk is not None:
         return particles.sign_on_disk, "says the file"
-    look = survey(particles)
-    if abs(look.contrast_z) >= SURE_CONTRAST:
+    look = survey(particles) if len(particles) >= FEWEST_SURVEYED else None
+    if look is not None and abs(look.contrast_z) >= SURE_CONTRAST:
         return look.sign, f"measured, z = {look.contrast_z:+.0f}"
     return predictor.look.sign, "as in the run"

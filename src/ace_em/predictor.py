@@ -25,8 +25,8 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import Frame, apply_frame
 from ace_em.models.fixed_map import FixedMap
 from ace_em.physics.pose import Pose
+from ace_em.prediction import Predicted, Usual, predict_poses
 from ace_em.refinement.calibration import Calibration
-from ace_em.refinement.predicting import Predicted, Usual, predict_poses
 from ace_em.training.loop import Hooks, build_encoder, train
 from ace_em.training.step import AutoEncoder
 

@@ -13,13 +13,13 @@ from ace_em.maths.point_group import mirrored_axes
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
+from ace_em.prediction import Usual
 from ace_em.predictor import Predictor
 from ace_em.progress import Reporter, clock
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.mask import soft_mask
 from ace_em.refinement.postprocessing import PostProcessed, postprocess
-from ace_em.refinement.predicting import Usual
 from ace_em.run_folder import RunFolder
 from ace_em.verdict import Verdict
 

@@ -13,10 +13,10 @@ from ace_em import run_log
 from ace_em.data.preprocess import working_set
 from ace_em.data.split import subset
 from ace_em.job import Job
+from ace_em.prediction import Usual
 from ace_em.predictor import Predictor
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.half_sets import HalfSetState, change_box
-from ace_em.refinement.predicting import Usual
 from ace_em.training.loop import Hooks, Progress
 
 

@@ -293,19 +293,19 @@ def test_passthrough_that_does_not_fit(make_fields: Make, tmp_path: Path) -> Non
 
 
 def test_new_poses_change_the_pose_fields_and_no_others(make_fields: Make, tmp_path: Path) -> None:
-    fields = make_fields(10)
+    fields, n = make_fields(40), 10
     table = read_cryosparc(saved(tmp_path / "p.cs", fields))
-    angles = np.random.default_rng(1).uniform(0, 180, (10, 3))
-    origin = np.random.default_rng(2).uniform(-9, 9, (10, 2))
+    angles = np.random.default_rng(1).uniform(0, 180, (40, 3))
+    origin = np.random.default_rng(2).uniform(-9, 9, (40, 2))
     new = with_poses(table, angles, origin, None, pixel_size_of(table))
-    # the last particle keeps the pose it had
-    new.particles.iloc[9] = table.particles.iloc[9]
+    # all but the first ten keep the pose they had, bit for bit
+    new.particles.iloc[n:] = table.particles.iloc[n:]
     write_cryosparc(tmp_path / "n.cs", new)
     found = load_fields(tmp_path / "n.cs")
     changed = {name for name in fields if found[name].tobytes() != fields[name].tobytes()}
     assert list(found) == list(fields) and changed == {"alignments3D/pose", "alignments3D/shift"}
     for name in changed:
-        assert found[name].dtype == "<f4" and found[name][9].tobytes() == fields[name][9].tobytes()
+        assert found[name].dtype == "<f4" and found[name][n:].tobytes() == fields[name][n:].tobytes()
     back = star_poses(read_cryosparc(tmp_path / "n.cs"), 1.0)
     want = star_poses(new, 1.0)
     assert back is not None and want is not None

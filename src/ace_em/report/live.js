@@ -6,7 +6,7 @@
   const seen = {}; // part -> version shown
   const viewer = aceViewer.mount(find("#maps"));
   const [stop, ask, silent] = [find("#stop"), find("#ask"), find("#silent")];
-  let timer = 0;
+  let timer = 0, changing = false;
   // the token stays in a cookie; the address may be shown to others
   if (location.search) history.replaceState(null, "", location.pathname);
 
@@ -57,19 +57,27 @@
     timer = setTimeout(look, milliseconds);
   }
 
+  function fail(error) {
+    silent.textContent = error.message === "token" ? "This page is of an earlier server: open the address that ace-em watch printed."
+      : "No answer from ace-em watch. The run itself goes on without it.";
+    silent.hidden = false;
+  }
+
   async function look() {
     // drawing takes the run's processors: not for a page that nobody sees
     if (document.hidden) return later(EVERY_MS);
     try {
       const { status, versions } = await (await get("/api/state")).json();
       showStatus(status);
-      await showChanges(versions);
       silent.hidden = true;
+      // charts take seconds to draw where the run needs the processors: the status does not wait for them
+      if (!changing) {
+        changing = true;
+        showChanges(versions).catch(fail).finally(() => { changing = false; });
+      }
       later(EVERY_MS);
     } catch (error) {
-      silent.textContent = error.message === "token" ? "This page is of an earlier server: open the address that ace-em watch printed."
-        : "No answer from ace-em watch. The run itself goes on without it.";
-      silent.hidden = false;
+      fail(error);
       later(AFTER_FAILURE_MS);
     }
   }

@@ -90,6 +90,15 @@ def test_bits_survive_a_star_file(make_fields: Make, tmp_path: Path, data: st.Da
     assert same_bits(load_fields(tmp_path / "step3.cs"), fields)
 
 
+def test_every_nan_and_zero_keeps_its_bits(make_fields: Make, tmp_path: Path) -> None:
+    # quiet and signalling, of either sign, with a payload; a negative zero; the smallest number
+    bits = np.array([0x7FC00000, 0xFFC00000, 0x7FC00001, 0x7F800001, 0x80000000, 0x00000001, 0xFF800000], dtype="<u4")
+    fields = make_fields(len(bits)) | {"a/little": bits.view("<f4"), "a/big": bits.astype(">u4").view(">f4")}
+    save_fields(tmp_path / "a.cs", fields)
+    through(tmp_path, read_cryosparc(tmp_path / "a.cs"), ".star", ".cs")
+    assert same_bits(load_fields(tmp_path / "step1.cs"), fields)
+
+
 # only what starfile itself reads as it was written: no quotation marks, no underscore at the beginning of a row
 CELL = st.sampled_from(["", "a b", "nan", "NaN", "None", "0.0", "1e-5", "%", "\u00e9", "[0,0]", "<NA>", ";", "x_y"])
 NUMBER = st.floats(-1e4, 1e4).map(lambda x: f"{x:.{3}f}") | st.sampled_from(["1e3", "-0", "+5.", "007", "1234567.123456789"])

@@ -1,0 +1,158 @@
+"""Poses of particles that a run has not seen: right where they say that they are sure, the same whatever the format, and
+in the frame of the map that was written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ace_em import cli
+from ace_em.config import PredictConfig, SimulationConfig
+from ace_em.data.particles import Particles
+from ace_em.data.pose_columns import GAP, PROBABILITY, SPREAD
+from ace_em.data.star import numeric_column, read_particle_star
+from ace_em.maths.rotations import angular_distance_deg
+from ace_em.maths.slices import volume_to_ft
+from ace_em.metrics.alignment import align_poses, apply_frame
+from ace_em.physics.pose import Pose
+from ace_em.prediction import Usual, _compared
+from ace_em.refinement.local import LocalResult
+from ace_em.run_folder import RunFolder
+from ace_em.simulation.write import simulate
+
+STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
+SIMULATED = {"box": 24, "pixel_size": 22.0, "resolution": 50.0, "snr_db": 10.0, "shift_sd": 10.0}
+SMALL = ["--ace.steps", 150, "--ace.batch", 128, "--ace.width", 128, "--search.explore_rounds", 6, "--search.max_rounds", 3]
+SMALL += ["--search.first_band", 4.5, "--search.last_band", 6, "--starts", 1, "--threads", 1, "--predict.steps", 400]
+
+
+def run_cli(*args: object, codes: tuple[int, ...] = (0,)) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in args])
+    assert ended.value.code in codes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on ``seen`` particles, and others of the same structure, ``new``."""
+    folder = tmp_path_factory.mktemp("predict")
+    simulate(STRUCTURE, folder / "seen", SimulationConfig(n=400, seed=1, **SIMULATED))  # type: ignore[arg-type]
+    simulate(STRUCTURE, folder / "new", SimulationConfig(n=120, seed=2, **SIMULATED))  # type: ignore[arg-type]
+    run_cli("reconstruct", folder / "seen/particles.star", "-o", folder / "run", *SMALL, codes=(0, 3))
+    run_cli("predict", folder / "new/particles.star", "--run", folder / "run", "-o", folder / "new.star", "--threads", 1)
+    return folder
+
+
+def errors(folder: Path, file: Path) -> torch.Tensor:
+    """Angles (N,) between the poses of ``file`` and the truth, both brought into the frame of the run's map."""
+    seen = Particles.open(folder / "run/poses.star", folder / "seen").poses()
+    truth = Particles.open(folder / "seen/truth.star").poses()
+    found, true = Particles.open(file, folder / "new").poses(), Particles.open(folder / "new/truth.star").poses()
+    assert seen is not None and truth is not None and found is not None and true is not None
+    return angular_distance_deg(apply_frame(found, align_poses(seen, truth)).rotation, true.rotation)
+
+
+def test_new_particles_stand_in_the_frame_of_the_runs_map(folder: Path) -> None:
+    right = errors(folder, folder / "new.star") < 15
+    # chance would be one in a thousand
+    assert right.float().mean() > 0.5
+    table = read_particle_star(folder / "new.star")
+    probability, spread = numeric_column(table, PROBABILITY), numeric_column(table, SPREAD)
+    sure = torch.from_numpy(probability > 0.9)
+    assert sure.sum() > 20
+    assert right[sure].float().mean() > right.float().mean()
+    assert ((probability >= 0) & (probability <= 1)).all() and ((spread >= 0) & (spread <= 180)).all()
+    assert (numeric_column(table, GAP) >= 0).all()
+    given = read_particle_star(folder / "new/particles.star").particles
+    assert table.particles[list(given)].equals(given)
+
+
+def test_confident_particles_are_those_of_the_poses(folder: Path) -> None:
+    poses, confident = (read_particle_star(folder / f"run/{name}.star") for name in ("poses", "confident"))
+    rows = np.flatnonzero(numeric_column(poses, PROBABILITY) >= PredictConfig().confident)
+    assert 0 < len(rows) < len(poses) or len(confident) == len(poses)
+    assert confident.particles.equals(poses.particles.iloc[rows].reset_index(drop=True))
+
+
+def test_a_flipped_run_predicts_in_its_own_frame(folder: Path) -> None:
+    """The same run with the other hand: its poses and the new ones mirror together."""
+    flipped = folder / "flipped"
+    run_cli("reconstruct", folder / "seen/particles.star", "-o", flipped, *SMALL, "--flip-hand", codes=(0, 3))
+    run_cli("predict", folder / "new/particles.star", "--run", flipped, "-o", folder / "mirrored.star", "--threads", 1)
+    one, other = (Particles.open(folder / name, folder / "new").poses() for name in ("new.star", "mirrored.star"))
+    assert one is not None and other is not None
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    torch.testing.assert_close(mirror @ one.rotation @ mirror, other.rotation, atol=1e-3, rtol=0)
+
+
+def test_bad_requests_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = folder / "new/particles.star"
+    run_cli("predict", new, "--run", tmp_path, "-o", tmp_path / "a.star", codes=(2,))
+    assert "encoder.pt: no such file" in capsys.readouterr().err
+    run_cli("predict", new, "--run", folder / "run", "-o", folder / "new.star", codes=(2,))
+    assert "exists already" in capsys.readouterr().err
+    other = dict(SIMULATED, pixel_size=20.0)
+    simulate(STRUCTURE, tmp_path / "other", SimulationConfig(n=5, **other))  # type: ignore[arg-type]
+    run_cli("predict", tmp_path / "other/particles.star", "--run", folder / "run", "-o", tmp_path / "a.star", codes=(2,))
+    assert "24 px at 20 A/px, expected 24 px at 22 A/px" in capsys.readouterr().err
+    (tmp_path / "broken").mkdir()
+    RunFolder(tmp_path / "broken").encoder.write_bytes(b"nonsense")
+    run_cli("predict", new, "--run", tmp_path / "broken", "-o", tmp_path / "a.star", codes=(2,))
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "a.star").exists()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1\n3 5\n", [0, 2, 4]), ("2", [1])])
+def test_only_some_are_predicted(folder: Path, tmp_path: Path, text: str, expected: list[int]) -> None:
+    (tmp_path / "rows.txt").write_text(text)
+    out = tmp_path / "some.star"
+    run = ("--run", folder / "run", "--threads", 1)
+    run_cli("predict", folder / "new/particles.star", *run, "-o", out, "--subset", tmp_path / "rows.txt")
+    some, every = read_particle_star(out).particles, read_particle_star(folder / "new.star").particles
+    assert some["rlnImageName"].tolist() == every["rlnImageName"].iloc[expected].tolist()
+    angles = (some, every.iloc[expected])
+    one, other = (f["rlnAngleTilt"].to_numpy(dtype=float) for f in angles)
+    np.testing.assert_allclose(one, other, atol=1e-2)
+
+
+def answers_of(*residuals: float, apart_deg: float) -> list[LocalResult]:
+    turn = torch.deg2rad(torch.tensor(apart_deg))
+    about_z = [
+        torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        for c, s in ((torch.cos(k * turn), torch.sin(k * turn)) for k in range(9))
+    ]
+    return [LocalResult(Pose(about_z[k][None], torch.zeros(1, 2)), torch.tensor([r])) for k, r in enumerate(residuals)]
+
+
+def test_near_answers_are_one_and_far_ones_are_rivals() -> None:
+    config, c1 = PredictConfig(), torch.eye(3)[None]
+    found = _compared(answers_of(100.0, 101.0, 102.0, apart_deg=40), c1, config, False)
+    assert found.rivals.item() == pytest.approx(np.exp(-1) + np.exp(-2)) and found.gap.item() == pytest.approx(1)
+    found = _compared(answers_of(101.0, 100.0, apart_deg=5), c1, config, False)
+    assert found.rivals.item() == 0 and found.gap.isnan() and found.excess.item() == 100
+    # a pose that is kept may be worse than a rival
+    found = _compared(answers_of(103.0, 100.0, apart_deg=40), c1, config, True)
+    assert found.gap.item() == pytest.approx(-3)
+    assert found.probability(Usual(103.0, 1.0)).item() == pytest.approx(1 / (1 + np.exp(3) + 0.01))
+    # the point group's copies are one answer
+    c9 = torch.cat([a.pose.rotation for a in answers_of(*[0.0] * 9, apart_deg=40)])
+    assert _compared(answers_of(100.0, 101.0, apart_deg=40), c9, config, False).rivals.item() == 0
+
+
+def test_a_residual_above_the_usual_is_a_doubt() -> None:
+    found = _compared(answers_of(100.0, 200.0, apart_deg=40), torch.eye(3)[None], PredictConfig(), False)
+    sure = [found.probability(Usual(100.0 - z, 1.0)).item() for z in (-3, 0, 2, 3, 5)]
+    assert sure[0] == sure[1] == pytest.approx(1 / 1.01)
+    assert sure[1] > sure[2] > 0.9 > sure[3] > 0.5 > 0.01 > sure[4]
+    spread = Usual.of(torch.tensor([1.0, 2.0, 3.0, 4.0, 1000.0]))
+    assert (spread.median, spread.spread) == (3.0, pytest.approx(1.4826))
+
+
+def test_volume_ft_of_the_map_is_what_is_saved(folder: Path) -> None:
+    from ace_em.predictor import Predictor
+
+    predictor = Predictor.load(RunFolder(folder / "run").encoder)
+    assert predictor.volume.shape == (predictor.working_box,) * 3
+    assert volume_to_ft(predictor.volume).grid.isfinite().all()
+    assert predictor.usual.spread > 0 and predictor.box == 24
