@@ -152,7 +152,9 @@ def watched(journal: Journal, reporter: Reporter, request: Request, plan: Plan) 
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         run.stop.unlink(missing_ok=True)
-        reporter.write_status("stopped" if stopped else "failed", f"{type(error).__name__}: {error}")
+        # a line that was printed for people, or the name of what nobody foresaw
+        said = str(error) if isinstance(error, InputError | Diverged | OSError) else type(error).__name__
+        reporter.write_status("stopped" if stopped else "failed", "" if stopped else said)
         journal.flush()
         if stopped:
             reporter.say(f"stopped {journal.where()}; the same command with --resume goes on from there", always=True)

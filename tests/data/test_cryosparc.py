@@ -218,9 +218,22 @@ def test_cryosparc_tools_reads_what_is_written_and_its_stream_is_read(make_field
     write_cryosparc(tmp_path / "new.cs", table)
     Dataset.load(tmp_path / "new.cs").save(tmp_path / "again.cs")
     assert (tmp_path / "again.cs").read_bytes() == (tmp_path / "new.cs").read_bytes()
-    (tmp_path / "cut.cs").write_bytes((tmp_path / "stream.cs").read_bytes()[:900])
-    with pytest.raises(InputError, match=r"cut\.cs: damaged or cut short"):
-        read_cryosparc(tmp_path / "cut.cs")
+
+
+def test_a_damaged_stream_is_refused_though_it_ends_cryosparc_tools(make_fields: Make, tmp_path: Path) -> None:
+    from cryosparc.dataset import CSDAT_FORMAT, Dataset
+
+    Dataset.load(saved(tmp_path / "p.cs", make_fields(2000))).save(tmp_path / "stream.cs", format=CSDAT_FORMAT)
+    whole = (tmp_path / "stream.cs").read_bytes()
+    codes = []
+    for size in (900, len(whole) // 2):
+        (tmp_path / "cut.cs").write_bytes(whole[:size])
+        code = "import sys; from cryosparc.dataset import Dataset; Dataset.load(sys.argv[1])"
+        codes.append(subprocess.run([sys.executable, "-c", code, tmp_path / "cut.cs"], capture_output=True).returncode)
+        with pytest.raises(InputError, match=r"cut\.cs: damaged or cut short"):
+            read_cryosparc(tmp_path / "cut.cs")
+    # the second is what the process of its own is for: a signal, not an exception
+    assert codes[0] == 1 and codes[1] < 0
 
 
 def test_a_stream_without_cryosparc_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
