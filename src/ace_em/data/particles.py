@@ -18,7 +18,7 @@ from ace_em.physics.pose import Pose, relion_angles_to_rotmat
 MIN_BOX = 16
 # relative difference of pixel sizes that is rounding (of a magnification, say) and moves no CTF ring by a pixel
 _PIXEL_SIZE_TOLERANCE = 1e-4
-# median defocus in Angstrom; what lies outside is in micrometre (1.5), metre (1.5e-6) or nanometre, or unset
+# median defocus in Angstrom; outside, it is in micrometre (1.5), metre (1.5e-6) or picometre, or unset
 _DEFOCUS_ANGSTROM = (100.0, 200_000.0)
 # field of CTFParameters: column, value where the column is missing (None: it must be there)
 _CTF_COLUMNS: dict[str, tuple[str, float | None]] = {
