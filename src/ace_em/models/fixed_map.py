@@ -26,4 +26,3 @@ class FixedMap(Decoder):
 
     def volume(self) -> Tensor:
         return self.density
-
