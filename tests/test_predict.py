@@ -75,6 +75,15 @@ def test_confident_particles_are_those_of_the_poses(folder: Path) -> None:
     assert confident.particles.equals(poses.particles.iloc[rows].reset_index(drop=True))
 
 
+def test_a_run_is_not_replaced_by_one_of_its_own_particles(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "run/confident.star").read_bytes()
+    own, here = folder / "run/confident.star", ("-o", folder / "run", "--overwrite")
+    run_cli("reconstruct", own, *here, "--project", folder / "seen", *SMALL, codes=(2,))
+    run_cli("reconstruct", folder / "seen/particles.star", *here, "--subset", own, *SMALL, codes=(2,))
+    assert capsys.readouterr().err.count("is a file of the run in") == 2
+    assert own.read_bytes() == before
+
+
 def test_a_flipped_run_predicts_in_its_own_frame(folder: Path) -> None:
     """The same run with the other hand: its poses and the new ones mirror together."""
     flipped = folder / "flipped"

@@ -84,6 +84,7 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
         refuse_other_settings(RunFolder(request.out), config)
     else:
         RunFolder.check(request.out, request.overwrite)
+        RunFolder(request.out).spare([request.particles, *map(Path, (config.subset, config.exclude))])
     particles = open_particles(request.particles, config)
     reporter = Reporter(mode=request.mode)
     plan = make_plan(particles, config)

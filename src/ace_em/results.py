@@ -1,6 +1,7 @@
 """The end of a run: maps, FSC, poses, the last record and the report."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,7 +118,18 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     write_report(run.path)
     reporter.say(verdict.message)
     reporter.say("the hand is not known from projections; --flip-hand gives the other")
-    reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {clock(reporter.elapsed_s)}")
+    reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {clock(reporter.elapsed_s)}{peak_memory()}")
+
+
+def peak_memory() -> str:
+    """The most memory that this process has had, in words; nothing where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return ""
+    # Linux counts kilobytes, macOS bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB of memory at the peak"
 
 
 def with_own_confidence(

@@ -107,6 +107,13 @@ class RunFolder:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise InputError(f"{path}: {parent} is not a writable folder; expected a writable place for the run")
 
+    def spare(self, inputs: list[Path]) -> None:
+        """Refuse to replace a run by one that is made from its own files."""
+        mine = {(self.path / name).resolve() for name in FILES}
+        for path in inputs:
+            if path.resolve() in mine:
+                raise InputError(f"{path}: is a file of the run in {self.path} and would be removed; expected another folder")
+
     @staticmethod
     def create(path: Path, overwrite: bool) -> "RunFolder":
         """A folder for a new run. The files of an earlier run are removed when told to, and nothing else."""
