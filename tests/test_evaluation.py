@@ -15,6 +15,7 @@ from torch import Tensor
 from ace_em import cli
 from ace_em.config import SimulationConfig
 from ace_em.data.particles import Particles
+from ace_em.data.pose_columns import posed_table
 from ace_em.data.preprocess import survey, working_set
 from ace_em.data.star import read_particle_star, write_star
 from ace_em.errors import InputError
@@ -65,7 +66,8 @@ def write_run(path: Path, truth: Path, pose: Pose, box: int = 32, rows: np.ndarr
     table = read_particle_star(truth / "particles.star")
     kept = dataclasses.replace(table, particles=table.particles.iloc[rows].reset_index(drop=True))
     write_star(truth / "kept.star", kept)
-    run.write_poses(Particles.open(truth / "kept.star"), pose[torch.from_numpy(rows)], 1 + np.arange(len(rows)) % 2)
+    kept_particles = Particles.open(truth / "kept.star")
+    run.write_poses(posed_table(kept_particles, pose[torch.from_numpy(rows)], 1 + np.arange(len(rows)) % 2), None)
     (truth / "kept.star").unlink()
     return path
 

@@ -118,7 +118,8 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     write_report(run.path)
     reporter.say(verdict.message)
     reporter.say("the hand is not known from projections; --flip-hand gives the other")
-    reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {clock(reporter.elapsed_s)}{peak_memory()}")
+    took = f"{clock(reporter.elapsed_s)}{peak_memory()}"
+    reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {took}")
 
 
 def peak_memory() -> str:
