@@ -28,6 +28,7 @@ RANK = {
     "refinement": 6,
     "run_folder": 6,
     "plan": 6,
+    "reading": 7,
     "run_log": 7,
     "verdict": 7,
     "journal": 7,

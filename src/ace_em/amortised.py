@@ -11,7 +11,7 @@ from torch import Tensor
 from ace_em import run_log
 from ace_em.config import RunConfig
 from ace_em.data.plain import Plain
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images
 from ace_em.journal import Journal
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
@@ -35,7 +35,7 @@ LOOKS = 20
 class PoseWatch:
     """How far the poses of some images turn while the training goes on."""
 
-    def __init__(self, images: WorkingSet, config: RunConfig, reporter: Reporter) -> None:
+    def __init__(self, images: Images, config: RunConfig, reporter: Reporter) -> None:
         self.images = images.rows(slice(0, WATCHED))
         self.every = max(1, config.ace.steps // LOOKS)
         self.config, self.reporter = config, reporter
@@ -55,7 +55,7 @@ class PoseWatch:
 def train_start(
     number: int,
     plan: Plan,
-    images: WorkingSet,
+    images: Images,
     config: RunConfig,
     reporter: Reporter,
     journal: Journal,
@@ -105,7 +105,7 @@ class Trained:
     moved_deg: Tensor
 
     @staticmethod
-    def of(trained: TrainedModel, images: WorkingSet, watch: PoseWatch | None = None) -> "Trained":
+    def of(trained: TrainedModel, images: Images, watch: PoseWatch | None = None) -> "Trained":
         """What a trained model makes of the images, on the CPU."""
         model = trained.model.cpu()
         moved = torch.empty(0) if watch is None else watch.moved_deg
@@ -114,7 +114,7 @@ class Trained:
 
 def amortised(
     plan: Plan,
-    images: WorkingSet,
+    images: Images,
     half_set: Tensor,
     config: RunConfig,
     reporter: Reporter,
@@ -132,7 +132,7 @@ def amortised(
         trained = Trained.of(train_start(1, plan, images, config, reporter, journal, show, watch), images, watch)
         journal.finish("autoencoder", trained)
     pose, volume = trained.pose, trained.volume
-    one, two = (accumulate(images.rows(half_set == number), pose[half_set == number]) for number in (1, 2))
+    one, two = (accumulate(images, pose, torch.nonzero(half_set == number)[:, 0]) for number in (1, 2))
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
     # no steps: the residuals where the poses are, block by block
     left = refine_poses(volume_to_ft(volume), images, pose, steps=0).residual

@@ -231,6 +231,11 @@ class RunConfig:
     """auto, cpu, cuda or mps: where stage 1 runs"""
     threads: int = 0
     """CPU threads; 0: the cores this process may use"""
+    memory: float = 0.0
+    """GiB that the images of one box may take; where they take more, they are kept in a scratch file and read block by block.
+    0: half of the memory that is free"""
+    scratch: str = ""
+    """folder for that file; otherwise that of the run"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Lightning Fabric's precision for stage 1"""
     contrast: Literal["auto", "white", "black"] = "auto"

@@ -1,6 +1,8 @@
-"""When a device has no memory for a block of work: halve the block, say so, go on."""
+"""How much memory there is; and when a device has none for a block of work: halve the block, say so, go on."""
 
+import os
 import re
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,52 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def available_bytes() -> float:
+    """Memory that this process may still take: what the system has, or what its control group (a container, a job) has left."""
+    return min(_system_bytes(), _group_bytes(Path("/sys/fs/cgroup")))
+
+
+def _system_bytes() -> float:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        # no word of what is free: half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
+
+
+def _group_bytes(root: Path) -> float:
+    """The least that the control groups (version 2) of this process have left; infinite where they set no limit."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    inner = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
+    left, group = float("inf"), root / inner
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            break
+        try:
+            limit, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+            cached = _file_cache(folder)
+        except OSError:
+            continue
+        if limit != "max":
+            left = min(left, float(limit) - float(used) + cached)
+    return max(left, 0.0)
+
+
+def _file_cache(folder: Path) -> float:
+    """Bytes that a group holds of files, which the system takes back when they are needed."""
+    counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return float(counts.get("inactive_file", 0)) + float(counts.get("active_file", 0))
 
 
 def free_cached() -> None:

@@ -16,17 +16,17 @@ import yaml
 from ace_em.amortised import amortised
 from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import working_set
 from ace_em.data.selection import selected_rows
 from ace_em.data.split import half_sets
 from ace_em.data.tables import read_particle_table
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images
 from ace_em.errors import Diverged, InputError
 from ace_em.job import Job
 from ace_em.journal import Journal
 from ace_em.plan import Plan, announce, check, make_plan, record_survey
 from ace_em.predictor import Predictor
 from ace_em.progress import Mode, Reporter
+from ace_em.reading import read_images
 from ace_em.refinement.exploring import expected_share
 from ace_em.refinement.half_sets import HalfSetState, refine_defocus_rounds
 from ace_em.results import Outcome, write_results
@@ -36,7 +36,7 @@ from ace_em.stages import Start, best_start, refine, search
 from ace_em.teaching import teach, untaught
 from ace_em.verdict import Verdict, judge, judge_amortised
 
-MAY_CHANGE = {"device", "threads", "checkpoint_s", "preset", "project", "passthrough"}
+MAY_CHANGE = {"device", "threads", "memory", "scratch", "checkpoint_s", "preset", "project", "passthrough"}
 """Settings that a resumed run may change: they say how, not what."""
 
 
@@ -93,7 +93,7 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
         with RunFolder(request.out).locked():
             return resume(plan, config, RunFolder(request.out), request, reporter)
     # every image is read, and a bad one refused, before the folder is made
-    images = read_images(plan, config, reporter)
+    images = working_images(plan, config, request.out, reporter)
     run = RunFolder.create(request.out, request.overwrite)
     with run.locked():
         run.write_config({"particles": str(request.particles.resolve()), **dataclasses.asdict(config)})
@@ -179,14 +179,12 @@ def record_begin(reporter: Reporter, request: Request, plan: Plan) -> None:
     )
 
 
-def read_images(plan: Plan, config: RunConfig, reporter: Reporter) -> WorkingSet:
-    """The images at the working box."""
-    with reporter.task(f"reading images at {plan.working_box} px", len(plan.particles)) as task:
-        turns = config.ace.symmetric_loss == "generalised"
-        return working_set(plan.particles, plan.look, plan.working_box, on_block=task.update, keep_optics=turns)
+def working_images(plan: Plan, config: RunConfig, out: Path, reporter: Reporter) -> Images:
+    """The images at the working box; eq. 7 turns them, and needs their optics."""
+    return read_images(plan, plan.working_box, config, out, reporter, config.ace.symmetric_loss == "generalised")
 
 
-def carry_out(plan: Plan, config: RunConfig, journal: Journal, reporter: Reporter, images: WorkingSet | None) -> Verdict:
+def carry_out(plan: Plan, config: RunConfig, journal: Journal, reporter: Reporter, images: Images | None) -> Verdict:
     """The stages; what the journal says is finished is not done again. ``images`` are those of the working box, if read."""
     verdict = journal.result(Verdict, "end")
     if verdict is not None:
@@ -200,15 +198,15 @@ def carry_out(plan: Plan, config: RunConfig, journal: Journal, reporter: Reporte
     return outcome.verdict
 
 
-def all_stages(job: Job, images: WorkingSet | None) -> Outcome:
+def all_stages(job: Job, images: Images | None) -> Outcome:
     """The autoencoder and exploring until a start is good, then search and refinement in half-sets."""
     plan, config, journal, reporter = job.plan, job.config, job.journal, job.reporter
     start, searched = journal.result(Start, "kept"), journal.result(HalfSetState, "search")
     if start is None or searched is None:
-        images = images or read_images(plan, config, reporter)
+        images = images or working_images(plan, config, job.run.path, reporter)
         start = start or best_start(job, images)
         # the search brings the transfers up to date, not what they were made of
-        searched = search(start, dataclasses.replace(images, optics=None), job)
+        searched = search(start, images.without_optics(), job)
     images = None
     last, sets = refine(searched, job)
     defocus = None
@@ -234,9 +232,9 @@ def predictor_of(last: HalfSetState, networks: dict[str, torch.Tensor], job: Job
         return None
 
 
-def autoencoder_alone(job: Job, images: WorkingSet | None) -> Outcome:
+def autoencoder_alone(job: Job, images: Images | None) -> Outcome:
     """Stage 1 as published: its map and the encoder's poses are the result."""
-    images = images or read_images(job.plan, job.config, job.reporter)
+    images = images or working_images(job.plan, job.config, job.run.path, job.reporter)
     last, networks = amortised(job.plan, images, job.half_set, job.config, job.reporter, job.journal, job.show)
     verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), job.config)
     # encoder and map were trained together: there is nothing to teach

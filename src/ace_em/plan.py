@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, survey
 from ace_em.errors import InputError
 from ace_em.maths.point_group import point_group
+from ace_em.memory import available_bytes
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.progress import Reporter, clock
 
@@ -35,6 +37,7 @@ class Plan:
     device: str
     threads: int
     group: Tensor
+    image_memory_bytes: float = math.inf
     expected_s: float | None = None
     memory_bytes: float = 0.0
 
@@ -44,6 +47,10 @@ class Plan:
 
     def diameter_px(self, box: int) -> float:
         return self.diameter_angstrom / self.box_angstrom * box
+
+    def fits(self, box: int) -> bool:
+        """Whether the images of a box may be in memory all at once."""
+        return image_bytes(len(self.particles), box) <= self.image_memory_bytes
 
     def mask(self, box: int) -> Tensor:
         """Soft ball that holds the particle."""
@@ -97,6 +104,7 @@ def check(config: RunConfig) -> None:
     rules = {
         "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
         "threads": (config.threads, config.threads >= 0, "0 or more"),
+        "memory": (config.memory, config.memory >= 0, "0 or a number of GiB"),
         "diameter": (config.diameter, config.diameter >= 0, "0 or a number of Angstrom"),
         "starts": (config.starts, config.starts >= 1, "1 or more"),
         "ace.steps": (ace.steps, ace.steps >= 1, "1 or more"),
@@ -122,6 +130,8 @@ def check(config: RunConfig) -> None:
     for name, (value, fine, expected) in rules.items():
         if not fine:
             raise InputError(f"--{name} {value}: expected {expected}")
+    if config.scratch and not (Path(config.scratch).is_dir() and os.access(config.scratch, os.W_OK)):
+        raise InputError(f"--scratch {config.scratch}: expected a folder that can be written to")
 
 
 def make_plan(particles: Particles, config: RunConfig) -> Plan:
@@ -147,8 +157,9 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     working = marched if config.ace.last_band else final
     boxes = [*(b for b in (64,) if working < b < final), final] if config.stages == "all" else [working]
     device, group = choose_device(config.device), group_of(config.symmetry)
-    memory = expected_memory(len(particles), working, boxes)
-    plan = Plan(particles, look, diameter, working, boxes, device, threads, group, None, memory)
+    allowed = config.memory * 2**30 or available_bytes() / 2
+    memory = expected_memory(len(particles), working, boxes, allowed)
+    plan = Plan(particles, look, diameter, working, boxes, device, threads, group, allowed, None, memory)
     # other devices were never timed
     return dataclasses.replace(plan, expected_s=expected_seconds(plan, config) if device == "cpu" else None)
 
@@ -175,16 +186,25 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     hope = " if the first start is good" if config.stages == "all" else ""
     memory = plan.memory_bytes / 2**30
     reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}{hope}; {memory:.1f} GiB of memory")
+    for box in dict.fromkeys((plan.working_box, *plan.boxes)):
+        if not plan.fits(box):
+            size = image_bytes(len(p), box) / 2**30
+            reporter.say(f"the images at {box} px take {size:.1f} GiB: they are kept in a scratch file (--memory, --scratch)")
     reporter.expected_s = plan.expected_s
 
 
-def expected_memory(n: int, working_box: int, boxes: list[int]) -> float:
+def image_bytes(n: int, box: int) -> float:
+    """Of ``n`` images of a working box: coefficients (8 bytes) and transfers (4) of a half-plane."""
+    return n * math.pi / 2 * (box / 2) ** 2 * 12
+
+
+def expected_memory(n: int, working_box: int, boxes: list[int], allowed: float) -> float:
     """Bytes of memory at the peak: torch and blocks of work, the images of one box, padded maps and their transforms.
 
     Fitted to three runs (300 images at 32 px: 0.8 GiB; 1,000 at 64 px: 1.0; 4,000 at 128 px: 2.1; 2026-11-23).
     """
     box = max(working_box, *boxes)
-    return 0.8 * 2**30 + n * math.pi / 2 * (box / 2) ** 2 * 12 + 16 * 4 * (2 * box) ** 3
+    return 0.8 * 2**30 + min(image_bytes(n, box), allowed) + 16 * 4 * (2 * box) ** 3
 
 
 def expected_seconds(plan: Plan, config: RunConfig) -> float:

@@ -8,11 +8,11 @@ from torch import Tensor
 from ace_em import run_log
 from ace_em.amortised import Trained, start_seed, train_start
 from ace_em.data.plain import unpacked
-from ace_em.data.preprocess import working_set
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images
 from ace_em.job import Job
 from ace_em.metrics.alignment import apply_frame, turn_volume
 from ace_em.physics.pose import Pose
+from ace_em.reading import read_images
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import Explorer, HeldOut, Round, explore, held_out_rows, judge_held_out
 from ace_em.refinement.exploring import without_past as rounds_without_past
@@ -46,7 +46,7 @@ class Start:
     held_out: HeldOut
 
 
-def run_start(number: int, job: Job, images: WorkingSet) -> Start:
+def run_start(number: int, job: Job, images: Images) -> Start:
     """Stage 1 and exploring from one random start."""
     config, plan, journal, name = job.config, job.plan, job.journal, f"start {number}"
     trained = journal.result(Trained, f"{name}: trained")
@@ -101,7 +101,7 @@ def explored(
     return history[-1]
 
 
-def best_start(job: Job, images: WorkingSet) -> Start:
+def best_start(job: Job, images: Images) -> Start:
     """Starts from random weights until one explains images it has not seen; otherwise the one that explains them best."""
     config, reporter, journal = job.config, job.reporter, job.journal
     starts: list[Start] = []
@@ -144,7 +144,7 @@ class HalfRounds:
     random: Tensor
 
 
-def search(start: Start, images: WorkingSet, job: Job) -> HalfSetState:
+def search(start: Start, images: Images, job: Job) -> HalfSetState:
     """Every image against the map of its own half-set, at the working box; ``images`` are brought up to date in place."""
     plan, config, journal, box = job.plan, job.config, job.journal, job.plan.working_box
     space = SearchSpace(box, plan.diameter_px(box), config.search, plan.group)
@@ -191,8 +191,7 @@ def refine(searched: HalfSetState, job: Job) -> tuple[HalfSetState, HalfSets]:
         else:
             history = [at_box(state, box, next_box)] if begun is None else unpacked(HalfRounds, begun).history
         sets = None  # the images of two boxes need not be in memory together
-        with job.reporter.task(f"reading images at {next_box} px", len(plan.particles)) as task:
-            images = working_set(plan.particles, plan.look, next_box, on_block=task.update)
+        images = read_images(plan, next_box, job.config, job.run.path, job.reporter)
         for step in history[-1].applied:
             step.apply_(images)
         sets, box = HalfSets(images, job.half_set, plan.mask(next_box), plan.group), next_box

@@ -246,7 +246,7 @@ def test_update_knows_which_images_are_settled(particle: Any) -> None:
     grid = PoseGrid(p.pose.rotation, torch.zeros(1, 2))
 
     def off(update: SearchUpdate, pose: Pose) -> Tensor:
-        found = update(p.volume_ft, p.images.rows(mine), pose[mine], mine)
+        found = update(p.volume_ft, p.images.rows(mine), pose[mine], mine, 0)
         return angular_distance_deg(found.pose.rotation, p.pose.rotation[mine])
 
     later = off(SearchUpdate(grid, SearchConfig(), settled, lambda done: None), far)
@@ -314,7 +314,7 @@ def own_noise_only(
     return recalibrated_(images, before, parts[:1])
 
 
-def two_steps(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
+def two_steps(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
     return refine_poses(reference, images, pose, 2)
 
 
@@ -410,7 +410,7 @@ def test_unfiltered_halves_follow_no_prior(particle: Any, monkeypatch: pytest.Mo
 def turned_by(turn: Tensor) -> Callable[[VolumeFT, WorkingSet, Pose, Tensor], LocalResult]:
     """An update that takes every pose to ``turn R``."""
 
-    def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
+    def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
         return LocalResult(Pose(turn @ pose.rotation, pose.shift_px), torch.zeros(len(pose)))
 
     return update
@@ -460,7 +460,7 @@ def test_undoes_a_turn_and_a_move_of_the_second_half(particle: Any) -> None:
     turn = roma.rotvec_to_rotmat(torch.deg2rad(torch.tensor([2.0, -1.5, 1.0])))
     origin = torch.tensor([0.3, -0.2, 0.25])
     moved = Pose(turn.T @ p.pose.rotation, p.pose.shift_px - (p.pose.rotation.mT @ origin)[:, :2].flip(-1))
-    back = _into_frame_of(p.volume_ft, p.images, moved)
+    back = _into_frame_of(p.volume_ft, p.images, torch.arange(len(p.images)), moved)
     assert angular_distance_deg(moved.rotation, p.pose.rotation).min() > 2.5
     assert angular_distance_deg(back.rotation, p.pose.rotation).max() < 0.1
     assert (moved.shift_px - p.pose.shift_px).norm(dim=-1).median() > 0.2
@@ -472,7 +472,7 @@ def test_the_frame_is_all_that_changes(particle: Any) -> None:
     p = particle(500, noise=1.0)
     start = perturbed(p.pose, 2.0, 0.3)
     turn = roma.rotvec_to_rotmat(torch.deg2rad(torch.tensor([2.0, -1.5, 1.0])))
-    back = _into_frame_of(p.volume_ft, p.images, Pose(turn.T @ start.rotation, start.shift_px))
+    back = _into_frame_of(p.volume_ft, p.images, torch.arange(len(p.images)), Pose(turn.T @ start.rotation, start.shift_px))
     one = back.rotation @ start.rotation.mT
     torch.testing.assert_close(one, one[:1].expand_as(one), atol=1e-5, rtol=0)
     # it is the turn, undone, up to what noise and pose errors leave of a mean over the images
@@ -491,7 +491,7 @@ def test_the_frame_is_the_same_wherever_memory_lies(particle: Any) -> None:
     found: set[bytes] = set()
     for size in torch.randint(1, 5000, (200,), generator=generator).tolist():
         kept = [*kept[-30:], torch.empty(size)]
-        found.add(_into_frame_of(p.volume_ft, images, start).shift_px.numpy().tobytes())
+        found.add(_into_frame_of(p.volume_ft, images, torch.arange(len(images)), start).shift_px.numpy().tobytes())
     assert len(found) == 1
 
 

@@ -7,12 +7,14 @@ after this module is linear in it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ace_em.data.particles import Particles
+from ace_em.data.scratch import ScratchFile, ScratchSet
 from ace_em.data.working_set import TransferOptics, WorkingSet
 from ace_em.maths.fourier import HalfPlane, fourier_resize, radius_grid, shell_sums
 from ace_em.physics.ctf import ctf
@@ -155,28 +157,74 @@ def working_set(
     Coefficients keep the scale of the full box (sum over its pixels), so that a volume's transform means the same at every
     working box.
     """
-    half_plane = HalfPlane.within(box, max_radius)
-    pixel_size = particles.pixel_size_angstrom * particles.box / box
     rows = np.arange(len(particles)) if rows is None else rows
-    disc = particle_disc(particles.box)
-    # the disc takes away noise outside of the particle: a share of its power in every shell
-    whitening = look.whitening_power[half_plane.shell] * disc.square().mean()
-    noise_sd = whitening.sqrt()
-    noise_variance = (look.noise_power / look.whitening_power)[half_plane.shell]
-    image_ft = torch.empty(len(rows), len(half_plane), dtype=torch.complex64)
-    transfer = torch.empty(len(rows), len(half_plane))
-    full = HalfPlane(particles.box, half_plane.k, half_plane.radius)
-    for start, images in _blocks(particles, rows, look):
-        images *= disc
-        block = slice(start, start + len(images))
-        image_ft[block] = full.from_image(images) / noise_sd
-        transfer[block] = ctf(particles.ctf[torch.from_numpy(rows[block])], half_plane, pixel_size) / noise_sd
-        on_block(start + len(images))
-    optics = TransferOptics(particles.ctf[torch.from_numpy(rows)], pixel_size, 1 / noise_sd) if keep_optics else None
-    return WorkingSet(half_plane, image_ft, transfer, noise_variance, optics)
+    whitener = Whitener.of(particles, look, HalfPlane.within(box, max_radius))
+    image_ft = torch.empty(len(rows), len(whitener.half_plane), dtype=torch.complex64)
+    transfer = torch.empty(len(rows), len(whitener.half_plane))
+    for block, image_ft[block], transfer[block] in whitener.blocks(rows):
+        on_block(block.stop)
+    optics = whitener.optics(rows) if keep_optics else None
+    return WorkingSet(whitener.half_plane, image_ft, transfer, whitener.noise_variance, optics)
 
 
-def _blocks(particles: Particles, rows: np.ndarray, look: Survey) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(rows), BLOCK):
-        images = torch.from_numpy(particles.images(rows[start : start + BLOCK]))
-        yield start, normalise(images, look.sign, look.common_sd)
+def scratch_set(
+    particles: Particles,
+    look: Survey,
+    box: int,
+    folder: Path,
+    on_block: Callable[[int], None] = lambda done: None,
+    keep_optics: bool = False,
+) -> ScratchSet:
+    """All images as by :func:`working_set`, in a scratch file of ``folder``.
+
+    Raises
+    ------
+    InputError
+        when the folder has no room for it.
+    """
+    whitener, rows = Whitener.of(particles, look, HalfPlane.within(box)), np.arange(len(particles))
+    file = ScratchFile(folder, len(particles), len(whitener.half_plane))
+    for block, image_ft, transfer in whitener.blocks(rows):
+        file.write(block.start, image_ft, transfer)
+        on_block(block.stop)
+    optics = whitener.optics(rows) if keep_optics else None
+    return ScratchSet(file, whitener.half_plane, whitener.noise_variance, optics)
+
+
+@dataclass(frozen=True)
+class Whitener:
+    """Images on disk to whitened coefficients of a half-plane; ``noise_sd`` (n,) is what they are divided by."""
+
+    particles: Particles
+    look: Survey
+    half_plane: HalfPlane
+    noise_sd: Tensor
+
+    @staticmethod
+    def of(particles: Particles, look: Survey, half_plane: HalfPlane) -> "Whitener":
+        # the disc takes away noise outside of the particle: a share of its power in every shell
+        whitening = look.whitening_power[half_plane.shell] * particle_disc(particles.box).square().mean()
+        return Whitener(particles, look, half_plane, whitening.sqrt())
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        return self.particles.pixel_size_angstrom * self.particles.box / self.half_plane.box
+
+    @property
+    def noise_variance(self) -> Tensor:
+        """(n,) of the whitened images."""
+        return (self.look.noise_power / self.look.whitening_power)[self.half_plane.shell]
+
+    def optics(self, rows: np.ndarray) -> TransferOptics:
+        return TransferOptics(self.particles.ctf[torch.from_numpy(rows)], self.pixel_size_angstrom, 1 / self.noise_sd)
+
+    def blocks(self, rows: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of ``rows``, their coefficients and their transfer, both (b, n)."""
+        full = HalfPlane(self.particles.box, self.half_plane.k, self.half_plane.radius)
+        disc = particle_disc(self.particles.box)
+        for start in range(0, len(rows), BLOCK):
+            some = rows[start : start + BLOCK]
+            images = normalise(torch.from_numpy(self.particles.images(some)), self.look.sign, self.look.common_sd)
+            images *= disc
+            transfer = ctf(self.particles.ctf[torch.from_numpy(some)], self.half_plane, self.pixel_size_angstrom)
+            yield slice(start, start + len(some)), full.from_image(images) / self.noise_sd, transfer / self.noise_sd

@@ -1,7 +1,8 @@
 """The working array of particle images: whitened half-planes, and what turns, cuts and moves them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,9 +25,55 @@ class TransferOptics:
         return ctf(self.ctf, half_plane, self.pixel_size_angstrom) * self.gain
 
 
+class Images(Protocol):
+    """N whitened particle images, wherever they are: in memory (:class:`WorkingSet`) or in a file (``ScratchSet``).
+
+    What goes through all images goes through :func:`blocks` of them: :meth:`rows` brings those into memory.
+    """
+
+    @property
+    def half_plane(self) -> HalfPlane: ...
+
+    @property
+    def noise_variance(self) -> Tensor: ...
+
+    @property
+    def box(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def band(self, max_radius: float) -> Self: ...
+
+    def rows(self, rows: Tensor | slice) -> "WorkingSet": ...
+
+    def without_optics(self) -> Self: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def whiten_(self, noise_sd: Tensor, brightness: Tensor) -> None: ...
+
+    def replace_transfer_(self, parts: Iterator[tuple[slice, Tensor]]) -> None: ...
+
+
+BLOCK_BYTES = 256 * 2**20
+"""Images that are in memory at a time, beside those that are there anyhow."""
+
+
+def blocks(images: Images, rows: Tensor | None = None) -> Sequence[Tensor]:
+    """The indices of all images, or of ``rows``, in blocks that memory has room for whatever the box."""
+    rows = torch.arange(len(images)) if rows is None else rows
+    return rows.split(max(1, BLOCK_BYTES // (12 * len(images.half_plane))))
+
+
+def mean_power(images: Images) -> Tensor:
+    """Squared norm of an image, mean over all, a scalar."""
+    sums = [torch.view_as_real(images.rows(rows).image_ft).square().sum() for rows in blocks(images)]
+    return torch.stack(sums).sum() / len(images)
+
+
 @dataclass(frozen=True)
 class WorkingSet:
-    """Whitened half-planes of particle images.
+    """Whitened half-planes of particle images, in memory.
 
     Attributes
     ----------
@@ -62,6 +109,10 @@ class WorkingSet:
         optics = None if self.optics is None else replace(self.optics, ctf=self.optics.ctf[rows])
         return WorkingSet(self.half_plane, self.image_ft[rows], self.transfer[rows], self.noise_variance, optics)
 
+    def without_optics(self) -> "WorkingSet":
+        """The same images; they cannot be turned any more."""
+        return replace(self, optics=None)
+
     def to(self, device: torch.device) -> "WorkingSet":
         o = self.optics
         return WorkingSet(
@@ -71,6 +122,16 @@ class WorkingSet:
             self.noise_variance.to(device),
             None if o is None else replace(o, ctf=o.ctf.to(device), gain=o.gain.to(device)),
         )
+
+    def whiten_(self, noise_sd: Tensor, brightness: Tensor) -> None:
+        """Divide by the noise's standard deviation (n,), and scale what is expected by each image's ``brightness`` (N,)."""
+        self.image_ft.div_(noise_sd)
+        self.transfer.mul_(brightness[:, None] / noise_sd)
+
+    def replace_transfer_(self, parts: Iterator[tuple[slice, Tensor]]) -> None:
+        """Another transfer for all images, in order: slices of them and (b, n)."""
+        for rows, transfer in parts:
+            self.transfer[rows] = transfer
 
     def with_images(self, image_ft: Tensor) -> "WorkingSet":
         """Other images (N, n) in place of these, everything else the same."""

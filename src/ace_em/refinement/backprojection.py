@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images
 from ace_em.maths.fourier import frequencies, shell_sums
 from ace_em.maths.slices import ft_to_volume, hermitian, insert_slices, padded_size
 from ace_em.metrics.fsc import fourier_shell_correlation
@@ -26,18 +26,19 @@ class Accumulator:
         return Accumulator(self.grid + other.grid, self.box)
 
 
-def accumulate(images: WorkingSet, pose: Pose, weights: Tensor | None = None, pad: int = 2) -> Accumulator:
-    """Insert images (N, n) at their poses: sum of ``h conj(shift) y`` and of ``h^2``, each times ``weights`` (N,)."""
+def accumulate(images: Images, pose: Pose, rows: Tensor | None = None, pad: int = 2) -> Accumulator:
+    """Insert images at their poses (N,): sum of ``h conj(shift) y`` and of ``h^2``.
+
+    Parameters
+    ----------
+    rows : the images that are inserted; all by default.
+    """
     size = padded_size(images.box, pad)
     total = torch.zeros(3, size + 1, size + 1, size // 2 + 1)
-    for start in range(0, len(images), BLOCK):
-        rows = slice(start, start + BLOCK)
-        batch = images.rows(rows)
-        data = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -pose.shift_px[rows])
-        power = batch.transfer.square()
-        if weights is not None:
-            data, power = data * weights[rows, None], power * weights[rows, None]
-        total += insert_slices(data, power, images.half_plane, pose.rotation[rows], size)
+    for some in (torch.arange(len(images)) if rows is None else rows).split(BLOCK):
+        batch = images.rows(some)
+        data = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -pose.shift_px[some])
+        total += insert_slices(data, batch.transfer.square(), images.half_plane, pose.rotation[some], size)
     return Accumulator(hermitian(total), images.box)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images, WorkingSet
 from ace_em.maths.fourier import shell_sums
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.imaging import clean_image_ft
@@ -38,11 +38,9 @@ class Calibration:
         noise[:seen] = self.noise[:seen]
         return Calibration(noise, self.scale)
 
-    def apply_(self, images: WorkingSet) -> None:
-        """Whiten and scale the images of a working set by this, in place; their noise stays of unit variance."""
-        sd = self.noise.sqrt()[images.half_plane.shell]
-        images.image_ft.div_(sd)
-        images.transfer.mul_(self.scale[:, None] / sd)
+    def apply_(self, images: Images) -> None:
+        """Whiten and scale images by this, in place; their noise stays of unit variance."""
+        images.whiten_(self.noise.sqrt()[images.half_plane.shell], self.scale)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def residuals(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Residuals:
 
 
 def recalibrated_(
-    images: WorkingSet, before: Calibration, parts: list[tuple[Tensor, Residuals]]
+    images: Images, before: Calibration, parts: list[tuple[Tensor, Residuals]]
 ) -> tuple[Calibration, Calibration]:
     """Bring a working set up to date in place; its calibration, and the step to it from the one before.
 

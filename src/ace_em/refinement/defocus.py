@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images, WorkingSet
 from ace_em.maths.fourier import HalfPlane, shell_sums
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.physics.ctf import CTFParameters, ctf
@@ -45,7 +45,7 @@ class Optics:
     gain: Tensor
 
     @staticmethod
-    def of(images: WorkingSet, parameters: CTFParameters, pixel_size_angstrom: float, scale: Tensor) -> "Optics":
+    def of(images: Images, parameters: CTFParameters, pixel_size_angstrom: float, scale: Tensor) -> "Optics":
         """Find the gain in the transfer itself, shell by shell over all images: no division by a CTF near zero.
 
         Raises
@@ -57,7 +57,7 @@ class Optics:
         unit = Optics(parameters, pixel_size_angstrom, scale, torch.ones(n_shells))
         power = torch.zeros(3, len(images.half_plane), dtype=torch.float64)
         for rows in _blocks(len(images)):
-            made, given = unit.rows(rows).transfer(images.half_plane).double(), images.transfer[rows].double()
+            made, given = unit.rows(rows).transfer(images.half_plane).double(), images.rows(rows).transfer.double()
             power += torch.stack([(made * given).sum(0), made.square().sum(0), given.square().sum(0)])
         overlap, made_power, given_power = shell_sums(power, images.half_plane.shell, n_shells)
         gain = overlap / made_power.clamp(min=1e-30)
@@ -100,11 +100,10 @@ def shifted(parameters: CTFParameters, offset_angstrom: Tensor) -> CTFParameters
     )
 
 
-def with_defocus_(images: WorkingSet, optics: Optics, offset_angstrom: Tensor) -> Optics:
+def with_defocus_(images: Images, optics: Optics, offset_angstrom: Tensor) -> Optics:
     """Bring the transfer of a working set up to the new defocus, in place; the optics with the new parameters."""
     new = replace(optics, parameters=shifted(optics.parameters, offset_angstrom))
-    for rows in _blocks(len(images)):
-        images.transfer[rows] = new.rows(rows).transfer(images.half_plane)
+    images.replace_transfer_((rows, new.rows(rows).transfer(images.half_plane)) for rows in _blocks(len(images)))
     return new
 
 

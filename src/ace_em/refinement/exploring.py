@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images, mean_power
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
@@ -58,7 +58,7 @@ class Round:
 class Explorer:
     """What does not change from round to round: the whole working half-plane, a soft ball for maps, where to search."""
 
-    images: WorkingSet
+    images: Images
     mask: Tensor
     space: SearchSpace
     config: SearchConfig
@@ -160,15 +160,14 @@ def judge_held_out(explorer: Explorer, last: Round, rows: Tensor, generator: tor
     return replace(last, pose=_updated(last.pose, rows, found.pose)), held_out
 
 
-def expected_share(images: WorkingSet, band: float, n_images: int) -> float:
+def expected_share(images: Images, band: float, n_images: int) -> float:
     """Share of held-out images' power above the noise that the right map, made from ``n_images`` others, explains at least.
 
     Such a map has noise of its own: a coefficient of shell r is seen by ``n_images / 2r`` images, which leaves
     ``2 pi band^3 / 3 n_images`` times the noise of one coefficient in an image's half-plane. Twice that is allowed, and an
     error of 3 % in the noise power.
     """
-    power = torch.view_as_real(images.image_ft).square().sum((-1, -2)).mean()
-    noise = images.noise_variance.sum()
+    power, noise = mean_power(images), images.noise_variance.sum()
     allowed = 2 * (2 * math.pi * band**3 / (3 * n_images)) * images.noise_variance.mean() + 0.03 * noise
     return max(0.0, (1 - allowed / (power - noise).clamp(min=1e-6)).item())
 
@@ -189,10 +188,9 @@ def _updated(pose: Pose, rows: Tensor, new: Pose) -> Pose:
     return Pose(rotation, shift)
 
 
-def explained_share(images: WorkingSet, residual: Tensor) -> float:
+def explained_share(images: Images, residual: Tensor) -> float:
     """``(power - residual) / (power - noise)``, means over images (N, n) and their residuals (N,)."""
-    power = torch.view_as_real(images.image_ft).square().sum((-1, -2)).mean()
-    noise = images.noise_variance.sum()
+    power, noise = mean_power(images), images.noise_variance.sum()
     return ((power - residual.mean()) / (power - noise).clamp(min=1e-6)).item()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RefineConfig, SearchConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images, WorkingSet, blocks
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
 from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg, squared_frobenius
@@ -36,15 +36,16 @@ GROWTH = 1.35
 REACH = 0.5
 """And to this over the poses' median move in radians: shell r sees poses about 1/r away."""
 
-PoseUpdate = Callable[[VolumeFT, WorkingSet, Pose, Tensor], LocalResult]
-"""New poses of some images: the reference, the images, their poses, their rows in the whole set."""
+PoseUpdate = Callable[[VolumeFT, WorkingSet, Pose, Tensor, int], LocalResult]
+"""New poses of a block of images: the reference, the images, their poses, their rows in the whole set, and how many images of
+the half-set came before them."""
 
 
 @dataclass(frozen=True)
 class HalfSets:
     """The images (N, n) of one working box, the half 1 or 2 of each (N,), a soft ball for maps, the point group (g, 3, 3)."""
 
-    images: WorkingSet
+    images: Images
     half_set: Tensor
     mask: Tensor
     group: Tensor
@@ -114,19 +115,25 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
     rows = sets.rows
     if update is not None:
         state = _with_new_poses(sets, state, band, update)
-    one, two = (symmetrise(accumulate(sets.images.rows(mine), state.pose[mine]), sets.group) for mine in rows)
+    one, two = (symmetrise(accumulate(sets.images, state.pose, mine), sets.group) for mine in rows)
     return replace(state, halves=reconstruct_halves(one, two, sets.mask))
 
 
 def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate) -> HalfSetState:
     inner, rows = sets.images.band(band), sets.rows
     references = [volume_to_ft(v) for v in (state.halves.half1, state.halves.half2)]
-    found = [update(r, inner.rows(mine), state.pose[mine], mine) for r, mine in zip(references, rows, strict=True)]
-    refined = [found[0].pose, _into_frame_of(references[0], inner.rows(rows[1]), found[1].pose)]
+    found, left = [], []
+    for reference, mine in zip(references, rows, strict=True):
+        parts: list[LocalResult] = []
+        for some in blocks(sets.images, mine):
+            images, done = sets.images.rows(some), sum(len(p.residual) for p in parts)
+            parts.append(update(reference, images.band(band), state.pose[some], some, done))
+            left.append((some, residuals(reference, images, parts[-1].pose)))
+        found.append(LocalResult.cat(parts))
+    refined = [found[0].pose, _into_frame_of(references[0], inner, rows[1], found[1].pose)]
     pose = Pose.cat(refined)[torch.cat(rows).argsort()]
     moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
     explained = explained_share(inner, torch.cat([f.residual for f in found]))
-    left = [(mine, residuals(r, sets.images.rows(mine), f.pose)) for r, mine, f in zip(references, rows, found, strict=True)]
     calibration, step = recalibrated_(sets.images, state.calibration, left)
     return HalfSetState(pose, state.halves, band, moved, explained, calibration, (*state.applied, step))
 
@@ -140,10 +147,13 @@ class SearchUpdate:
     settled: Tensor | None
     on_block: Callable[[int], None]
 
-    def __call__(self, reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
+    def __call__(self, reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
+        def on_block(of_these: int) -> None:
+            self.on_block(done + of_these)
+
         if self.settled is None:
-            return find_poses(reference, images, pose, self.grid, self.config, False, self.on_block)
-        return find_or_follow_poses(reference, images, pose, self.settled[rows], self.grid, self.config, self.on_block)
+            return find_poses(reference, images, pose, self.grid, self.config, False, on_block)
+        return find_or_follow_poses(reference, images, pose, self.settled[rows], self.grid, self.config, on_block)
 
 
 def settled_rows(history: list[HalfSetState], config: SearchConfig) -> Tensor | None:
@@ -200,7 +210,7 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
         history.append(next_round(sets, history[0], first_band, None))
         yield history[-1]
 
-    def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor) -> LocalResult:
+    def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
         return refine_poses(reference, images, pose, config.local_steps)
 
     while len(history) < config.max_rounds + 2:
@@ -236,37 +246,32 @@ def refine_defocus_rounds(
     for _ in range(2):
         inner, offset, at_limit = sets.images.band(state.band), torch.zeros(len(total)), 0
         for mine, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
-            fit = refine_defocus(
-                volume_to_ft(volume),
-                inner.rows(mine),
-                optics.rows(mine),
-                state.pose[mine],
-                config.defocus_range,
-                config.defocus_sd,
-                total[mine],
-            )
-            offset[mine], at_limit = fit.offset_angstrom, at_limit + fit.at_limit
+            volume_ft = volume_to_ft(volume)
+            for some in blocks(sets.images, mine):
+                limits = config.defocus_range, config.defocus_sd
+                fit = refine_defocus(volume_ft, inner.rows(some), optics.rows(some), state.pose[some], *limits, total[some])
+                offset[some], at_limit = fit.offset_angstrom, at_limit + fit.at_limit
         optics, total = with_defocus_(sets.images, optics, offset), total + offset
         state = next_round(sets, state, state.band, None)
     return state, DefocusFit(total, at_limit)
 
 
-def _into_frame_of(reference_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Pose:
+def _into_frame_of(reference_ft: VolumeFT, images: Images, rows: Tensor, pose: Pose) -> Pose:
     """Turn and move the second half's frame as a whole onto the first's map, so that drift does not lower the FSC.
 
     Six numbers for the whole half-set, from how some of its images fit the other map: no image's pose learns from it.
     """
     some = torch.linspace(0, len(pose) - 1, min(ALIGNMENT_IMAGES, len(pose))).long()
-    fitted = refine_poses(reference_ft, images.rows(some), pose[some], 2).pose
+    fitted = refine_poses(reference_ft, images.rows(rows[some]), pose[some], 2).pose
     error = squared_frobenius(fitted.rotation, pose.rotation[some])
     near = error <= 4 * error.median() + 1e-12
     turn = roma.special_procrustes((fitted.rotation[near] @ pose.rotation[some][near].mT).sum(0))
     rotation = turn @ pose.rotation
     design = rotation[some].mT[:, :2, :]
     difference = (fitted.shift_px - pose.shift_px[some]).flip(-1)
-    rows, wanted = design[near].reshape(-1, 3), difference[near].reshape(-1)
+    equations, wanted = design[near].reshape(-1, 3), difference[near].reshape(-1)
     # the last digits of torch.linalg.lstsq change with the addresses of its work space; views along one axis leave a rank of 2
-    origin = torch.linalg.solve(rows.mT @ rows + 1e-6 * len(rows) * torch.eye(3), rows.mT @ wanted)
+    origin = torch.linalg.solve(equations.mT @ equations + 1e-6 * len(equations) * torch.eye(3), equations.mT @ wanted)
     return Pose(rotation, pose.shift_px + (rotation.mT[:, :2, :] @ origin).flip(-1))
 
 

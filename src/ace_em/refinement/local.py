@@ -6,13 +6,14 @@ block are solved at once (Levenberg-Marquardt: a step that does not help is take
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images, WorkingSet
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
@@ -28,6 +29,10 @@ class LocalResult:
 
     pose: Pose
     residual: Tensor
+
+    @staticmethod
+    def cat(parts: "Sequence[LocalResult]") -> "LocalResult":
+        return LocalResult(Pose.cat([p.pose for p in parts]), torch.cat([p.residual for p in parts]))
 
 
 def replaced(results: LocalResult, rows: Tensor, new: LocalResult) -> LocalResult:
@@ -46,7 +51,7 @@ def better(one: LocalResult, other: LocalResult) -> LocalResult:
 
 
 @torch.no_grad()
-def refine_poses(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int) -> LocalResult:
+def refine_poses(volume_ft: VolumeFT, images: Images, pose: Pose, steps: int) -> LocalResult:
     """A few Gauss-Newton steps for every image.
 
     Parameters
@@ -60,7 +65,7 @@ def refine_poses(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int
     for start in range(0, len(images), BLOCK):
         rows = slice(start, start + BLOCK)
         parts.append(_refine_block(volume_ft, images.rows(rows), pose[rows], steps))
-    return LocalResult(Pose.cat([p.pose for p in parts]), torch.cat([p.residual for p in parts]))
+    return LocalResult.cat(parts)
 
 
 def refine_candidates(volume_ft: VolumeFT, images: WorkingSet, candidates: Pose, steps: int) -> LocalResult:

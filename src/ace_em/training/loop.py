@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ace_em.config import AceConfig
 from ace_em.data.plain import Plain
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import Images, WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.plane_turning import half_turn, mirror_half_plane
 from ace_em.maths.rotations import mates
@@ -51,7 +51,7 @@ class TrainedModel:
         return self.model.decoder.volume()
 
 
-def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, generator: torch.Generator) -> AutoEncoder:
+def build_model(images: Images, diameter_px: float, config: AceConfig, generator: torch.Generator) -> AutoEncoder:
     """Encoder and a blob of the images' brightness, for a working set."""
     box = images.box
     radius_px = ball_radius_px(box, diameter_px)
@@ -63,7 +63,7 @@ def build_model(images: WorkingSet, diameter_px: float, config: AceConfig, gener
         decoder = FourierNet(box, radius_px, lattice=config.fouriernet_projector == "lattice")
         decoder.scale_to(_signal_height(decoder, images, generator))
     encoder = build_encoder(images.half_plane, diameter_px, config)
-    power = torch.view_as_real(images.image_ft[:1000]).square().sum((-1, -2)).mean().item()
+    power = torch.view_as_real(images.rows(slice(0, 1000)).image_ft).square().sum((-1, -2)).mean().item()
     return AutoEncoder(
         encoder, decoder, images.half_plane, images.noise_variance, power, config.pip_shift_sd * diameter_px, config
     )
@@ -79,7 +79,7 @@ def build_encoder(half_plane: HalfPlane, diameter_px: float, config: AceConfig) 
 
 
 @torch.no_grad()
-def _first_projections(decoder: Decoder, images: WorkingSet, generator: torch.Generator) -> tuple[WorkingSet, Tensor]:
+def _first_projections(decoder: Decoder, images: Images, generator: torch.Generator) -> tuple[WorkingSet, Tensor]:
     """Some images, and what the untrained decoder says of as many random poses."""
     some = images.rows(slice(0, 200))
     pose = draw_poses(len(some), 0.0, torch.Generator().manual_seed(generator.initial_seed()))
@@ -87,7 +87,7 @@ def _first_projections(decoder: Decoder, images: WorkingSet, generator: torch.Ge
     return some, decoder.projector()(some.half_plane, pose.rotation.to(some.transfer.device)) * some.transfer
 
 
-def _signal_height(decoder: Decoder, images: WorkingSet, generator: torch.Generator) -> float:
+def _signal_height(decoder: Decoder, images: Images, generator: torch.Generator) -> float:
     """What brings the power of a decoder without a shape yet to that of the images' signal."""
     some, predicted = _first_projections(decoder, images, generator)
     power = some.image_ft.abs().square().sum(1).mean()
@@ -95,7 +95,7 @@ def _signal_height(decoder: Decoder, images: WorkingSet, generator: torch.Genera
     return (signal / predicted.abs().square().sum(1).mean()).sqrt().item()
 
 
-def _blob_height(decoder: Decoder, images: WorkingSet, generator: torch.Generator) -> float:
+def _blob_height(decoder: Decoder, images: Images, generator: torch.Generator) -> float:
     """Least-squares brightness of the starting blob against the first images."""
     some, blob = _first_projections(decoder, images, generator)
     height = (some.image_ft * blob.conj()).real.sum() / blob.abs().square().sum()
@@ -139,7 +139,7 @@ class Hooks:
 
 
 def train(
-    images: WorkingSet,
+    images: Images,
     diameter_px: float,
     config: AceConfig,
     fabric: Fabric,
@@ -192,7 +192,7 @@ def train(
 class Update:
     """One update of the networks from one random batch; in parts when the device has no memory for the whole."""
 
-    images: WorkingSet
+    images: Images
     config: AceConfig
     fabric: Fabric
     wrapped: Callable[..., Losses]
@@ -228,7 +228,7 @@ class Update:
 
 
 @torch.no_grad()
-def encode(model: AutoEncoder, images: WorkingSet, block: int = 250) -> Pose:
+def encode(model: AutoEncoder, images: Images, block: int = 250) -> Pose:
     """The best of every image's candidates (:func:`candidates`), scored on the whole half-plane."""
     model.eval()
     project = model.decoder.projector()
