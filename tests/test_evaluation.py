@@ -23,6 +23,7 @@ from ace_em.evaluation import Evaluation, evaluate
 from ace_em.maths.fourier import radius_grid
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import accumulate, reconstruct_halves
+from ace_em.report.page import write_report
 from ace_em.run_folder import RunFolder
 from ace_em.simulation.write import simulate
 
@@ -81,11 +82,21 @@ def test_the_frame_and_the_hand_do_not_matter(truth: Path, tmp_path: Path, mirro
     assert result.within_10deg == 1
     # angles have six decimals in poses.star
     assert result.rot_median < 1e-9 and result.rot_mean < 1e-9 and result.trans < 1e-8
+    assert not (tmp_path / "run/report.html").exists()
     # noise ends it well before Nyquist, at 2 pixels: a score that could not be worse would say nothing
     assert 2.1 < result.fsc05_px < 6
     assert result.fsc05_px == pytest.approx(result.bound_px, rel=0.04)
     assert result.fsc05_angstrom == pytest.approx(result.fsc05_px * 17 * 32 / box)
     assert len(result.fsc_truth) == box // 2 + 1 and min(result.fsc_truth[1:4]) > 0.9
+
+
+def test_the_page_of_a_run_shows_the_truth_from_then_on(truth: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", truth, true_pose(truth))
+    write_report(run)
+    assert "Against the truth" not in (run / "report.html").read_text()
+    evaluate(run, truth)
+    page = (run / "report.html").read_text()
+    assert "Against the truth" in page and "100.00 %" in page
 
 
 def test_errors_are_those_that_were_made(truth: Path, tmp_path: Path) -> None:

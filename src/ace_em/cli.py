@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
@@ -59,7 +59,7 @@ def predict_parser() -> ArgumentParser:
     parser.add_argument("--run", type=str, required=True, help="folder of a finished run")
     parser.add_argument("-o", "--output", type=str, default="", help="file to write, .star or .cs; default: NAME_poses here")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
-    parser.add_argument("--contrast", type=str, default="auto", choices=["auto", "white", "black"], help="of the protein on disk")
+    parser.add_argument("--contrast", type=Literal["auto", "white", "black"], default="auto", help="of the protein on disk")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the cores this process may use")
     for name in ("subset", "exclude", "project"):
         parser.add_argument(f"--{name}", type=str, default="", help="as for reconstruct")
@@ -191,6 +191,8 @@ def run_evaluate(args: Namespace) -> int:
         if not isinstance(value, list):
             table.add_row(name, value if isinstance(value, str) else f"{value:.5g}")
     Console().print(table)
+    if (report := Path(args.run) / "report.html").is_file():
+        print(f"{report} shows the truth beside")
     return 0
 
 

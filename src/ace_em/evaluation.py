@@ -24,6 +24,7 @@ from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
 from ace_em.plan import group_of
 from ace_em.refinement.backprojection import accumulate, reconstruct_halves
+from ace_em.report.page import write_report
 from ace_em.run_folder import RunFolder
 
 
@@ -134,4 +135,7 @@ def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
     )
     with replace_atomically(run.evaluation) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    # the page of a finished run, now with the truth beside
+    if (run.path / "report.html").is_file():
+        write_report(run.path)
     return result

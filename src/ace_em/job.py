@@ -31,3 +31,7 @@ class Job:
         if time.monotonic() - self._shown_at >= SHOW_MAP_EVERY_S:
             self.run.write_current_map(volume, self.plan.box_angstrom / volume.shape[-1])
             self._shown_at = time.monotonic()
+
+    def show_fsc(self, fsc: Tensor) -> None:
+        """The FSC so far, shell by shell (n // 2 + 1,)."""
+        self.run.write_fsc({"fsc": fsc}, self.plan.box_angstrom / (2 * (len(fsc) - 1)))

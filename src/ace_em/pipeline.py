@@ -5,6 +5,7 @@ import hashlib
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,8 @@ def record_begin(reporter: Reporter, request: Request, plan: Plan) -> None:
     reporter.record(
         "begin",
         command=request.command,
+        folder=str(Path.cwd()),
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
         platform=platform.platform(),
         device=plan.device,
@@ -205,9 +208,11 @@ def all_stages(job: Job, images: Images | None) -> Outcome:
     if start is None or searched is None:
         images = images or working_images(plan, config, job.run.path, reporter)
         start = start or best_start(job, images)
+        reporter.past("start")
         # the search brings the transfers up to date, not what they were made of
         searched = search(start, images.without_optics(), job)
     images = None
+    reporter.past("search")
     last, sets = refine(searched, job)
     defocus = None
     if config.refine.defocus:
@@ -217,8 +222,11 @@ def all_stages(job: Job, images: Images | None) -> Outcome:
         defocus_fitted(fit, plan, last, reporter)
         defocus = fit.offset_angstrom
     del sets
+    reporter.past("refinement")
     verdict = judge(plan, config, start.held_out, searched, last)
-    return Outcome(last, job.half_set.numpy(), verdict, defocus, predictor_of(last, start.networks, job))
+    predictor = predictor_of(last, start.networks, job)
+    reporter.past("lesson")
+    return Outcome(last, job.half_set.numpy(), verdict, defocus, predictor)
 
 
 def predictor_of(last: HalfSetState, networks: dict[str, torch.Tensor], job: Job) -> Predictor | None:
@@ -236,6 +244,7 @@ def autoencoder_alone(job: Job, images: Images | None) -> Outcome:
     """Stage 1 as published: its map and the encoder's poses are the result."""
     images = images or working_images(job.plan, job.config, job.run.path, job.reporter)
     last, networks = amortised(job.plan, images, job.half_set, job.config, job.reporter, job.journal, job.show)
+    job.reporter.past("start")
     verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), job.config)
     # encoder and map were trained together: there is nothing to teach
     return Outcome(last, job.half_set.numpy(), verdict, None, untaught(last, networks, job))

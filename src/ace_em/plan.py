@@ -17,7 +17,7 @@ from ace_em.errors import InputError
 from ace_em.maths.point_group import point_group
 from ace_em.memory import available_bytes
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
-from ace_em.progress import Reporter, clock
+from ace_em.progress import Expectation, Reporter, clock
 
 LARGEST_DEFAULT_BOX = 128
 LEAST_PARTICLES = 100
@@ -38,8 +38,13 @@ class Plan:
     threads: int
     group: Tensor
     image_memory_bytes: float = math.inf
-    expected_s: float | None = None
+    stage_s: dict[str, float] = dataclasses.field(default_factory=dict)
     memory_bytes: float = 0.0
+
+    @property
+    def expected_s(self) -> float | None:
+        """Time of a run whose first start is good; None on devices that were never timed."""
+        return sum(self.stage_s.values()) if self.device == "cpu" else None
 
     @property
     def box_angstrom(self) -> float:
@@ -159,9 +164,8 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     device, group = choose_device(config.device), group_of(config.symmetry)
     allowed = config.memory * 2**30 or available_bytes() / 2
     memory = expected_memory(len(particles), working, boxes, allowed)
-    plan = Plan(particles, look, diameter, working, boxes, device, threads, group, allowed, None, memory)
-    # other devices were never timed
-    return dataclasses.replace(plan, expected_s=expected_seconds(plan, config) if device == "cpu" else None)
+    plan = Plan(particles, look, diameter, working, boxes, device, threads, group, allowed, {}, memory)
+    return dataclasses.replace(plan, stage_s=stage_seconds(plan, config))
 
 
 def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
@@ -190,7 +194,7 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
         if not plan.fits(box):
             size = image_bytes(len(p), box) / 2**30
             reporter.say(f"the images at {box} px take {size:.1f} GiB: they are kept in a scratch file (--memory, --scratch)")
-    reporter.expected_s = plan.expected_s
+    reporter.expected = Expectation(plan.stage_s, known=plan.expected_s is not None)
 
 
 def image_bytes(n: int, box: int) -> float:
@@ -207,8 +211,8 @@ def expected_memory(n: int, working_box: int, boxes: list[int], allowed: float) 
     return 0.8 * 2**30 + min(image_bytes(n, box), allowed) + 16 * 4 * (2 * box) ** 3
 
 
-def expected_seconds(plan: Plan, config: RunConfig) -> float:
-    """Time on one free server core: costs per image and coefficient, fitted to the benchmarks of 2026-11-23."""
+def stage_seconds(plan: Plan, config: RunConfig) -> dict[str, float]:
+    """Time of each stage on one free server core: costs per image and coefficient, fitted to the benchmarks of 2026-11-23."""
     ace, box, n = config.ace, plan.working_box, len(plan.particles)
     coefficients = math.pi / 2 * (box / 2) ** 2
     passes = (2 if ace.symmetric_loss != "none" else 1) + ace.pip
@@ -219,10 +223,17 @@ def expected_seconds(plan: Plan, config: RunConfig) -> float:
         lattice = ace.fouriernet_projector == "lattice"
         per_step += 3e-5 * (2 / 3 * math.pi * (box / 2) ** 3 if lattice else ace.batch * passes * coefficients)
     training = ace.steps * per_step
+    results = 4 + n * coefficients * 4.5e-6
     if config.stages == "ace":
-        return training
-    searching = coefficients * (0.05 * config.search.explore_images / 800 + 1.5e-5 * n)
-    return training + searching + n * sum(b**2 for b in plan.boxes) * 1.1e-6
+        return {"start": training, "results": results}
+    return {
+        "start": training + coefficients * 0.05 * config.search.explore_images / 800,
+        "search": coefficients * 1.5e-5 * n,
+        "refinement": n * sum(b**2 for b in plan.boxes) * 1.1e-6,
+        # poses to images and back, without a gradient of the decoder
+        "lesson": config.predict.steps * ace.batch * (coefficients + 400) * 1.9e-7,
+        "results": results if config.predict.steps else 4.0,
+    }
 
 
 def record_survey(plan: Plan, reporter: Reporter) -> None:
@@ -236,4 +247,5 @@ def record_survey(plan: Plan, reporter: Reporter) -> None:
         contrast_z=round(plan.look.contrast_z, 2),
         diameter_angstrom=round(plan.diameter_angstrom, 1),
         snr=round(plan.look.snr, 4),
+        not_corrected=ignored_aberrations(plan.particles.table),
     )

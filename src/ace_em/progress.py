@@ -25,6 +25,32 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
+class Expectation:
+    """How long the stages of a run take, set right by those that are done: the rest is expected to go at their pace.
+
+    Attributes
+    ----------
+    planned : seconds of each stage on a machine that was timed.
+    known : whether this machine is like that; otherwise the end is not known before a stage is done.
+    """
+
+    def __init__(self, planned: dict[str, float], known: bool) -> None:
+        self.planned, self.known = planned, known
+        self.ahead, self.behind_s = dict(planned), 0.0
+        self.end_s = sum(planned.values()) if known else None
+
+    def once_more(self, stage: str) -> None:
+        """A stage is to be done again."""
+        self.ahead[stage] = self.ahead.get(stage, 0.0) + self.planned[stage]
+
+    def past(self, stage: str, elapsed_s: float) -> None:
+        """A stage is done, ``elapsed_s`` after the start."""
+        self.behind_s += self.ahead.pop(stage, 0.0)
+        # where the plan knew nothing, the finished stages ran on another device than those to come
+        pace = min(max(elapsed_s / max(self.behind_s, 1e-9), 0.1), 10.0) if self.known else 1.0
+        self.end_s = elapsed_s + pace * sum(self.ahead.values())
+
+
 class Reporter:
     """Messages and progress on standard output, records in a JSON-lines file, the present state in a small JSON file.
 
@@ -35,7 +61,7 @@ class Reporter:
     records, status : where those two files are; None for nowhere.
     started : time of construction, less the time that a run which goes on has taken before; every record carries the seconds
         since then.
-    expected_s : how long the whole is expected to take.
+    expected : how long the whole is expected to take.
     """
 
     def __init__(self, records: Path | None = None, stream: Any = None, mode: Mode = "text") -> None:
@@ -46,7 +72,7 @@ class Reporter:
         self.records = records
         self.status: Path | None = None
         self.started = time.monotonic()
-        self.expected_s: float | None = None
+        self.expected = Expectation({}, known=False)
         self._task: dict[str, Any] = {"task": "", "done": 0, "total": 0, "status": ""}
         self._status_at = -STATUS_EVERY_S
 
@@ -57,6 +83,10 @@ class Reporter:
     def go_on_from(self, elapsed_s: float) -> None:
         """Count the time of a run that goes on from what it had taken."""
         self.started = time.monotonic() - elapsed_s
+
+    def past(self, stage: str) -> None:
+        """A stage of the plan is done."""
+        self.expected.past(stage, self.elapsed_s)
 
     def say(self, text: str, always: bool = False) -> None:
         """One line for the user; ``always``: even one who asked for quiet."""
@@ -103,7 +133,7 @@ class Reporter:
             return
         self._status_at = time.monotonic()
         values = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), **self._task}
-        values |= {"elapsed_s": round(self.elapsed_s, 1), "expected_s": self.expected_s}
+        values |= {"elapsed_s": round(self.elapsed_s, 1), "expected_s": self.expected.end_s}
         values |= {"updated": time.time(), "message": message}
         temporary = self.status.with_name(".status.00000000.json")
         with contextlib.suppress(OSError):

@@ -116,7 +116,7 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     run.write_poses(table, sure)
     say_resolution(plan, last, final, verdict, reporter)
     write_report(run.path)
-    reporter.say(verdict.message)
+    reporter.say(verdict.message, always=True)
     reporter.say("the hand is not known from projections; --flip-hand gives the other")
     took = f"{clock(reporter.elapsed_s)}{peak_memory()}"
     reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {took}")

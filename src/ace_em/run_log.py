@@ -85,18 +85,18 @@ def half_set_round(
     resolution, moved = plan.box_angstrom / state.fsc143_shell, state.moved_deg.median().item()
     stable = state.stable_share(config.search.stable_deg)
     name = "search of all images" if stage == "search" else f"refinement at {box} px"
-    reporter.say(
-        f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {stable:.0%} of poses stable, median move "
-        f"{moved:.2f} deg"
-    )
+    # a box is entered with maps of the poses that there are
+    as_they_were = stage == "refine" and number == 1
+    poses = "poses as they were" if as_they_were else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
+    reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {poses}")
     reporter.record(
         stage,
         box=box,
         round=number,
         band_angstrom=round(plan.box_angstrom / state.band, 2),
-        stable=round(stable, 4),
-        moved_median_deg=round(moved, 4),
-        explained=round(state.explained, 4),
+        stable=None if as_they_were else round(stable, 4),
+        moved_median_deg=None if as_they_were else round(moved, 4),
+        explained=None if as_they_were else round(state.explained, 4),
         fsc143_angstrom=round(resolution, 3),
         brightness_sd=round(state.calibration.scale.std().item(), 4),
     )

@@ -112,6 +112,7 @@ def best_start(job: Job, images: Images) -> Start:
             break
         if number < config.starts:
             reporter.say("that is poor: trying another start")
+            reporter.expected.once_more("start")
     # one whose map says nothing about images it has not seen is no candidate, however well it fits their noise
     best = max(starts, key=lambda s: (s.held_out.against_null >= config.search.least_z, s.held_out.explained))
     if len(starts) > 1:
@@ -168,6 +169,7 @@ def search(start: Start, images: Images, job: Job) -> HalfSetState:
 
         for state in search_half_sets(sets, history, space, generator, on_block):
             run_log.half_set_round("search", state, len(history) - 1, box, plan, config, job.reporter)
+            job.show_fsc(state.halves.fsc)
             journal.at("search", HalfRounds(without_past(history), generator.get_state()))
             job.show(state.halves.combined)
     journal.finish("search", history[-1])
@@ -211,5 +213,6 @@ def refine_at(box: int, sets: HalfSets, history: list[HalfSetState], job: Job) -
             number = len(history) - 1
             task.update(number, f"FSC 0.143 at {plan.box_angstrom / state.fsc143_shell:.1f} A")
             run_log.half_set_round("refine", state, number, box, plan, config, job.reporter)
+            job.show_fsc(state.halves.fsc)
             job.journal.at(f"refine {box}", HalfRounds(without_past(history), torch.empty(0)))
             job.show(state.halves.combined)

@@ -8,6 +8,7 @@ from pathlib import Path
 import healpy
 import numpy as np
 import pytest
+import yaml
 import roma
 import torch
 from matplotlib.figure import Figure
@@ -68,14 +69,17 @@ def test_every_fsc_curve_and_the_shared_band_are_drawn(run: Path, monkeypatch: p
     files = read_run(run)
     assert files.curve is not None
     curve, common = files.curve, shared(files)
-    figure = _drawn(monkeypatch, lambda: fsc_figure(curve, {0.143: float("nan"), 0.5: 19.2}, None, common))
+    figure = _drawn(monkeypatch, lambda: fsc_figure(curve, {0.143: float("nan"), 0.5: 19.2}, {0.143: 17.5}, None, common))
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
-    for name, values in (("no mask", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
+    for name, values in (("ball", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
         assert lines[name].get_ydata() == pytest.approx(values[1:])
     assert lines["masked, phases randomised"].get_xdata() == pytest.approx(curve.frequency_per_angstrom[1:])
     uprights = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1 < len(line.get_xdata())]
     assert uprights == pytest.approx([1 / 20])
-    assert any("shared below this" in text.get_text() for text in figure.axes[0].texts)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert any("shared: coarser than 20 Å" in text for text in words)
+    # the lines are read off on the curve of the ball (0.5) and on the corrected one (0.143)
+    assert {"19.2 Å", "17.5 Å"} <= set(words)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -143,8 +147,10 @@ def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytes
         "shift in x (Å)",
     ]
     assert all(sum(bar.get_height() for bar in axes.patches) == 20 for axes in figure.axes[:3])
-    # 0.54 ... 0.86 are nine of twenty
-    assert "above 0.5 for 45% of the particles" in render(read_run(run))
+    # 0.82 and 0.86 of twenty
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"predict": {"confident": 0.8}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert "at least 0.8 for 10.0 % of the particles" in render(read_run(run))
 
 
 def test_smoothed_views_are_one_when_uniform_and_peak_where_all_look() -> None:

@@ -232,7 +232,7 @@ def _roll(path: Path) -> None:
 def _stop(page: Any, run: Path) -> None:
     """The button asks first."""
     page.locator("#stop").click()
-    page.get_by_role("button", name="Let it go on").click()
+    page.get_by_role("button", name="Keep running").click()
     page.wait_for_timeout(300)
     assert not (run / "stop").exists()
     page.locator("#stop").click()

@@ -30,7 +30,7 @@ def test_the_status_says_how_the_run_stands(going: Path, say: Callable[..., None
     assert read_status(going)["state"] == "running"
     say(going, updated=time.time() - 90)
     status = read_status(going)
-    assert status["state"] == "lost" and status["headline"] == "The run seems to have died: no word from it for 1 min 30 s"
+    assert status["state"] == "lost" and status["headline"] == "The run seems to have died: no update for 1 min 30 s"
     assert "--resume continues it" in status["message"] and not status["stoppable"]
     (going / "stop").touch()
     say(going)

@@ -114,7 +114,7 @@ def test_a_run_that_did_not_converge_says_why_and_what_to_try(run: Path) -> None
     said = re.search(r"<div class='outcome bad'>(.*?)</div>", page)
     assert said is not None
     assert [re.sub("<.*?>", "", text) for text in re.findall("<p.*?>(.*?)</p>", said[1])] == [
-        f"The run ended without converging. Do not trust its map ({N} particles).",
+        f"The run ended without converging ({N} particles).",
         "Not converged: only 9% of the poses are stable. Do not trust this map.",
         "Try: another --seed, more particles.",
     ]

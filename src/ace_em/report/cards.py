@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from ace_em.errors import InputError
 from ace_em.maths.point_group import point_group
 from ace_em.report.charts import fsc_figure, loss_figure, watch_figure
@@ -9,7 +11,7 @@ from ace_em.report.figures import map_figure, view_figure
 from ace_em.report.parts import Drawn, Part, absent, figure_part
 from ace_em.report.rounds import Rounds, round_figure
 from ace_em.report.run_files import RunFiles, column, number, rotations
-from ace_em.report.sentences import Summary, last, shared
+from ace_em.report.sentences import THRESHOLDS, Summary, box_angstrom, crossing_angstrom, last, shared
 
 
 def _map(run: RunFiles, summary: Summary) -> Drawn:
@@ -49,8 +51,11 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
         )
     if run.autoencoder_only:
         caption += " Both halves stand at one network's poses: where these are wrong, the halves agree all the same."
-    caption += " Black, dashed: the map against the known truth." if truth is not None else ""
-    return Drawn(fsc_figure(run.curve, summary.crossings, truth, common), caption)
+    if truth is not None:
+        against = {t: crossing_angstrom(np.arange(len(truth)) * run.curve.frequency_per_angstrom[1], truth, t) for t in THRESHOLDS}
+        hand = "turned and mirrored" if (run.evaluation or {}).get("hand") == "mirrored" else "turned"
+        caption += f" Long dashes: volume.mrc, {hand} as the truth stands, against the known truth: {_where(against)}."
+    return Drawn(fsc_figure(run.curve, summary.crossings, summary.corrected_crossings, truth, common), caption)
 
 
 def _where(crossings: dict[float, float]) -> str:
@@ -69,7 +74,10 @@ def _views(run: RunFiles, summary: Summary) -> Drawn:
     rotation = (group[:, None] @ rotations(run.table).double()).flatten(0, 1)
     # some 25 views count at every point, so that chance alone makes it vary by a fifth
     spread = min(max(math.degrees(5 / len(rotation) ** 0.5), 5.0), 25.0)
-    caption = f"Viewing directions in the map's own frame (Mollweide, equal areas), each spread over {spread:.0f}°."
+    caption = (
+        f"Viewing directions in the map's own frame (Mollweide, equal areas), each spread over {spread:.0f}°: longitude is "
+        "RELION's rot, latitude 90° less its tilt."
+    )
     if len(group) > 1:
         caption += f" Every image counts at its {len(group)} equivalent views in {run.symmetry}."
     return Drawn(view_figure(rotation, spread), caption)
@@ -90,9 +98,7 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     if run.autoencoder_only and run.stage("watch"):
         caption = "How far the encoder's poses of some images turned since the last look, and the share that hardly turned."
         return Drawn(watch_figure(run.stage("watch")), caption)
-    survey = last(run.stage("survey"))
-    box_angstrom = number(survey, "box") * number(survey, "pixel_size_angstrom")
-    rounds = Rounds(run.stage("explore"), run.stage("search"), run.stage("refine"), run.stage("start"), box_angstrom)
+    rounds = Rounds(run.stage("explore"), run.stage("search"), run.stage("refine"), run.stage("start"), box_angstrom(run))
     if not rounds.phases:
         raise InputError("metrics.jsonl has no rounds yet")
     caption = "From the top: how far the median pose turned in a round; share of poses that hardly turned; half-map FSC 0.143"
@@ -103,7 +109,7 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
             "refinement all of them in two half-sets"
         )
     if rounds.search or rounds.refine:
-        caption += ". Pixels: the working box; a dotted upright where it changes"
+        caption += ". Pixels: the working box; a dotted vertical line where it changes. Open: all that the box can hold"
     return Drawn(round_figure(rounds), f"{caption}.")
 
 

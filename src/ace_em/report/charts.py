@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 _NICE = (200, 100, 50, 40, 30, 25, 20, 15, 12, 10, 9, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1)
 
 
-def fsc_figure(curve: Curve, crossings: dict[float, float], truth: np.ndarray | None, shared: Shared | None) -> bytes:
+def fsc_figure(
+    curve: Curve, crossings: dict[float, float], corrected: dict[float, float], truth: np.ndarray | None, shared: Shared | None
+) -> bytes:
     """Half-map FSC with its thresholds, and beside it the curves inside the mask where there are any, all from shell 1 on.
 
     Parameters
     ----------
     curve : the half-map FSC.
-    crossings : threshold to the resolution in Angstrom at which the unmasked curve falls below it (NaN: it does not).
+    crossings, corrected : threshold to the resolution in Angstrom at which the unmasked and the corrected curve fall below it
+        (NaN: it does not).
     truth : (n,) FSC against the truth, shell by shell from shell 0, or None.
     shared : what the half-maps had in common when they set out, or None when unknown.
     """
@@ -39,7 +42,7 @@ def fsc_figure(curve: Curve, crossings: dict[float, float], truth: np.ndarray | 
         if truth is not None:
             style: dict[str, Any] = {"color": "black", "linestyle": (0, (6, 2)), "linewidth": 1.5}
             axes.plot(np.arange(1, len(truth)) * frequency[1], truth[1:], label="against the truth", **style)
-        _thresholds(axes, crossings, float(frequency[-1]))
+        _thresholds(axes, crossings, corrected, float(frequency[-1]))
         _resolution_ticks(axes, float(frequency[-1]))
         lowest = min(float(np.nanmin(fsc[1:])) for fsc in (*drawn, truth) if fsc is not None)
         axes.set(xlabel="resolution (Å)", ylabel="Fourier shell correlation", ylim=(max(min(-0.05, lowest - 0.02), -0.3), 1.05))
@@ -52,10 +55,10 @@ def fsc_figure(curve: Curve, crossings: dict[float, float], truth: np.ndarray | 
 def _draw_curves(axes: "Axes", curve: Curve) -> list[np.ndarray]:
     """The half-map curves there are, and their values; masked and corrected often coincide, so one lies broad under the other."""
     styles: dict[str, tuple[np.ndarray | None, dict[str, Any]]] = {
-        "masked": (curve.masked, {"color": "#E69F00", "alpha": 0.45, "linewidth": 6}),
+        "masked": (curve.masked, {"color": "#E69F00", "alpha": 0.7, "linewidth": 6}),
         "masked, phases randomised": (curve.randomised, {"color": "#CC79A7", "linestyle": ":"}),
         "masked, corrected": (curve.corrected, {"color": "#D55E00", "linestyle": "--"}),
-        "half-maps" if curve.masked is None else "no mask": (curve.fsc, {"color": COLOURS[0]}),
+        "half-maps" if curve.masked is None else "ball": (curve.fsc, {"color": COLOURS[0]}),
     }
     there = {name: (fsc, style) for name, (fsc, style) in styles.items() if fsc is not None}
     for name, (fsc, style) in there.items():
@@ -63,17 +66,22 @@ def _draw_curves(axes: "Axes", curve: Curve) -> list[np.ndarray]:
     return [fsc for fsc, _ in there.values()]
 
 
-def _thresholds(axes: "Axes", crossings: dict[float, float], last: float) -> None:
-    """A line at each threshold, and a dot where the unmasked curve falls below it."""
-    for threshold, angstrom in crossings.items():
+def _thresholds(axes: "Axes", crossings: dict[float, float], corrected: dict[float, float], last: float) -> None:
+    """A line at each threshold, and a mark where the unmasked curve, and the corrected one, fall below it."""
+    for threshold in crossings:
         axes.axhline(threshold, color=GREY, linewidth=1, linestyle=":")
         axes.text(0.01 * last, threshold + 0.01, f"{threshold:g}", color="#555555", fontsize=10, ha="left", va="bottom")
-        if math.isfinite(angstrom):
-            axes.plot(1 / angstrom, threshold, "o", color=COLOURS[0], zorder=4)
-            place: dict[str, Any] = {"xytext": (7, 6), "textcoords": "offset points", "ha": "left"}
-            if 1 / angstrom > 0.85 * last:
-                place |= {"xytext": (-7, -14), "ha": "right"}
-            axes.annotate(f"{angstrom:.3g} Å", (1 / angstrom, threshold), zorder=5, **place)
+    # the corrected curve lies right of the other: their labels stand on either side
+    for found, colour, marker, left in ((crossings, COLOURS[0], "o", True), (corrected, "#D55E00", "s", False)):
+        for threshold, angstrom in found.items():
+            if not math.isfinite(angstrom):
+                continue
+            axes.plot(1 / angstrom, threshold, marker, color=colour, zorder=4)
+            left_of = (left and 1 / angstrom > 0.3 * last) or 1 / angstrom > 0.85 * last
+            place: dict[str, Any] = {"xytext": (-7 if left_of else 7, -13 if left_of else 7), "textcoords": "offset points"}
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}
+            side = "right" if left_of else "left"
+            axes.annotate(f"{angstrom:.3g} Å", (1 / angstrom, threshold), color=colour, zorder=5, ha=side, bbox=box, **place)
 
 
 def _mark_shared(axes: "Axes", shared: Shared) -> None:
@@ -83,7 +91,8 @@ def _mark_shared(axes: "Axes", shared: Shared) -> None:
     for start, end, alpha in ((0.0, cut, 0.45), (cut, reach, 0.2)):
         axes.axvspan(start, end, color="#bbbbbb", alpha=alpha, linewidth=0, zorder=0)
     axes.axvline(cut, color=GREY, linewidth=1)
-    text, side = ("shared below this →", "right") if cut > 0.6 * last else ("← shared below this", "left")
+    text = f"shared: coarser than {shared.cut_angstrom:.3g} Å"
+    text, side = (f"{text} →", "right") if cut > 0.6 * last else (f"← {text}", "left")
     note: dict[str, Any] = {"color": "#555555", "fontsize": 10, "ha": side, "va": "bottom"}
     axes.text(cut, 1.005, text, transform=axes.get_xaxis_transform(), **note)
 

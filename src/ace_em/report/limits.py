@@ -18,6 +18,9 @@ def limits(run: RunFiles) -> list[tuple[str, str]]:
         "directions, hardly notices."
     )
     scale = "Pixel size and CTF are taken from the input as true; an error in the pixel size scales every length here."
+    ignored = last(run.stage("survey")).get("not_corrected")
+    if isinstance(ignored, list) and ignored:
+        scale += f" The input has more than the image model: not corrected are {', '.join(map(str, ignored))}."
     return [
         ("The hand.", _hand(run)),
         ("Whether coarse detail is right.", _coarse(run)),

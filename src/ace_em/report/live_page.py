@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ace_em.report.live_guard import POLICY
 from ace_em.report.live_parts import PARTS
-from ace_em.report.page import BELOW, GRID, TOP, document
+from ace_em.report.page import BELOW, GRID, TOP, document, title_of
 from ace_em.report.parts import in_columns
 from ace_em.report.volume_view import viewer_card
 
@@ -19,14 +19,14 @@ _STATUS = """<section class="live" id="status">
 <dialog id="ask" aria-labelledby="ask-title"><h2 id="ask-title">Stop the run?</h2>
 <p>It saves a checkpoint and ends. The same command with <code>--resume</code> continues it.</p>
 <form method="dialog"><button value="stop" id="stop-now">Stop the run</button>
-<button value="" autofocus>Let it go on</button></form></dialog>"""
+<button value="" autofocus>Keep running</button></form></dialog>"""
 # frame-ancestors means nothing in a meta element, and browsers complain
 _META_POLICY = POLICY.partition("; frame-ancestors")[0]
 
 
 def live_page(run: Path, csrf: str) -> str:
     """The page; ``csrf`` is what its stop button must send."""
-    title = run.resolve().name
+    title = title_of(run)
     places = {name: f"<div id='part-{name}'></div>" for name in PARTS}
     body = [
         f"<header><h1>{escape(title)}</h1><p class='what'>ace-em, a run as it goes</p></header>",

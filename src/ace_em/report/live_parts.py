@@ -67,7 +67,8 @@ class LiveParts:
 
     def state(self) -> dict[str, object]:
         """Status, and the version of every part and of the maps: the page asks for those that it has not."""
-        files = {name: part.files for name, part in PARTS.items()} | {"maps": _MAP_FILES}
+        # the page asks in this order: the map is what a reader waits for
+        files = {"maps": _MAP_FILES} | {name: part.files for name, part in PARTS.items()}
         return {"status": read_status(self.run), "versions": {name: self._version(name, of) for name, of in files.items()}}
 
     def part(self, name: str) -> str:

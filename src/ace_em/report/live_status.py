@@ -14,13 +14,13 @@ from ace_em.report.sentences import show_time
 SILENT_S = 60.0
 _GONE_S = 10.0
 _HEADLINES = {
-    "running": "The run goes on",
-    "silent": "The run goes on, but has not said a word for {age}; its process is there",
-    "lost": "The run seems to have died: no word from it for {age}",
+    "running": "Running",
+    "silent": "Running, but without an update for {age}; its process is there",
+    "lost": "The run seems to have died: no update for {age}",
     "finished": "The run is finished",
     "stopped": "The run was stopped",
     "failed": "The run failed",
-    "unknown": "No run says here that it goes on",
+    "unknown": "No run is active in this folder",
 }
 _ADVICE = {
     "lost": "The same command with --resume continues it from its last checkpoint.",

@@ -14,7 +14,7 @@ from ace_em.report.parts import Part, in_columns
 from ace_em.report.provenance import provenance
 from ace_em.report.run_files import RunFiles, number, read_run
 from ace_em.report.scripts import VIEWER_JS, plotly_js, script_hash
-from ace_em.report.sentences import AUTOENCODER_RUN, EVERY_RUN, STAGES, Summary, last, outcome, summarise, tiles
+from ace_em.report.sentences import AUTOENCODER_RUN, EVERY_RUN, STAGES, Summary, last, outcome, show_share, summarise, tiles
 from ace_em.report.style import CSS
 from ace_em.report.volume_view import view_maps, viewer_card
 
@@ -22,14 +22,14 @@ from ace_em.report.volume_view import view_maps, viewer_card
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _SCORES = {
-    "fsc05_px": "FSC 0.5 against the truth (px)",
+    "fsc05_px": "FSC 0.5 against the truth (px of the map)",
     "fsc05_angstrom": "FSC 0.5 against the truth (Å)",
-    "bound_px": "the same for the true poses, the bound (px)",
+    "bound_px": "the same for the true poses, the bound (px of the map)",
     "rot_mean": "Rot. error, mean (squared Frobenius)",
     "rot_median": "Rot. error, median (squared Frobenius)",
-    "trans": "Trans. error, mean squared (px²)",
-    "within_10deg": "share of poses within 10°",
-    "coverage": "share of the view sphere reached",
+    "trans": "Trans. error, mean squared (px² of the images)",
+    "within_10deg": "poses within 10°",
+    "coverage": "view sphere reached",
     "hand": "hand, compared with the truth",
 }
 
@@ -57,7 +57,7 @@ def render(run: RunFiles) -> str:
     # plotly is most of the page: without a map it would be so for nothing
     scripts = [plotly_js(), VIEWER_JS] if maps else []
     policy = "; ".join([_POLICY, *([f"script-src {' '.join(map(script_hash, scripts))}"] if scripts else [])])
-    title = run.path.resolve().name
+    title = title_of(run.path)
     body = [
         f"<header><h1>{escape(title)}</h1><p class='what'>ace-em, ab initio reconstruction</p>",
         made["outcome"],
@@ -68,6 +68,11 @@ def render(run: RunFiles) -> str:
         *(f"<script>{script}</script>" for script in scripts),
     ]
     return document(title, "\n".join(filter(None, body)), policy)
+
+
+def title_of(run: Path) -> str:
+    """The run's folder and the one that it is in: many runs are called "run"."""
+    return "/".join(run.resolve().parts[-2:]).lstrip("/")
 
 
 def document(title: str, body: str, policy: str) -> str:
@@ -122,8 +127,18 @@ def _evaluation(run: RunFiles, summary: Summary) -> str:
         if not isinstance(value, list | dict):
             score = number(run.evaluation, name)
             text = f"{score:.4g}" if math.isfinite(score) else str(value)
+            if name in ("within_10deg", "coverage"):
+                text = show_share(score, 2)
+            if name.startswith("fsc05") and _never_below_half(run):
+                text = f"≤ {text}"
             rows.append(f"<tr><th scope='row'>{escape(_SCORES.get(name, name))}</th><td>{escape(text)}</td></tr>")
     return f"<section class='card'><h2>Against the truth</h2><table>{''.join(rows)}</table></section>"
+
+
+def _never_below_half(run: RunFiles) -> bool:
+    """Whether the curve against the truth stays above 0.5 to its last shell."""
+    curve = (run.evaluation or {}).get("fsc_truth")
+    return isinstance(curve, list) and all(number({"fsc": v}, "fsc") >= 0.5 for v in curve[2:])
 
 
 def _limits(run: RunFiles, summary: Summary) -> str:

@@ -1,12 +1,14 @@
 """The cards about single particles: images beside predictions, the best and the worst, and histograms over all of them."""
 
+import math
+
 import numpy as np
 
 from ace_em.report.figures import extremes_figure, triplet_figure
 from ace_em.report.histograms import ParticleNumbers, histogram_figure
 from ace_em.report.parts import Drawn, Part, absent, figure_part
-from ace_em.report.run_files import RunFiles
-from ace_em.report.sentences import Summary, last
+from ace_em.report.run_files import RunFiles, number
+from ace_em.report.sentences import Summary, last, show_share
 from ace_em.report.triplets import Comparison, evenly, extremes
 
 LOW_PASS_ANGSTROM = 20.0
@@ -26,7 +28,7 @@ def _triplets(run: RunFiles, summary: Summary) -> Drawn:
     caption = (
         f"Particles spread evenly over the set, not chosen by eye. Input: protein white, low-passed at {LOW_PASS_ANGSTROM:g} Å "
         "for display. Predicted: the map at the particle's pose, with CTF and shift; r is its correlation with the input. "
-        "Clean projection: without CTF and shift. Each picture has its own grey scale."
+        "Clean projection: without CTF and shift. Each picture has its own grey scale; y points up."
     )
     shown = comparison.triplets(evenly(5, len(comparison.particles)))
     return Drawn(triplet_figure(shown, comparison.pixel_size_angstrom), caption)
@@ -37,7 +39,7 @@ def _extremes(run: RunFiles, summary: Summary) -> Drawn:
     caption = (
         f"Of {found.n} particles spread evenly over the set, those whose images correlate best and worst with what the map "
         f"predicts; median r = {found.median:.2f}. A low r may mean junk or a wrong pose, but also little defocus or "
-        "thick ice."
+        "thick ice. confident.star ranks all particles by the probability of their poses."
     )
     rows = [("", "row", "image in poses.star", "r")]
     for title, triplets in (("best", found.best), ("worst", found.worst)):
@@ -54,8 +56,13 @@ def _histograms(run: RunFiles, summary: Summary) -> Drawn:
         low, high = np.percentile(numbers.defocus_um, [1, 99])
         caption += f" Defocus: 98 % lie between {low:.2f} and {high:.2f} µm."
     if numbers.confidence is not None:
-        share = float((numbers.confidence > 0.5).mean())
-        caption += f" Largest probability of a pose: above 0.5 for {share:.0%} of the particles, sure of one view."
+        predict = run.config.get("predict")
+        least = number(predict if isinstance(predict, dict) else None, "confident")
+        least = 0.9 if math.isnan(least) else least
+        share = float((numbers.confidence >= least).mean())
+        caption += (
+            f" Probability of a pose: at least {least:g} for {show_share(share)} of the particles, which are in confident.star."
+        )
     if numbers.shift_angstrom is not None:
         caption += " Shift: of the particle from the middle of its image; a cloud off the centre means picks off the centre."
     return Drawn(histogram_figure(numbers), caption)

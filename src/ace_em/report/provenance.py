@@ -8,6 +8,8 @@ from ace_em.report.sentences import Summary, show, show_time
 
 _KNOWN = ("stage", "time_s", "command", "versions")
 _NAMES = {
+    "folder": "in the folder",
+    "date": "on",
     "platform": "platform",
     "device": "device",
     "threads": "threads",

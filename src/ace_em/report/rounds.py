@@ -9,6 +9,7 @@ import numpy as np
 
 from ace_em.report.figures import CHART, COLOURS, GREY, LINES, new_figure, png
 from ace_em.report.run_files import Record, by_start, column
+from ace_em.report.sentences import at_limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +99,10 @@ def _draw(panels: Sequence["Axes"], rows: Sequence[Record], style: dict[str, Any
     moved = column(rows, "moved_median_deg")
     panels[0].plot(x, np.where(moved > 0, moved, np.nan), **style)
     panels[1].plot(x, 100 * column(rows, "stable"), **style)
-    panels[2].plot(x, column(rows, "fsc143_angstrom"), **style)
+    resolution = column(rows, "fsc143_angstrom")
+    panels[2].plot(x, resolution, **style)
+    limited = np.array([at_limit(row, box_angstrom) for row in rows])
+    panels[2].plot(x[limited], resolution[limited], **style | {"linestyle": "", "markerfacecolor": "white"})
     panels[2].plot(x, column(rows, "band_angstrom"), color=GREY, linewidth=1)
     panels[2].plot(x, 2 * box_angstrom / column(rows, "box"), color=GREY, linewidth=1.2, linestyle=":")
 
@@ -125,7 +129,7 @@ def _draw_explained(axes: "Axes", rounds: Rounds) -> None:
         axes.plot(last.get(start, 1), held_out, "D", color=_style(start)["color"], markersize=8, markeredgecolor="white")
     axes.axhline(100, color=GREY, linewidth=1, linestyle=":")
     axes.set_ylabel("explained (%)")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(106.0, axes.get_ylim()[1]))
 
 
 def _finish(panels: Sequence[Sequence["Axes"]], lowest: "Axes") -> None:

@@ -24,6 +24,8 @@ STAGES = {
     "search": "the search of all images",
     "refine": "the refinement",
     "defocus": "the refinement of the defocus",
+    "teach": "the encoder's lesson",
+    "confidence": "the confidence of the poses",
     "end": "the end",
 }
 
@@ -120,10 +122,22 @@ def show_time(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def show_resolution(angstrom: float, crossings: dict[float, float]) -> str:
-    """A resolution at FSC 0.143, as a bound where the curve never falls so low."""
-    at_limit = math.isnan(crossings.get(0.143, 0.0)) and math.isfinite(angstrom)
+def show_resolution(angstrom: float, crossings: dict[float, float], threshold: float = 0.143) -> str:
+    """A resolution, as a bound where the curve never falls to the threshold."""
+    at_limit = math.isnan(crossings.get(threshold, 0.0)) and math.isfinite(angstrom)
     return ("≤ " if at_limit else "") + show(angstrom, " Å")
+
+
+def show_share(share: float, digits: int = 1) -> str:
+    """Per cent; what falls short of the whole is never rounded up to it."""
+    if share < 1:
+        share = min(share, 1 - 10.0 ** -(digits + 2))
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"
+
+
+def finest_angstrom(run: RunFiles) -> float:
+    """The finest detail that the voxels of the FSC's maps hold."""
+    return math.nan if run.curve is None else float(1 / run.curve.frequency_per_angstrom[-1])
 
 
 def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
@@ -136,7 +150,7 @@ def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
         where = f"its last entry is from {STAGES.get(stage, stage)}" if stage else "it has logged nothing"
         return "open", f"The run has not ended: {where}; {images}{time}. The page shows what there is so far."
     if end[-1].get("converged") is not True:
-        return "bad", f"The run ended without converging. Do not trust its map ({images}{time})."
+        return "bad", f"The run ended without converging ({images}{time})."
     if run.autoencoder_only:
         # its half-maps share their poses: what they agree to is no resolution
         return "good", f"The autoencoder, alone, settled: {images} gave a map and poses{time}."
@@ -154,11 +168,16 @@ def _refined(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
     return [
         ("resolution, FSC 0.143", show_resolution(summary.resolution_angstrom, summary.crossings)),
         ("the same in the mask", show_resolution(summary.masked_angstrom, summary.corrected_crossings)),
-        ("resolution, FSC 0.5", show(summary.crossings.get(0.5, math.nan), " Å")),
+        ("resolution, FSC 0.5", _at_half(run, summary)),
         ("B factor", show(number(end, "b_factor"), " Å²")),
         ("held-out signal explained", show(100 * number(judged, "explained"), " %")),
         ("beats random phases by", show(number(judged, "against_null_z"), " σ", 2)),
     ]
+
+
+def _at_half(run: RunFiles, summary: Summary) -> str:
+    angstrom = summary.crossings.get(0.5, math.nan)
+    return show_resolution(finest_angstrom(run) if math.isnan(angstrom) else angstrom, summary.crossings, 0.5)
 
 
 def _stable_share(run: RunFiles) -> list[tuple[str, str]]:
@@ -168,11 +187,24 @@ def _stable_share(run: RunFiles) -> list[tuple[str, str]]:
 
 def _so_far(run: RunFiles) -> list[tuple[str, str]]:
     """Of a run that has not ended: the last round's numbers."""
-    rounds = [record for record in run.metrics if "stable" in record]
-    found = [("stable poses", 100 * number(last(rounds), "stable"), " %")]
-    if last(rounds).get("stage") in ("search", "refine"):
-        found.append(("half-map FSC 0.143, so far", number(last(rounds), "fsc143_angstrom"), " Å"))
-    return [(name, show(value, unit)) for name, value, unit in found if math.isfinite(value)]
+    rounds = [record for record in run.metrics if record.get("stable") is not None]
+    halves = [record for record in run.metrics if record.get("stage") in ("search", "refine")]
+    found = [("stable poses", show(100 * number(last(rounds), "stable"), " %"))] if rounds else []
+    if halves:
+        resolution = show(number(halves[-1], "fsc143_angstrom"), " Å")
+        found.append(("half-map FSC 0.143, so far", ("≤ " if at_limit(halves[-1], box_angstrom(run)) else "") + resolution))
+    return found
+
+
+def box_angstrom(run: RunFiles) -> float:
+    """Edge of the images; NaN when unknown."""
+    survey = last(run.stage("survey"))
+    return number(survey, "box") * number(survey, "pixel_size_angstrom")
+
+
+def at_limit(record: Record, box_angstrom: float) -> bool:
+    """Whether a round's resolution is all that its box can hold."""
+    return number(record, "fsc143_angstrom") <= 1.001 * 2 * box_angstrom / number(record, "box")
 
 
 def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
@@ -198,5 +230,5 @@ def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
     if run.map is not None and run.map.volume.shape[0] != box:
         found.append(("map", f"{run.map.volume.shape[0]} px, {run.map.pixel_size_angstrom:.3g} Å"))
     if run.evaluation is not None:
-        found.append(("within 10° of the truth", f"{100 * number(run.evaluation, 'within_10deg'):.1f} %"))
+        found.append(("within 10° of the truth", show_share(number(run.evaluation, "within_10deg"), 2)))
     return found

@@ -34,11 +34,12 @@ h2 { margin: 0 0 .6rem; font-size: 1.05rem; }
 .wide ul { margin: 0; padding-left: 1.2rem; max-width: 60rem; } .wide li + li { margin-top: .4rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; }
-.scene { overflow: hidden; aspect-ratio: 1; max-height: 80vh; width: 100%; touch-action: none; border-radius: 4px; cursor: grab; }
+.scene { overflow: hidden; aspect-ratio: 1; max-height: 80vh; width: 100%; touch-action: pan-y; border-radius: 4px; cursor: grab; }
 .scene:active { cursor: grabbing; }
 :focus-visible { outline: 2px solid var(--open); outline-offset: 2px; }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin-top: .6rem; font-size: .9rem; }
 .controls label { display: flex; gap: .5rem; align-items: center; min-width: 0; white-space: nowrap; }
+.controls[hidden] { display: none; }
 .controls select { flex: 1; min-width: 0; }
 .controls label:nth-child(2) { flex: 1 1 14rem; }
 .controls input { flex: 1; min-width: 6rem; accent-color: var(--open); }
@@ -67,7 +68,7 @@ pre { margin: .8rem 0 0; overflow-x: auto; font-size: .82rem; line-height: 1.4; 
 .live { margin: .4rem 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   border-left: 5px solid var(--open); }
 .live p { margin: 0 0 .3rem; } .headline { font-size: 1.12rem; font-weight: 600; } .time, .task { color: var(--soft); }
-.live.finished { border-left-color: var(--good); } .live.lost, .live.failed { border-left-color: var(--bad); }
+.live.finished { border-left-color: var(--line); } .live.lost, .live.failed { border-left-color: var(--bad); }
 progress { display: block; width: 100%; height: .8rem; margin: .4rem 0; accent-color: var(--open); }
 progress[hidden] { display: none; }
 .silent { padding: .6rem 1rem; border: 1px dashed var(--bad); border-radius: 6px; }

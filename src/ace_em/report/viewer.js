@@ -118,6 +118,8 @@ const aceViewer = (() => {
     let maps = [], drawn = null, queued = false;
     if (!hasWebGL()) {
       place.textContent = "This browser shows no 3-D graphics (WebGL is off or missing). The slices show the same map.";
+      card.querySelector(".controls").hidden = true;
+      place.style.aspectRatio = "auto";
       return { show() {} };
     }
 

@@ -1,0 +1,48 @@
+"""What is expected of the time that is left, and what a run says in each mode."""
+
+import io
+import json
+
+import pytest
+
+from ace_em.progress import Expectation, Reporter
+
+PLANNED = {"start": 60.0, "search": 30.0, "refinement": 10.0}
+
+
+def test_the_rest_goes_at_the_pace_of_what_is_done() -> None:
+    expected = Expectation(PLANNED, known=True)
+    assert expected.end_s == 100
+    expected.past("start", 120.0)
+    assert expected.end_s == pytest.approx(120 + 2 * 40)
+    expected.past("search", 135.0)
+    assert expected.end_s == pytest.approx(135 + 1.5 * 10)
+    expected.past("refinement", 150.0)
+    assert expected.end_s == 150
+
+
+def test_another_start_is_no_slowness() -> None:
+    expected = Expectation(PLANNED, known=True)
+    expected.once_more("start")
+    expected.past("start", 120.0)
+    assert expected.end_s == pytest.approx(120 + 40)
+
+
+def test_a_device_that_was_never_timed_has_no_end_before_a_stage_is_done() -> None:
+    expected = Expectation(PLANNED, known=False)
+    assert expected.end_s is None
+    expected.past("start", 5.0)
+    assert expected.end_s == pytest.approx(45)
+
+
+def test_quiet_says_what_must_be_known_and_json_says_all() -> None:
+    quiet, lines = io.StringIO(), io.StringIO()
+    reporter = Reporter(stream=quiet, mode="quiet")
+    reporter.say("by the way")
+    reporter.say("converged", always=True)
+    assert quiet.getvalue().strip().endswith("converged") and "by the way" not in quiet.getvalue()
+    reporter = Reporter(stream=lines, mode="json")
+    reporter.say("by the way")
+    reporter.record("end", converged=True)
+    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert said[0]["message"] == "by the way" and said[1]["stage"] == "end" and said[1]["converged"] is True
