@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ace_em import memory
-from ace_em.memory import available_bytes
+from ace_em.memory import available_bytes, in_blocks
 
 
 def group(folder: Path, most: str, used: int, of_files: int = 0) -> None:
@@ -49,3 +49,34 @@ def test_something_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2**28 < available_bytes() < 2**50
     monkeypatch.setattr(memory, "_group_bytes", lambda root: 12345.0)
     assert available_bytes() == 12345
+
+
+def test_blocks_are_halved_until_there_is_memory(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[int] = []
+
+    def work(rows: slice) -> list[int]:
+        asked.append(rows.stop - rows.start)
+        if asked[-1] > 4:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return list(range(rows.start, rows.stop))
+
+    found = in_blocks(11, 100, work)
+    assert [n for part in found for n in part] == list(range(11))
+    assert asked == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert [r.getMessage() for r in caplog.records] == [f"out of memory: going on in blocks of {n} images" for n in (5, 2)]
+
+
+def test_another_error_is_not_taken_for_it() -> None:
+    def wrong(rows: slice) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_blocks(8, 4, wrong)
+
+
+def test_one_image_that_does_not_fit_is_the_end() -> None:
+    def too_large(rows: slice) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        in_blocks(8, 4, too_large)

@@ -211,7 +211,9 @@ def test_kills_at_random_moments(data: Path, whole: Path, tmp_path: Path) -> Non
     assert results(run) == results(whole)
 
 
-def test_images_in_a_scratch_file_give_the_same_bytes(data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_in_a_scratch_file_give_the_same_bytes(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A tenth of a megabyte holds the images of no box; the blocks of the rounds are the same."""
     run, scratch = tmp_path / "run", tmp_path / "scratch"
     scratch.mkdir()

@@ -1,11 +1,16 @@
 """How much memory there is; and when a device has none for a block of work: halve the block, say so, go on."""
 
+import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+_LOG = logging.getLogger("ace_em")
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -66,3 +71,23 @@ def free_cached() -> None:
     """Give what torch keeps for later back to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def in_blocks(n: int, block: int, work: Callable[[slice], T]) -> list[T]:
+    """What ``work`` gives for rows 0 to ``n``, ``block`` of them at a time, or fewer when there is no memory for as many."""
+    done: list[T] = []
+    start, block = 0, max(1, block)
+    while start < n:
+        try:
+            done.append(work(slice(start, min(start + block, n))))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or block == 1:
+                raise
+        else:
+            start += block
+            continue
+        # out of the handler, whose traceback holds on to what was made so far
+        block = min(block, n) // 2
+        free_cached()
+        _LOG.warning("out of memory: going on in blocks of %d images", block)
+    return done

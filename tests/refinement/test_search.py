@@ -8,6 +8,7 @@ import roma
 import torch
 
 from ace_em.config import SearchConfig
+from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.rotations import angular_distance_deg
@@ -93,6 +94,25 @@ def test_fewer_kept_are_the_first_of_many(particle: Any) -> None:
     one = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px)
     assert torch.equal(one.pose.rotation[:, 0], many.pose.rotation[:, 0])
     assert torch.equal(one.log_likelihood, many.log_likelihood[:, :1])
+
+
+def test_less_memory_than_a_block_takes(particle: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    p = particle(11, noise=1.0)
+    rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0)
+    whole = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3)
+    rows = WorkingSet.rows
+
+    def no_more_than_three(images: WorkingSet, some: Any) -> WorkingSet:
+        found = rows(images, some)
+        if len(found) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr(WorkingSet, "rows", no_more_than_three)
+    parts = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3)
+    assert torch.equal(parts.pose.rotation[:, 0], whole.pose.rotation[:, 0])
+    torch.testing.assert_close(parts.log_likelihood, whole.log_likelihood)
+    assert "going on in blocks of 2 images" in caplog.text
 
 
 def test_blocks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,9 +72,7 @@ def residuals(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Residuals:
     return Residuals(power, count, torch.cat(overlaps), torch.cat(strengths))
 
 
-def recalibrated_(
-    images: Images, before: Calibration, parts: list[tuple[Tensor, Residuals]]
-) -> tuple[Calibration, Calibration]:
+def recalibrated_(images: Images, before: Calibration, parts: list[tuple[Tensor, Residuals]]) -> tuple[Calibration, Calibration]:
     """Bring a working set up to date in place; its calibration, and the step to it from the one before.
 
     Parameters

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ace_em.data.working_set import Images, WorkingSet
 from ace_em.maths.slices import VolumeFT, central_slices
+from ace_em.memory import in_blocks
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 
@@ -61,10 +62,7 @@ def refine_poses(volume_ft: VolumeFT, images: Images, pose: Pose, steps: int) ->
     pose : (N,) starting poses, within about a radian over the band's radius of the truth.
     steps : tries per image; an image that no longer moves is left alone.
     """
-    parts = []
-    for start in range(0, len(images), BLOCK):
-        rows = slice(start, start + BLOCK)
-        parts.append(_refine_block(volume_ft, images.rows(rows), pose[rows], steps))
+    parts = in_blocks(len(images), BLOCK, lambda rows: _refine_block(volume_ft, images.rows(rows), pose[rows], steps))
     return LocalResult.cat(parts)
 
 

@@ -17,6 +17,7 @@ from ace_em.data.working_set import WorkingSet
 from ace_em.maths.point_group import in_asymmetric_unit
 from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices
+from ace_em.memory import in_blocks
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement.local import LocalResult, better, refine_candidates, refine_poses, replaced
@@ -91,10 +92,9 @@ def _search_chunk(
     references = 2 * torch.view_as_real(slices).flatten(1).T.contiguous()
     powers = slices.abs().square().T.contiguous()
     phases = shift_phase(images.half_plane, -shifts_px)
-    block = max(1, BLOCK_BYTES // (4 * len(shifts_px) * len(rotations)))
-    kept = []
-    for start in range(0, len(images), block):
-        batch, centre = images.rows(slice(start, start + block)), centre_px[start : start + block]
+
+    def score(rows_of: slice) -> SearchResult:
+        batch, centre = images.rows(rows_of), centre_px[rows_of]
         # conj(h S phase) y summed over k: transfer and shift are moved onto the image
         moved = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -centre)
         rows = torch.view_as_real(moved[:, None] * phases).flatten(2)
@@ -104,8 +104,10 @@ def _search_chunk(
         score = best_cross - batch.transfer.square() @ powers
         top = score.topk(top_k, dim=1)
         shift = centre[:, None] + shifts_px[best_shift.gather(1, top.indices)]
-        kept.append(SearchResult(Pose(rotations[top.indices], shift), top.values))
-        on_block(start + len(batch))
+        on_block(rows_of.stop)
+        return SearchResult(Pose(rotations[top.indices], shift), top.values)
+
+    kept = in_blocks(len(images), BLOCK_BYTES // (4 * len(shifts_px) * len(rotations)), score)
     return SearchResult(Pose.cat([k.pose for k in kept]), torch.cat([k.log_likelihood for k in kept]))
 
 

@@ -52,7 +52,9 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
     if run.autoencoder_only:
         caption += " Both halves stand at one network's poses: where these are wrong, the halves agree all the same."
     if truth is not None:
-        against = {t: crossing_angstrom(np.arange(len(truth)) * run.curve.frequency_per_angstrom[1], truth, t) for t in THRESHOLDS}
+        against = {
+            t: crossing_angstrom(np.arange(len(truth)) * run.curve.frequency_per_angstrom[1], truth, t) for t in THRESHOLDS
+        }
         hand = "turned and mirrored" if (run.evaluation or {}).get("hand") == "mirrored" else "turned"
         caption += f" Long dashes: volume.mrc, {hand} as the truth stands, against the known truth: {_where(against)}."
     return Drawn(fsc_figure(run.curve, summary.crossings, summary.corrected_crossings, truth, common), caption)
