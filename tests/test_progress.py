@@ -2,9 +2,12 @@
 
 import io
 import json
+import time
+from pathlib import Path
 
 import pytest
 
+from ace_em import progress
 from ace_em.progress import Expectation, Reporter
 
 PLANNED = {"start": 60.0, "search": 30.0, "refinement": 10.0}
@@ -46,3 +49,23 @@ def test_quiet_says_what_must_be_known_and_json_says_all() -> None:
     reporter.record("end", converged=True)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert said[0]["message"] == "by the way" and said[1]["stage"] == "end" and said[1]["converged"] is True
+
+
+def test_a_step_that_says_nothing_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.05)
+    monkeypatch.setattr(progress, "STATUS_EVERY_S", 0.05)
+    out = io.StringIO()
+    reporter = Reporter(stream=out)
+    reporter.status = tmp_path / "status.json"
+    with reporter.beating(), reporter.task("back-projection", 7) as task:
+        task.update(3, "of the first half")
+        before = json.loads(reporter.status.read_text())["updated"]
+        deadline = time.monotonic() + 20
+        while out.getvalue().count("back-projection: 3 of 7 of the first half") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert out.getvalue().count("back-projection: 3 of 7 of the first half") >= 2
+    assert json.loads(reporter.status.read_text())["updated"] > before
+    reporter.write_status("finished")
+    time.sleep(0.2)
+    # the heart has stopped with the work: nothing says "running" any more
+    assert json.loads(reporter.status.read_text())["state"] == "finished"

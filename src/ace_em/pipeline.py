@@ -150,7 +150,8 @@ def watched(journal: Journal, reporter: Reporter, request: Request, plan: Plan) 
     reporter.records, reporter.status = run.metrics, run.status
     record_begin(reporter, request, plan)
     try:
-        yield
+        with reporter.beating():
+            yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         run.stop.unlink(missing_ok=True)

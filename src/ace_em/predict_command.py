@@ -42,7 +42,7 @@ def predict(particles: Particles, run: Path, out: Path, overwrite: bool, contras
     sign, how = contrast_of(particles, predictor, contrast)
     colour = "white" if sign > 0 else "black"
     reporter.say(f"{table.path}: {len(particles)} particles; protein is {colour} ({how})")
-    with reporter.task("predicting poses", len(particles)) as task:
+    with reporter.beating(), reporter.task("predicting poses", len(particles)) as task:
         found = predictor.predict(particles, sign=sign, on_block=task.update)
     done = posed_table(particles, predictor.handed(found.pose), None)
     probability = found.probability(predictor.usual)

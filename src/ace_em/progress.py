@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,8 @@ class Reporter:
         self.expected = Expectation({}, known=False)
         self._task: dict[str, Any] = {"task": "", "done": 0, "total": 0, "status": ""}
         self._status_at = -STATUS_EVERY_S
+        self._line_at = time.monotonic()
+        self._writing = threading.Lock()
 
     @property
     def elapsed_s(self) -> float:
@@ -90,6 +93,7 @@ class Reporter:
 
     def say(self, text: str, always: bool = False) -> None:
         """One line for the user; ``always``: even one who asked for quiet."""
+        self._line_at = time.monotonic()
         if self.mode == "json":
             self._print_json(message=text)
         elif always or self.mode == "text":
@@ -127,18 +131,51 @@ class Reporter:
         if time.monotonic() - self._status_at >= STATUS_EVERY_S:
             self.write_status("running")
 
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Keep status and log alive through a long step that says nothing of itself."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(min(STATUS_EVERY_S, EVERY_S) / 2):
+                if time.monotonic() - self._status_at >= STATUS_EVERY_S:
+                    self.write_status("running")
+                self.line_when_due()
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def line_when_due(self) -> None:
+        """Off a terminal, where the present piece of work stands, when nothing has been said for a while."""
+        if self.console.is_terminal and self.mode == "text" or time.monotonic() - self._line_at < EVERY_S:
+            return
+        self._line_at = time.monotonic()
+        if self.mode == "json":
+            self._print_json(**self._task)
+        elif self._task["task"]:
+            self.say("{task}: {done} of {total} {status}".format(**self._task).rstrip())
+
     def write_status(self, state: State, message: str = "") -> None:
         """The state for whoever looks on from outside; nobody depends on it, so that a full disk may refuse it."""
         if self.status is None:
             return
+        with self._writing:
+            self._write_status(self.status, state, message)
+
+    def _write_status(self, path: Path, state: State, message: str) -> None:
         self._status_at = time.monotonic()
         values = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), **self._task}
         values |= {"elapsed_s": round(self.elapsed_s, 1), "expected_s": self.expected.end_s}
         values |= {"updated": time.time(), "message": message}
-        temporary = self.status.with_name(".status.00000000.json")
+        temporary = path.with_name(".status.00000000.json")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(values))
-            os.replace(temporary, self.status)
+            os.replace(temporary, path)
 
 
 class Task:
@@ -146,7 +183,6 @@ class Task:
 
     def __init__(self, reporter: Reporter, name: str, total: int, bar: Any = None) -> None:
         self.reporter, self.name, self.total, self.bar = reporter, name, total, bar
-        self.last_line = time.monotonic()
         self.row = bar.add_task(name, total=total, status="") if bar is not None else None
         reporter.working(name, 0, total, "")
 
@@ -155,9 +191,5 @@ class Task:
         self.reporter.working(self.name, done, self.total, status)
         if self.bar is not None:
             self.bar.update(self.row, completed=done, status=status)
-        elif time.monotonic() - self.last_line >= EVERY_S:
-            self.last_line = time.monotonic()
-            if self.reporter.mode == "json":
-                self.reporter._print_json(task=self.name, done=done, total=self.total, status=status)
-            else:
-                self.reporter.say(f"{self.name}: {done} of {self.total} {status}".rstrip())
+        else:
+            self.reporter.line_when_due()

@@ -53,6 +53,7 @@ def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
     reporter.record(
         "explore",
         start=start,
+        box=plan.working_box,
         round=state.number,
         band_angstrom=round(band, 2),
         stable=round(state.stable, 4),

@@ -8,9 +8,9 @@ from pathlib import Path
 import healpy
 import numpy as np
 import pytest
-import yaml
 import roma
 import torch
+import yaml
 from matplotlib.figure import Figure
 
 from ace_em.data.star import read_particle_star, write_star

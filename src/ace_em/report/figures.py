@@ -79,7 +79,7 @@ def map_figure(volume: Map, sharp: Map | None, made: str = "sharpened") -> bytes
     import matplotlib
 
     best = (volume if sharp is None else sharp).volume
-    rows = {"slice at": _slices(volume.volume)}
+    rows = {"slice across": _slices(volume.volume)}
     if sharp is not None:
         rows[f"{made}, at"] = _slices(best)
     rows["projection along"] = [best.sum(axis) for axis in (2, 1, 0)]

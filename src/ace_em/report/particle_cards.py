@@ -39,7 +39,7 @@ def _extremes(run: RunFiles, summary: Summary) -> Drawn:
     caption = (
         f"Of {found.n} particles spread evenly over the set, those whose images correlate best and worst with what the map "
         f"predicts; median r = {found.median:.2f}. A low r may mean junk or a wrong pose, but also little defocus or "
-        "thick ice. confident.star ranks all particles by the probability of their poses."
+        "thick ice. poses.star has the probability of every particle's pose."
     )
     rows = [("", "row", "image in poses.star", "r")]
     for title, triplets in (("best", found.best), ("worst", found.worst)):

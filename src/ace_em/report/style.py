@@ -34,7 +34,8 @@ h2 { margin: 0 0 .6rem; font-size: 1.05rem; }
 .wide ul { margin: 0; padding-left: 1.2rem; max-width: 60rem; } .wide li + li { margin-top: .4rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; }
-.scene { overflow: hidden; aspect-ratio: 1; max-height: 80vh; width: 100%; touch-action: pan-y; border-radius: 4px; cursor: grab; }
+.scene { overflow: hidden; aspect-ratio: 1; max-height: 80vh; width: 100%; border-radius: 4px; cursor: grab;
+  touch-action: pan-y; }
 .scene:active { cursor: grabbing; }
 :focus-visible { outline: 2px solid var(--open); outline-offset: 2px; }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin-top: .6rem; font-size: .9rem; }
