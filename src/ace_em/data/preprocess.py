@@ -22,6 +22,7 @@ from ace_em.physics.noise import background_mask, background_mean_sd, noise_powe
 
 BLOCK = 500
 SURVEY = 1000
+SURVEY_PIXELS = 250 * 256**2
 
 
 @dataclass(frozen=True)
@@ -88,37 +89,69 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
     particles : the set.
     sign : +1 or -1 when the user knows the contrast; otherwise it is measured.
     """
-    chosen = np.random.default_rng(seed).permutation(len(particles))[:SURVEY]
-    images = torch.from_numpy(particles.images(np.sort(chosen)))
-    box, small = particles.box, min(particles.box, 32)
-    _, sd = background_mean_sd(images, background_mask(box, box / 2))
-    clean = images.var(dim=(1, 2)).median() > 2 * sd.square().median()
-    common_sd = sd.median().item() if clean else None
-    images = normalise(images, 1.0, common_sd)
-    measured, z = _contrast(images)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(particles))[:SURVEY])
+    common_sd = _common_sd(particles, chosen)
+    parts = [_looked_at(normalise(images, 1.0, common_sd)) for images in _survey_blocks(particles, chosen)]
+    weights = torch.tensor([len(part.rings) for part in parts]) / len(chosen)
+    noise, power, square = (
+        sum(w * getattr(part, name) for w, part in zip(weights, parts, strict=True)) for name in ("noise", "power", "square")
+    )
+    measured, z = _contrast(torch.cat([part.rings for part in parts]))
     sign = measured if sign is None else sign
-    background = background_mask(box, box / 2)
+    small = torch.cat([part.small for part in parts])
+    diameter = _diameter_px(small) * particles.box / small.shape[-1] * particles.pixel_size_angstrom
+    return Survey(sign, z, diameter, noise, power[1:].max().item(), max(square.item() - 1, 0.0), common_sd)
+
+
+def _survey_blocks(particles: Particles, chosen: np.ndarray) -> Iterator[Tensor]:
+    """Images as on disk, some at a time: a thousand large ones would take gigabytes."""
+    for rows in np.array_split(chosen, max(1, round(len(chosen) * particles.box**2 / SURVEY_PIXELS))):
+        yield torch.from_numpy(particles.images(rows))
+
+
+def _common_sd(particles: Particles, chosen: np.ndarray) -> float | None:
+    """The background's median deviation in images of so much signal that it tells no exposure (:class:`Survey`), else None."""
+    background = background_mask(particles.box, particles.box / 2)
+    found = [(images.var(dim=(1, 2)), background_mean_sd(images, background)[1]) for images in _survey_blocks(particles, chosen)]
+    variance, sd = (torch.cat(column) for column in zip(*found, strict=True))
+    return sd.median().item() if variance.median() > 2 * sd.square().median() else None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Of some normalised images (b, n, n): means over rings (b, r), noise and power per shell, mean square, small images."""
+
+    rings: Tensor
+    noise: Tensor
+    power: Tensor
+    square: Tensor
+    small: Tensor
+
+
+def _looked_at(images: Tensor) -> _Look:
+    box = images.shape[-1]
     half_plane = HalfPlane.within(box)
-    noise = noise_power(images, background, half_plane)
+    noise = noise_power(images, background_mask(box, box / 2), half_plane)
     power = half_plane.from_image(images).abs().square().mean(0)
     in_shells = shell_sums(power, half_plane.shell, box // 2) / shell_sums(torch.ones_like(power), half_plane.shell, box // 2)
-    low_passed = fourier_resize(images, small, 2)
-    diameter = _diameter_px(low_passed) * particles.box / small * particles.pixel_size_angstrom
-    snr = max(images.square().mean().item() - 1, 0.0)
-    return Survey(sign, z, diameter, noise, in_shells[1:].max().item(), snr, common_sd)
+    return _Look(_ring_means(images), noise, in_shells, images.square().mean(), fourier_resize(images, min(box, 32), 2))
 
 
-def _contrast(images: Tensor) -> tuple[float, float]:
-    """Sign of the protein against the background and its z-score, from normalised images (b, n, n).
-
-    The ring about the centre whose mean stands out most is the protein's. The centre itself will not do: a hollow particle
-    has none there, and what the CTF's lack of low frequencies leaves inside a shell is darker than the background.
-    """
+def _ring_means(images: Tensor) -> Tensor:
+    """Means (b, r) of images (b, n, n) over overlapping rings about the centre."""
     n = images.shape[-1]
     radius = radius_grid(n, 2)
     width = max(2.0, n / 16)
     rings = torch.stack([((radius - r).abs() < width) & (radius < 0.45 * n) for r in torch.arange(0, 0.45 * n, width)])
-    means = images.flatten(1) @ (rings.flatten(1) / rings.sum((1, 2))[:, None]).T.to(images)
+    return images.flatten(1) @ (rings.flatten(1) / rings.sum((1, 2))[:, None]).T.to(images)
+
+
+def _contrast(means: Tensor) -> tuple[float, float]:
+    """Sign of the protein against the background and its z-score, from the ring means (b, r) of normalised images.
+
+    The ring about the centre whose mean stands out most is the protein's. The centre itself will not do: a hollow particle
+    has none there, and what the CTF's lack of low frequencies leaves inside a shell is darker than the background.
+    """
     ring = means.mean(0).abs().argmax()
     mean, error = means[:, ring].mean().item(), (means[:, ring].std() / len(means) ** 0.5).item()
     return (1.0 if mean >= 0 else -1.0), mean / max(error, 1e-12)
