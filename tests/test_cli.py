@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ace_em import cli
+from ace_em.arguments import reconstruct_parser, switched_on, underscored
 from ace_em.config import RunConfig, SimulationConfig
 
 Result = tuple[int, str, str]
@@ -213,13 +214,13 @@ def test_what_is_not_the_users_fault_is_not_hidden(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_switch_needs_no_value(given: list[str], expected: bool) -> None:
-    arguments = cli._switched_on([cli._underscored(a) for a in given])
-    args = cli.reconstruct_parser().parse_args(arguments)
+    arguments = switched_on([underscored(a) for a in given])
+    args = reconstruct_parser().parse_args(arguments)
     assert args.flip_hand is expected and args.particles == "a.star" and args.output == "run"
     assert args.refine.defocus is ("--refine.defocus" in given)
 
 
 def test_help_says_what_every_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.reconstruct_parser().print_help()
+    reconstruct_parser().print_help()
     shown = " ".join(capsys.readouterr().out.split())
     assert "point group (Cn, Dn, T, O, I; RELION's axes)" in shown and "rotations per image" in shown

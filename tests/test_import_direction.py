@@ -15,6 +15,7 @@ RANK = {
     "config": 0,
     "presets": 1,
     "progress": 1,
+    "arguments": 2,
     "memory": 1,
     "maths": 2,
     "physics": 3,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ace_em.cli import _config_first, _fields, _parsed, _switched_on, _underscored, main, reconstruct_parser
+from ace_em.arguments import config_first, parsed, reconstruct_parser, switched_on, underscored
+from ace_em.cli import _fields, main
 from ace_em.config import RunConfig
 from ace_em.presets import PRESETS, changed, differences, flat, preset
 
@@ -113,16 +114,16 @@ def test_the_table_names_every_preset_and_folds_no_value(capsys: pytest.CaptureF
         assert {key, *map(str, values)} <= cells, key
 
 
-def parsed(*arguments: str) -> RunConfig:
+def settings(*arguments: str) -> RunConfig:
     """As the command line does it."""
     parser = reconstruct_parser()
-    words = _config_first(_switched_on([_underscored(a) for a in ("p.star", "-o", "run", *arguments)]))
-    return RunConfig(**_fields(parser.instantiate(_parsed(parser, words)), RunConfig))
+    words = config_first(switched_on([underscored(a) for a in ("p.star", "-o", "run", *arguments)]))
+    return RunConfig(**_fields(parser.instantiate(parsed(parser, words)), RunConfig))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_an_option_gives_the_preset(name: str) -> None:
-    assert parsed("--preset", name) == parsed(f"--preset={name}") == preset(name)
+    assert settings("--preset", name) == settings(f"--preset={name}") == preset(name)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +135,11 @@ def test_an_option_gives_the_preset(name: str) -> None:
     ],
 )
 def test_what_is_typed_wins_over_the_preset_in_any_order(arguments: list[str]) -> None:
-    assert parsed(*arguments) == changed(preset("cryoai"), {"ace.batch": 7, "seed": 3})
+    assert settings(*arguments) == changed(preset("cryoai"), {"ace.batch": 7, "seed": 3})
 
 
 def test_a_value_typed_as_the_general_default_is_still_typed() -> None:
-    assert parsed("--preset", "cryoai", "--ace.batch", "256", "--ace.pip", "true") == changed(
+    assert settings("--preset", "cryoai", "--ace.batch", "256", "--ace.pip", "true") == changed(
         preset("cryoai"), {"ace.batch": 256, "ace.pip": True}
     )
 
@@ -147,19 +148,19 @@ def test_a_settings_file_may_name_a_preset(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("preset: paper-fourier\nace:\n  batch: 7\n")
     wanted = changed(preset("paper-fourier"), {"ace.batch": 7})
-    assert parsed("--config", str(file)) == wanted
+    assert settings("--config", str(file)) == wanted
     # the line wins over the file, before it or after it
     for line in (["--ace.batch", "9", "--config", str(file)], ["--config", str(file), "--ace.batch", "9"]):
-        assert parsed(*line) == changed(wanted, {"ace.batch": 9})
+        assert settings(*line) == changed(wanted, {"ace.batch": 9})
     # another preset on the line: its values, but for what the file sets itself
-    assert parsed("--config", str(file), "--preset", "cryoposenet") == changed(preset("cryoposenet"), {"ace.batch": 7})
+    assert settings("--config", str(file), "--preset", "cryoposenet") == changed(preset("cryoposenet"), {"ace.batch": 7})
 
 
 def test_a_file_without_a_preset_changes_the_presets_values(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("ace:\n  steps: 11\n")
-    assert parsed("--preset", "cryoai", "--config", str(file)) == changed(preset("cryoai"), {"ace.steps": 11})
-    assert parsed("--config", str(file)) == changed(RunConfig(), {"ace.steps": 11})
+    assert settings("--preset", "cryoai", "--config", str(file)) == changed(preset("cryoai"), {"ace.steps": 11})
+    assert settings("--config", str(file)) == changed(RunConfig(), {"ace.steps": 11})
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -168,12 +169,12 @@ def test_the_settings_of_a_run_give_the_run_again(name: str, tmp_path: Path) -> 
     config = changed(preset(name), {"ace.batch": 7, "ace.pip": True, "ace.milestones": (0.25, 0.5)})
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    assert parsed("--config", str(file)) == config
+    assert settings("--config", str(file)) == config
 
 
 def test_presets_do_not_leak_into_the_next_line() -> None:
-    assert parsed("--preset", "cryoai").ace.batch == 384
-    assert parsed() == RunConfig()
+    assert settings("--preset", "cryoai").ace.batch == 384
+    assert settings() == RunConfig()
 
 
 def test_the_printed_settings_are_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
