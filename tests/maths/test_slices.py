@@ -15,8 +15,8 @@ from ace_em.maths.rotations import mates
 from ace_em.maths.slices import (
     VolumeFT,
     central_slices,
+    complete_hermitian_,
     ft_to_volume,
-    hermitian,
     insert_slices,
     padded_size,
     sample,
@@ -199,7 +199,7 @@ def test_hermitian_completes_the_insertion() -> None:
     half_plane, rotation = half_plane64(box), rotations(3)
     values = half_plane.from_image(torch.randn(3, box, box, generator=generator(0), dtype=F64))
     weights = torch.rand(3, len(half_plane), generator=generator(1), dtype=F64)
-    completed = hermitian(insert_slices(values, weights, half_plane, rotation, size))
+    completed = complete_hermitian_(insert_slices(values, weights, half_plane, rotation, size))
     wanted = slow_insertion(values, weights, half_plane, rotation, size)[..., size // 2 :]
     # the outermost planes are Nyquist's, which hermitian joins
     torch.testing.assert_close(completed[:, 1:-1, 1:-1], wanted[:, 1:-1, 1:-1], atol=1e-12, rtol=0)
@@ -211,7 +211,7 @@ def test_hermitian_completes_the_insertion() -> None:
 def test_hermitian_joins_the_doubled_nyquist_planes() -> None:
     grid = torch.randn(3, 9, 9, 5, generator=generator(0), dtype=F64)
     before = grid.clone()
-    completed = hermitian(grid)
+    completed = complete_hermitian_(grid.clone())
     assert torch.equal(grid, before)
     torch.testing.assert_close(completed[:, 0, 1:-1, 1:], (grid[:, 0] + grid[:, -1])[:, 1:-1, 1:])
     assert torch.equal(completed[:, 0], completed[:, -1]) and torch.equal(completed[:, :, 0], completed[:, :, -1])
@@ -238,7 +238,7 @@ def test_back_projection_of_projections_is_the_volume() -> None:
     half_plane, rotation = half_plane64(box), rotations(1500)
     volume = smooth_volume(box, sigma=1.4)
     slices = central_slices(volume_to_ft(volume, 2), half_plane, rotation)
-    grid = hermitian(insert_slices(slices, torch.ones_like(slices.real), half_plane, rotation, padded_size(box, 2)))
+    grid = complete_hermitian_(insert_slices(slices, torch.ones_like(slices.real), half_plane, rotation, padded_size(box, 2)))
     back = ft_to_volume(grid[:2] / grid[2].clamp(min=1e-3), box)
     ball = (torch.arange(box) - box // 2).square()
     inside = ball[:, None, None] + ball[:, None] + ball < 49

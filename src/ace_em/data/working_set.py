@@ -65,6 +65,15 @@ def blocks(images: Images, rows: Tensor | None = None) -> Sequence[Tensor]:
     return rows.split(max(1, BLOCK_BYTES // (12 * len(images.half_plane))))
 
 
+COEFFICIENTS_AT_A_TIME = 2**20
+"""What work on whole images makes many copies of at once, images times coefficients: it grows with no box."""
+
+
+def at_a_time(images: Images, most: int) -> int:
+    """Images to work on at once: ``most``, fewer where they are large."""
+    return max(1, min(most, COEFFICIENTS_AT_A_TIME // len(images.half_plane)))
+
+
 def mean_power(images: Images) -> Tensor:
     """Squared norm of an image, mean over all, a scalar."""
     sums = [torch.view_as_real(images.rows(rows).image_ft).square().sum() for rows in blocks(images)]

@@ -7,6 +7,7 @@ x is read at its Hermitian partner and conjugated.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,16 +58,30 @@ def volume_to_ft(volume: Tensor, pad: int = 2) -> VolumeFT:
     return VolumeFT(torch.view_as_real(half).movedim(-1, 0).contiguous(), box)
 
 
-def ft_to_volume(grid: Tensor, box: int) -> Tensor:
+def ft_to_volume(grid: Tensor, box: int, weight: Callable[[int], Tensor] | None = None) -> Tensor:
     """Volume (box, box, box) of a half transform (2, P + 1, P + 1, P / 2 + 1) that slices were inserted into.
 
     Inserting spreads every value over its neighbours as reading gathers it, so the same ``1 / sinc^2`` is due here: this is
     the inverse of :func:`volume_to_ft` but for that factor.
+
+    Parameters
+    ----------
+    weight : gives what the values of plane z are multiplied by, (P + 1, P / 2 + 1); plane by plane, as a padded transform is the
+        largest thing that a run holds.
     """
     size = grid.shape[1] - 1
-    half = torch.complex(grid[0], grid[1])[:size, :size]
-    padded = torch.fft.fftshift(torch.fft.irfftn(torch.fft.ifftshift(half, dim=(0, 1)), s=(size, size, size)))
-    return resize(padded, box, 3) * gridding_correction(box, size, padded)
+    half = torch.empty(size, size, size // 2 + 1, dtype=grid.dtype.to_complex(), device=grid.device)
+    for z in range(size):
+        real, imag = grid[0, z, :size], grid[1, z, :size]
+        if weight is not None:
+            factor = weight(z)[:size]
+            real, imag = real * factor, imag * factor
+        # from the centre in the middle to zero frequency first
+        half[z - size // 2] = torch.fft.ifftshift(torch.complex(real, imag), dim=0)
+    padded = torch.fft.irfftn(half, s=(size, size, size))
+    # and back, for the voxels that are kept
+    middle = torch.arange(-(box // 2), box - box // 2, device=grid.device)
+    return padded[middle[:, None, None], middle[:, None], middle] * gridding_correction(box, size, padded)
 
 
 def _grid_points(box: int, k: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +134,33 @@ def insert_slices(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotati
     -------
     (3, P + 1, P + 1, P / 2 + 1): real part, imaginary part, weight.
     """
-    size = padded_box
+    inserted = Insertion(padded_box, weights)
+    inserted.add(values, weights, half_plane, rotation)
+    return inserted.grid
+
+
+class Insertion:
+    """Slices added one lot after the other into one half transform, as by :func:`insert_slices`."""
+
+    def __init__(self, padded_box: int, like: Tensor) -> None:
+        self.size = padded_box
+        width, height = padded_box // 2 + 1, padded_box + 1
+        # room for upper neighbours beyond the last plane, row and voxel, whose weight is 0
+        self._flat = torch.zeros(3, (height + 1) * height * width + width + 1, dtype=like.dtype, device=like.device)
+
+    @property
+    def grid(self) -> Tensor:
+        """(3, P + 1, P + 1, P / 2 + 1): real part, imaginary part, weight."""
+        width, height = self.size // 2 + 1, self.size + 1
+        return self._flat[:, : height * height * width].view(3, height, height, width)
+
+    def add(self, values: Tensor, weights: Tensor, half_plane: HalfPlane, rotation: Tensor) -> None:
+        """Values and weights (b, n) at the rotations (b, 3, 3)."""
+        _insert_(self._flat, self.size, (values, weights), half_plane, rotation)
+
+
+def _insert_(flat: Tensor, size: int, slices: tuple[Tensor, Tensor], half_plane: HalfPlane, rotation: Tensor) -> None:
+    values, weights = slices
     points = half_plane.k @ rotation[..., :, :2].mT
     sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points.dtype)
     x, y, z = (points * sign[..., None] * (size / half_plane.box)).view(-1, 3).T
@@ -130,24 +171,20 @@ def insert_slices(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotati
     # the weights of the lower and the upper neighbour along each axis
     x_weights, y_weights, z_weights = ((1 - (axis - low), axis - low) for axis, low in zip((x, y, z), floor, strict=True))
     inserted = (values.real.reshape(-1), (values.imag * sign).reshape(-1), weights.reshape(-1))
-    # room for upper neighbours beyond the last plane, row and voxel, whose weight is 0
-    grid = torch.zeros(3, (height + 1) * height * width + width + 1, dtype=weights.dtype, device=weights.device)
     for dz, dy, dx in itertools.product((0, 1), repeat=3):
         share = z_weights[dz] * y_weights[dy] * x_weights[dx]
         voxel = first + ((dz * height + dy) * width + dx)
         # one-dimensional index_add is several times faster than the backward pass of grid_sample, the same sum
-        for channel, part in zip(grid, inserted, strict=True):
+        for channel, part in zip(flat, inserted, strict=True):
             channel.index_add_(0, voxel, part * share)
-    return grid[:, : height * height * width].view(3, height, height, width)
 
 
-def hermitian(grid: Tensor) -> Tensor:
-    """Complete inserted slices (3, P + 1, P + 1, P / 2 + 1): partners across ``x = 0``, and the doubled Nyquist planes.
+def complete_hermitian_(grid: Tensor) -> Tensor:
+    """Complete inserted slices (3, P + 1, P + 1, P / 2 + 1) in place: partners across ``x = 0``, and the doubled Nyquist planes.
 
     Insertion meets each Hermitian pair once, on the side where ``x >= 0``; on the plane ``x = 0`` itself both members are
     stored, so each gets what its partner received, conjugated.
     """
-    grid = grid.clone()
     for axis in (1, 2):
         ends = grid.narrow(axis, 0, 1) + grid.narrow(axis, grid.shape[axis] - 1, 1)
         grid.narrow(axis, 0, 1).copy_(ends)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import Images
+from ace_em.data.working_set import Images, at_a_time
 from ace_em.maths.fourier import frequencies, shell_sums
-from ace_em.maths.slices import ft_to_volume, hermitian, insert_slices, padded_size
+from ace_em.maths.slices import Insertion, complete_hermitian_, ft_to_volume, padded_size
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
@@ -34,20 +34,20 @@ def accumulate(images: Images, pose: Pose, rows: Tensor | None = None, pad: int 
     rows : the images that are inserted; all by default.
     """
     size = padded_size(images.box, pad)
-    total = torch.zeros(3, size + 1, size + 1, size // 2 + 1)
-    for some in (torch.arange(len(images)) if rows is None else rows).split(BLOCK):
+    inserted = Insertion(size, images.noise_variance)
+    for some in (torch.arange(len(images)) if rows is None else rows).split(at_a_time(images, BLOCK)):
         batch = images.rows(some)
         data = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -pose.shift_px[some])
-        total += insert_slices(data, batch.transfer.square(), images.half_plane, pose.rotation[some], size)
-    return Accumulator(hermitian(total), images.box)
+        inserted.add(data, batch.transfer.square(), images.half_plane, pose.rotation[some])
+    return Accumulator(complete_hermitian_(inserted.grid), images.box)
 
 
-def _shells(accumulator: Accumulator) -> Tensor:
-    """Integer shell of the unpadded box of every voxel of the grid."""
+def _plane_shells(accumulator: Accumulator, z: int) -> Tensor:
+    """Integer shell (P + 1, P / 2 + 1) of the unpadded box of every voxel in a plane of the grid."""
     size = accumulator.grid.shape[1] - 1
     axis = frequencies(size + 1)
     x = torch.arange(size // 2 + 1, dtype=axis.dtype)
-    radius = (axis[:, None, None].square() + axis[None, :, None].square() + x.square()).sqrt()
+    radius = (axis[z].square() + axis[:, None].square() + x.square()).sqrt()
     return (radius * (accumulator.box / size)).round().long()
 
 
@@ -58,18 +58,22 @@ def wiener(accumulator: Accumulator, ssnr: Tensor) -> Tensor:
     ----------
     ssnr : (box // 2 + 1,) signal over noise power of the map, shell by shell; a shell of 0 is left out.
     """
-    shells = _shells(accumulator)
-    n_shells = accumulator.box // 2 + 1
-    data, power = accumulator.grid[:2], accumulator.grid[2]
-    flat = shells.flatten()
-    count = shell_sums(torch.ones_like(flat, dtype=power.dtype), flat, n_shells)
-    mean_power = shell_sums(power.flatten(), flat, n_shells) / count
+    n_shells, power = accumulator.box // 2 + 1, accumulator.grid[2]
+    sums = torch.zeros(2, n_shells)
+    for z, plane in enumerate(power):
+        shells = _plane_shells(accumulator, z).flatten()
+        sums += shell_sums(torch.stack([plane.flatten(), torch.ones(plane.numel())]), shells, n_shells)
     # 1 / tau^2 of the prior; the floor keeps empty voxels of a well-sampled shell finite
-    prior = mean_power / ssnr.clamp(min=1e-4, max=1e3)
-    prior = torch.cat([prior, prior[-1:].expand(int(flat.max()) + 1 - n_shells)])
-    inside = (shells < n_shells) & (torch.cat([ssnr, torch.zeros(len(prior) - n_shells)])[shells] > 0)
-    volume_ft = torch.where(inside, data / (power + prior[shells]).clamp(min=1e-20), 0.0)
-    return ft_to_volume(volume_ft, accumulator.box)
+    prior = sums[0] / sums[1] / ssnr.clamp(min=1e-4, max=1e3)
+    prior = torch.where(ssnr > 0, prior, torch.inf)
+
+    def weight(z: int) -> Tensor:
+        shells = _plane_shells(accumulator, z)
+        inside = shells < n_shells
+        prior_there = torch.where(inside, prior[shells.clamp(max=n_shells - 1)], torch.inf)
+        return 1 / (power[z] + prior_there).clamp(min=1e-20)
+
+    return ft_to_volume(accumulator.grid, accumulator.box, weight)
 
 
 def ssnr_from_fsc(fsc: Tensor, combined: bool) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import Images, WorkingSet
+from ace_em.data.working_set import Images, WorkingSet, at_a_time
 from ace_em.maths.fourier import shell_sums
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.imaging import clean_image_ft
@@ -60,8 +60,9 @@ def residuals(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Residuals:
     n_shells = images.box // 2 + 1
     power = torch.zeros(n_shells)
     overlaps, strengths = [], []
-    for start in range(0, len(images), BLOCK):
-        rows = slice(start, start + BLOCK)
+    block = at_a_time(images, BLOCK)
+    for start in range(0, len(images), block):
+        rows = slice(start, start + block)
         batch = images.rows(rows)
         predicted = clean_image_ft(volume_ft, batch.transfer, half_plane, pose[rows])
         left = (batch.image_ft - predicted).abs().square().sum(0)

@@ -13,7 +13,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import Images, WorkingSet
+from ace_em.data.working_set import Images, WorkingSet, at_a_time
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.memory import in_blocks
 from ace_em.physics.imaging import shift_phase
@@ -62,8 +62,12 @@ def refine_poses(volume_ft: VolumeFT, images: Images, pose: Pose, steps: int) ->
     pose : (N,) starting poses, within about a radian over the band's radius of the truth.
     steps : tries per image; an image that no longer moves is left alone.
     """
-    parts = in_blocks(len(images), BLOCK, lambda rows: _refine_block(volume_ft, images.rows(rows), pose[rows], steps))
-    return LocalResult.cat(parts)
+
+    def refine(rows: slice) -> LocalResult:
+        return _refine_block(volume_ft, images.rows(rows), pose[rows], steps)
+
+    # each image has six slices and five derivatives
+    return LocalResult.cat(in_blocks(len(images), at_a_time(images, BLOCK), refine))
 
 
 def refine_candidates(volume_ft: VolumeFT, images: WorkingSet, candidates: Pose, steps: int) -> LocalResult:
