@@ -20,11 +20,10 @@ RUNS: tuple[tuple[int, int, list[str]], ...] = (
     (2000, 64, []),
     (2000, 96, []),
     (1500, 128, []),
-    (6000, 128, []),
-    (6000, 128, ["--final-box", "64"]),
-    (6000, 128, ["--memory", "0.1"]),
-    (400, 200, ["--final-box", "200"]),
-    (400, 256, ["--final-box", "256"]),
+    (4000, 128, ["--final-box", "64"]),
+    (2000, 128, ["--memory", "0.05"]),
+    (300, 200, ["--final-box", "200"]),
+    (200, 256, ["--final-box", "256"]),
 )
 SHORT = (
     "--ace.steps 20 --search.explore_rounds 2 --search.max_rounds 2 --refine.max_rounds 2 --predict.steps 20 --starts 1".split()

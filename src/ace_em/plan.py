@@ -13,6 +13,7 @@ from ace_em.config import RunConfig
 from ace_em.data.aberrations import ignored_aberrations
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, survey
+from ace_em.data.working_set import BLOCK_BYTES
 from ace_em.errors import InputError
 from ace_em.maths.point_group import point_group
 from ace_em.memory import available_bytes
@@ -203,12 +204,20 @@ def image_bytes(n: int, box: int) -> float:
 
 
 def expected_memory(n: int, working_box: int, boxes: list[int], allowed: float) -> float:
-    """Bytes of memory at the peak: torch and blocks of work, the images of one box, padded maps and their transforms.
+    """Bytes of memory at the peak, which is in the search or in a back-projection.
 
-    Fitted to three runs (300 images at 32 px: 0.8 GiB; 1,000 at 64 px: 1.0; 4,000 at 128 px: 2.1; 2026-11-23).
+    Both have the program, the table and the images of one box (or a block of them and a copy, where those are in a file). The
+    search has its blocks of scores beside, the back-projection the padded maps of two halves and their transforms. Fitted
+    to runs at 32 to 256 px (``benchmarks/memory.py``, 2026-11-25).
     """
-    box = max(working_box, *boxes)
-    return 0.8 * 2**30 + min(image_bytes(n, box), allowed) + 16 * 4 * (2 * box) ** 3
+
+    def held(box: int) -> float:
+        size = image_bytes(n, box)
+        return size if size <= allowed else min(size, 2 * BLOCK_BYTES)
+
+    searching = 1.05 * 2**30 + held(working_box)
+    reconstructing = max(0.7 * 2**30 + held(box) + 10.5 * 4 * (2 * box) ** 3 for box in boxes)
+    return max(searching, reconstructing) + 1200 * n
 
 
 def stage_seconds(plan: Plan, config: RunConfig) -> dict[str, float]:

@@ -22,7 +22,7 @@ from ace_em.physics.noise import background_mask, background_mean_sd, noise_powe
 
 BLOCK = 500
 SURVEY = 1000
-SURVEY_PIXELS = 250 * 256**2
+SURVEY_PIXELS = 2**22
 
 
 @dataclass(frozen=True)
