@@ -108,6 +108,20 @@ def inf_image(data: np.ndarray) -> None:
     data[41, 3, 5] = -np.inf
 
 
+def masked_image(data: np.ndarray) -> None:
+    y, x = np.ogrid[-8:8, -8:8]
+    data[41, x**2 + y**2 > 64] = 0
+
+
+def with_column(name: str, value: str) -> Callable[[], None]:
+    def write() -> None:
+        write_star()
+        lines = Path("p.star").read_text().replace("loop_\n", f"loop_\n_{name}\n").splitlines()
+        Path("p.star").write_text("\n".join(f"{value} {line}" if "@" in line else line for line in lines) + "\n")
+
+    return write
+
+
 def every_row(**values: str) -> Callable[[], None]:
     return lambda: write_star(change=dict.fromkeys(range(1, N + 1), values))
 
@@ -185,6 +199,28 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: write_star(change={3: {"rlnImageName": "3@/not/here/a.mrcs"}}),
         ["p.star", "/not/here/a.mrcs not found", "tried", "--project"],
     ),
+    "huge values": (spoilt_images(lambda data: data.__setitem__((41, 3, 5), 1e30)), ["a.mrcs", "image 42", "values beyond"]),
+    "masked images": (spoilt_images(masked_image), ["a.mrcs", "image 42", "outside of its circle", "not masked"]),
+    "pixel size in nanometre": (every_row(rlnPixelSize="0.001"), ["p.star", "pixel size 0.001", "Angstrom"]),
+    "one defocus in micrometre": (
+        lambda: write_star(change={7: {"rlnDefocusV": "1.5"}}),
+        ["p.star", "row 7", "rlnDefocusV", "1.5", "Angstrom"],
+    ),
+    "voltage in volt": (every_row(rlnVoltage="300000"), ["p.star", "row 1", "rlnVoltage", "300000", "kV"]),
+    "voltage of zero": (every_row(rlnVoltage="0"), ["p.star", "row 1", "rlnVoltage: 0", "kV"]),
+    "aberration in Angstrom": (every_row(rlnSphericalAberration="2.7e7"), ["p.star", "rlnSphericalAberration", "mm"]),
+    "contrast in per cent": (every_row(rlnAmplitudeContrast="10"), ["p.star", "rlnAmplitudeContrast: 10", "fraction"]),
+    "premultiplied images": (
+        with_column("rlnCtfDataAreCtfPremultiplied", "1"),
+        ["p.star", "row 1", "rlnCtfDataAreCtfPremultiplied", "multiplied by their CTF"],
+    ),
+    "phase-flipped images": (with_column("rlnCtfDataArePhaseFlipped", "1"), ["p.star", "rlnCtfDataArePhaseFlipped", "extracted"]),
+    "sub-tomograms": (with_column("rlnImageDimensionality", "3"), ["p.star", "rlnImageDimensionality: 3", "images"]),
+    "two blocks of one name": (
+        lambda: Path("p.star").write_text(2 * Path("p.star").read_text().replace("data_", "data_particles")),
+        ["p.star", "two blocks data_particles"],
+    ),
+    "half-set 3": (with_column("rlnRandomSubset", "3"), ["p.star", "row 1", "rlnRandomSubset: 3", "1 or 2"]),
     "1 particle": (lambda: write_star(1), ["p.star", "1 particles", "at least 100"]),
     "10 particles": (lambda: write_star(10), ["p.star", "10 particles", "at least 100"]),
     "too few particles": (lambda: write_star(99), ["p.star", "99 particles", "at least 100"]),
@@ -255,6 +291,8 @@ UNCHECKED: dict[str, list[object]] = {
     "threads": ["--threads", -3],
     "memory": ["--memory", -1],
     "scratch": ["--scratch", "nowhere"],
+    "project": ["--project", "nowhere"],
+    "particles": ["--max_particles", -1],
     "diameter": ["--diameter", -5],
     "seed": ["--seed", -1],
     "batch": ["--ace.batch", 0],

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it accepts, what it says, and with which code it ends."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -200,6 +201,16 @@ def test_what_is_not_the_users_fault_is_not_hidden(monkeypatch: pytest.MonkeyPat
     # an uncaught exception ends Python with code 1 and its traceback
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "run"])
+
+
+def test_a_path_that_the_system_refuses(ace_em: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def forbidden(args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "locked/p.star")
+
+    code, _, err = ace_em("convert", f"{'x' * 300}.star", tmp_path / "o.star")
+    assert code == 2 and "File name too long" in err and len(err.splitlines()) == 1
+    monkeypatch.setitem(cli.COMMANDS, "report", forbidden)
+    assert ace_em("report", "run") == (2, "", "ace-em report: locked/p.star: Permission denied\n")
 
 
 @pytest.mark.parametrize(

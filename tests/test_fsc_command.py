@@ -128,3 +128,11 @@ def test_text_is_no_map(fsc: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "b.mrc").write_text("data_particles\n" * 200)
     code, out, err = fsc(write("a.mrc", noise(0)), "b.mrc")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and "b.mrc: not an MRC file" in err
+
+
+@pytest.mark.parametrize("values", [(-3.0, 1.0), (0.0, 7.0), (0.0, 0.0)])
+def test_a_mask_lies_between_0_and_1(fsc: Callable[..., Result], values: tuple[float, float]) -> None:
+    mask = torch.zeros(BOX, BOX, BOX)
+    mask[0, 0, 0], mask[5:9] = values
+    code, _, err = fsc(write("a.mrc", noise(0)), "a.mrc", "--mask", write("m.mrc", mask))
+    assert code == 2 and "m.mrc" in err and "between 0 and 1" in err

@@ -112,6 +112,49 @@ def test_bad_requests_are_refused(folder: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "a.star").exists()
 
 
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("a.txt", "ends in .star or .cs"),
+        ("nowhere/a.star", "no folder"),
+        ("new/particles.star", "is the input"),
+        ("run/poses.star", "is a file of the run"),
+        ("new/particles.mrcs", "ends in .star or .cs"),
+        ("run", "ends in .star or .cs"),
+    ],
+)
+def test_no_file_that_is_needed_is_replaced(folder: Path, capsys: pytest.CaptureFixture[str], out: str, words: str) -> None:
+    before = (folder / out).read_bytes() if (folder / out).is_file() else None
+    options = ("--run", folder / "run", "-o", folder / out, "--overwrite")
+    run_cli("predict", folder / "new/particles.star", *options, codes=(2,))
+    err = capsys.readouterr().err
+    assert words in err and len(err.splitlines()) == 1
+    assert before is None or (folder / out).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--max-particles", "-1", "--max_particles -1"),
+        ("--seed", "-1", "--seed -1"),
+        ("--threads", "-1", "--threads -1"),
+        ("--subset", "rows.txt", "row number"),
+        ("--subset", "rows.npy", "archive"),
+    ],
+)
+def test_bad_choices_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, words: str
+) -> None:
+    (tmp_path / "rows.txt").write_text("9" * 30)
+    with (tmp_path / "rows.npy").open("wb") as file:
+        np.savez(file, rows=np.arange(3))
+    given = tmp_path / value if value.startswith("rows") else value
+    options = ("--run", folder / "run", "-o", tmp_path / "a.star", option, given)
+    run_cli("predict", folder / "new/particles.star", *options, codes=(2,))
+    err = capsys.readouterr().err
+    assert words in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("text", "expected"), [("1\n3 5\n", [0, 2, 4]), ("2", [1])])
 def test_only_some_are_predicted(folder: Path, tmp_path: Path, text: str, expected: list[int]) -> None:
     (tmp_path / "rows.txt").write_text(text)

@@ -20,6 +20,10 @@ from ace_em.presets import PRESETS
 from ace_em.progress import Mode
 
 NOT_CONVERGED = 3
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a path that is the user's to mend."""
+BAD_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
+"""And of a disk: a run goes on once that is mended."""
 INTERRUPTED = 130
 
 
@@ -179,7 +183,10 @@ def _run(argv: list[str]) -> int:
         print(f"ace-em {argv[0]}: {error}", file=sys.stderr)
         return NOT_CONVERGED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE):
+        if error.errno in BAD_PATH and error.filename is not None:
+            print(f"ace-em {argv[0]}: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
+        if error.errno not in BAD_DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""
         hint = "; when that is mended, the same command with --resume goes on" if argv[0] == "reconstruct" else ""

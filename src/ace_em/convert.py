@@ -38,6 +38,8 @@ def convert(
         raise InputError(f"{target}: {'exists already; --overwrite replaces it' if target.is_file() else 'is not a file'}")
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target.parent}: no such folder")
+    if box and not 16 <= box <= 1 << 16:
+        raise InputError(f"--box {box}: expected 16 to 65536 pixels")
     table = read_particle_table(source, passthrough)
     if is_cryosparc(target) and table.cryosparc is None:
         box = _box(table, box)

@@ -23,6 +23,9 @@ def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) ->
     else:
         mask, mask_pixel_size = _cubic(mask_path)
         _same(path1, map1, pixel_size, mask_path, mask, mask_pixel_size)
+        if mask.min() < -0.01 or mask.max() > 1.01 or mask.max() <= 0:
+            values = f"values from {mask.min().item():g} to {mask.max().item():g}"
+            raise InputError(f"{mask_path}: {values}, expected a mask between 0 and 1")
         found = masked_fsc(map1, map2, mask, torch.Generator().manual_seed(seed))
         curves = {
             "FSC": found.unmasked,

@@ -55,6 +55,8 @@ class Request:
 
 def open_particles(path: Path, config: RunConfig) -> Particles:
     """The particles that the settings choose."""
+    if config.project and not Path(config.project).is_dir():
+        raise InputError(f"--project {config.project}: no such folder; expected the one that image paths are relative to")
     passthrough = [Path(p) for p in config.passthrough.split(",") if p]
     table = read_particle_table(path, passthrough)
     rows = selected_rows(table, config.subset, config.exclude, config.max_particles, config.seed)
@@ -87,6 +89,8 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
         RunFolder.check(request.out, request.overwrite)
         RunFolder(request.out).spare([request.particles, *map(Path, (config.subset, config.exclude))])
     particles = open_particles(request.particles, config)
+    if not resumed:
+        RunFolder(request.out).spare(list(particles.stack_paths))
     reporter = Reporter(mode=request.mode)
     plan = make_plan(particles, config)
     announce(plan, config, reporter)
@@ -195,6 +199,10 @@ def carry_out(plan: Plan, config: RunConfig, journal: Journal, reporter: Reporte
         reporter.say(f"nothing to do, the run is finished: {verdict.message}", always=True)
         return verdict
     half_set = chosen_half_sets(plan.particles, config.seed)
+    given = plan.particles.half_sets()
+    if given is not None and not np.array_equal(given, half_set):
+        counts = f"{(given == 1).sum()} and {(given == 2).sum()}"
+        reporter.say(f"rlnRandomSubset has {counts} particles, too uneven for half-maps: halves are drawn at random")
     job = Job(plan, config, torch.from_numpy(half_set), journal.run, reporter, journal)
     outcome = (autoencoder_alone if config.stages == "ace" else all_stages)(job, images)
     write_results(plan, outcome, config, journal.run, reporter)

@@ -144,6 +144,7 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     """Survey the images and fix boxes, device and threads."""
     if len(particles) < LEAST_PARTICLES:
         raise InputError(f"{particles.table.path}: {len(particles)} particles; expected at least {LEAST_PARTICLES}")
+    particles.half_sets()  # a column that cannot be used is refused before anything is made
     sign = {"auto": None, "white": 1.0, "black": -1.0}[config.contrast]
     threads = config.threads or free_threads()
     torch.set_num_threads(threads)

@@ -28,8 +28,9 @@ def predict(particles: Particles, run: Path, out: Path, overwrite: bool, contras
     InputError
         when the run keeps no encoder, or the images are not of its box and pixel size.
     """
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; expected a new file (or give --overwrite)")
+    check_output(out, overwrite, run, particles)
+    if threads < 0:
+        raise InputError(f"--threads {threads}: expected 0 or more")
     torch.set_num_threads(threads or free_threads())
     predictor = Predictor.load(RunFolder(run).encoder)
     table = particles.table
@@ -52,6 +53,20 @@ def predict(particles: Particles, run: Path, out: Path, overwrite: bool, contras
     rate = len(particles) / max(reporter.elapsed_s, 1e-9)
     reporter.say(f"{sure:.0%} of the poses are at least {least:.0%} probable; {rate:.0f} particles a second")
     reporter.say(f"{out} written after {clock(reporter.elapsed_s)}")
+
+
+def check_output(out: Path, overwrite: bool, run: Path, particles: Particles) -> None:
+    """Refuse a name that is no table's, that cannot be written, or whose file is still needed."""
+    if out.suffix.lower() not in (".star", ".cs"):
+        raise InputError(f"{out}: expected a name that ends in .star or .cs")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: no folder {out.parent}")
+    if out.exists() and not (overwrite and out.is_file()):
+        raise InputError(f"{out}: exists already; expected a new file (or give --overwrite)")
+    needed = {particles.table.path.resolve(), *(path.resolve() for path in particles.stack_paths)}
+    if out.resolve() in needed:
+        raise InputError(f"{out}: is the input; expected another name")
+    RunFolder(run).spare([out])
 
 
 def contrast_of(particles: Particles, predictor: Predictor, contrast: str) -> tuple[float, str]:

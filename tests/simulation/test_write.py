@@ -270,3 +270,14 @@ def test_input_in_the_output_folder_is_left_alone(command: Callable[..., Result]
     before = content(Path("sim"))
     command(STRUCTURE, "--ctf", "sim/particles.star", "--poses", "sim/particles.star")
     assert Path("sim/particles.star").read_bytes() == before["particles.star"]
+
+
+def test_a_set_does_not_replace_what_it_is_made_from(command: Callable[..., Result], made: Path) -> None:
+    Path("sim").mkdir()
+    for name in ("volume.mrc", "truth.star"):
+        Path("sim", name).write_bytes((made / name).read_bytes())
+    before = content(Path("sim"))
+    for args in (("sim/volume.mrc",), (STRUCTURE, "--poses", "sim/truth.star"), (STRUCTURE, "--ctf", "sim/truth.star")):
+        code, _, err = command(*args, "--overwrite")
+        assert code == 2 and "would be replaced" in err
+    assert content(Path("sim")) == before

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,17 @@ MIN_BOX = 16
 _PIXEL_SIZE_TOLERANCE = 1e-4
 # median defocus in Angstrom; outside, it is in micrometre (1.5), metre (1.5e-6) or picometre, or unset
 _DEFOCUS_ANGSTROM = (100.0, 200_000.0)
+# nearer to focus than any fit can tell: a row in micrometre
+_LEAST_DEFOCUS_ANGSTROM = 10.0
+_PIXEL_SIZE_ANGSTROM = (0.05, 100.0)
+# column: least, most, unit
+_MICROSCOPE = {
+    "rlnVoltage": (10.0, 5000.0, "kV"),
+    "rlnSphericalAberration": (-10.0, 100.0, "mm"),
+    "rlnAmplitudeContrast": (0.0, 1.0, "(a fraction)"),
+}
+# sums of squares of more leave the range of float32
+_LARGEST_VALUE = 1e12
 # field of CTFParameters: column, value where the column is missing (None: it must be there)
 _CTF_COLUMNS: dict[str, tuple[str, float | None]] = {
     "defocus_u_angstrom": ("rlnDefocusU", None),
@@ -82,7 +94,11 @@ class Particles:
         _refuse_repeats(table.path, names, stack_paths, stack_of_row, index_in_stack)
         pixel_size, ctf = pixel_size_of(table), ctf_parameters(table)
         _check_defocus(table)
-        return Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack)
+        _check_microscope(table)
+        _refuse_processed(table)
+        particles = Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack)
+        _ = particles.sign_on_disk  # both signs in one file are refused
+        return particles
 
     def __len__(self) -> int:
         return len(self.table)
@@ -124,8 +140,18 @@ class Particles:
 
     def _check_images(self, images: np.ndarray, index: np.ndarray, stack: int) -> None:
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-        # minimum and maximum of an image with a NaN are NaN
-        for bad, what in ((~np.isfinite(low) | ~np.isfinite(high), "holds NaN or infinite values"), (low == high, "is constant")):
+        outside = images[:, _outside_circle(self.box)]
+        bad_images = (
+            # minimum and maximum of an image with a NaN are NaN
+            (~np.isfinite(low) | ~np.isfinite(high), "holds NaN or infinite values"),
+            (low == high, "is constant"),
+            (np.maximum(-low, high) > _LARGEST_VALUE, f"holds values beyond {_LARGEST_VALUE:g}"),
+            (
+                outside.min(axis=1) == outside.max(axis=1),
+                "is constant outside of its circle, where noise is measured; expected images that are not masked",
+            ),
+        )
+        for bad, what in bad_images:
             if bad.any():
                 raise InputError(f"{self.stack_paths[stack]}: image {index[bad.argmax()] + 1} {what}")
 
@@ -153,6 +179,13 @@ def ctf_parameters(table: ParticleTable) -> CTFParameters:
     return CTFParameters(**{key: torch.from_numpy(value).float() for key, value in values.items()})
 
 
+@lru_cache(maxsize=4)
+def _outside_circle(box: int) -> np.ndarray:
+    """(box, box) true outside of the inscribed circle."""
+    axis = np.arange(box) - box // 2
+    return np.asarray(axis[:, None] ** 2 + axis**2 > (box / 2) ** 2)
+
+
 def pixel_size_of(table: ParticleTable) -> float:
     """The one pixel size of all particles, in Angstrom."""
     values = pixel_sizes(table)
@@ -163,7 +196,35 @@ def pixel_size_of(table: ParticleTable) -> float:
             f"{table.path}: pixel sizes from {low:g} to {high:g} Angstrom, expected one for all particles "
             f"(row 1 has {values[0]:g}, row {row + 1} has {values[row]:g})"
         )
+    least, most = _PIXEL_SIZE_ANGSTROM
+    if not least <= values[0] <= most:
+        raise InputError(f"{table.path}: pixel size {values[0]:g}, expected Angstrom, {least:g} to {most:g}")
     return float(values[0])
+
+
+def _check_microscope(table: ParticleTable) -> None:
+    """Refuse values in another unit, such as volts, or amplitude contrast in per cent."""
+    for name, (low, high, unit) in _MICROSCOPE.items():
+        values = numeric_column(table, name)
+        bad = (values < low) | (values > high)
+        if bad.any():
+            row = int(bad.argmax())
+            raise InputError(f"{table.path}: row {row + 1}, column {name}: {values[row]:g}, expected {low:g} to {high:g} {unit}")
+
+
+def _refuse_processed(table: ParticleTable) -> None:
+    """Images that carry more of the CTF than the microscope gave them would be corrected twice."""
+    expected = {
+        "rlnCtfDataAreCtfPremultiplied": (0, "images multiplied by their CTF; expected them as extracted"),
+        "rlnCtfDataArePhaseFlipped": (0, "phase-flipped images; expected them as extracted"),
+        "rlnImageDimensionality": (2, "not two-dimensional; expected images"),
+    }
+    for name, (wanted, what) in expected.items():
+        if table.has_column(name):
+            values = numeric_column(table, name)
+            if (values != wanted).any():
+                row = int((values != wanted).argmax())
+                raise InputError(f"{table.path}: row {row + 1}, column {name}: {values[row]:g}: {what}")
 
 
 def _check_defocus(table: ParticleTable) -> None:
@@ -177,6 +238,12 @@ def _check_defocus(table: ParticleTable) -> None:
             raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometre are 15000")
         if median < 0:
             raise InputError(f"{found}, expected underfocus as a positive number; turn the sign of the column")
+        near_0 = np.abs(values) < _LEAST_DEFOCUS_ANGSTROM
+        if near_0.any():
+            row = int(near_0.argmax())
+            raise InputError(
+                f"{table.path}: row {row + 1}, column {name}: {values[row]:g}, expected Angstrom as in the other rows"
+            )
 
 
 def _check_image_size(table: ParticleTable, box: int) -> None:

@@ -18,6 +18,10 @@ def selected_rows(table: ParticleTable, subset: str, exclude: str, max_particles
     subset, exclude : files that name the rows to take and to leave out (:func:`named_rows`); "" for none.
     max_particles : no more than this many of what is left, drawn at random; 0 for all.
     """
+    if max_particles < 0:
+        raise InputError(f"--max_particles {max_particles}: expected 0 (all) or more")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed {seed}: expected 0 to 2^31")
     rows = np.arange(len(table), dtype=np.int64)
     if subset:
         rows = np.unique(named_rows(table, Path(subset)))
@@ -54,6 +58,8 @@ def _numpy_rows(path: Path, n: int) -> np.ndarray:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: not a NumPy array of indices ({error})") from error
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"{path}: an archive of arrays (.npz), expected one array of indices (.npy)")
     if values.dtype == bool and values.shape == (n,):
         return np.flatnonzero(values)
     if values.ndim != 1 or values.dtype.kind not in "iu":
@@ -67,7 +73,7 @@ def _text_rows(path: Path) -> np.ndarray:
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a text file of row numbers") from error
     for entry, word in enumerate(words, start=1):
-        if not word.isdecimal():
+        if not (word.isascii() and word.isdecimal() and len(word) < 19):
             raise InputError(f"{path}: entry {entry} is {word!r}, expected a row number from 1")
     return np.array([int(word) for word in words], dtype=np.int64) - 1
 

@@ -68,6 +68,10 @@ def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, p
 
 def _parse(path: Path) -> dict[str, Block]:
     text = _read_text(path)
+    names_of_blocks = re.findall(r"^\s*data_(\S*)", text, re.MULTILINE)
+    twice = next((name for n, name in enumerate(names_of_blocks) if name and name in names_of_blocks[:n]), None)
+    if twice is not None:
+        raise InputError(f"{path}: has two blocks data_{twice}, expected one")
     # every name that may be a column: starfile then converts nothing to numbers
     names = sorted(set(re.findall(r"^\s*_(\S+)", text, re.MULTILINE)))
     # starfile reads through linecache, which keeps old text and looks for relative names along sys.path

@@ -84,6 +84,9 @@ def simulate(
     files = [out / name for name in ("particles.star", "particles.mrcs", "truth.star", "volume.mrc")]
     if not overwrite and any(f.exists() for f in files):
         raise InputError(f"{out}: holds {next(f for f in files if f.exists()).name}; expected a new folder (or give --overwrite)")
+    for given in (structure, *(Path(name) for name in (poses, ctf) if name)):
+        if given.resolve() in {f.resolve() for f in files}:
+            raise InputError(f"{given}: would be replaced by the set that is made from it; expected another folder")
     specimen = read_specimen(structure, config)
     if specimen.atoms is not None and specimen.atoms.diameter_angstrom > config.box * config.pixel_size:
         raise InputError(
