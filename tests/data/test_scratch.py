@@ -59,7 +59,10 @@ def test_the_same_as_in_memory(tmp_path: Path, box: int) -> None:
     assert_same(memory, scratch)
     assert_same(memory.band(9.5), scratch.band(9.5))
     assert_same(memory.without_optics(), scratch.without_optics())
-    assert scratch.to(torch.device("cpu")).rows(slice(0, 2)).image_ft.device.type == "cpu"
+    elsewhere = scratch.to(torch.device("meta"))
+    there = elsewhere.rows(slice(0, 2))
+    found = (there.image_ft, there.transfer, there.noise_variance, there.half_plane.k, elsewhere.noise_variance)
+    assert {x.device.type for x in found} == {"meta"}
 
 
 def test_whitened_twice_and_given_other_transfers(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ class ScratchSet:
     Attributes
     ----------
     half_plane : what of the file's coefficients is looked at: its first n.
-    steps : the whitenings since the file was written, each applied to what is read; shared with the bands of this set.
+    image_steps, transfer_steps : the whitenings since the file was written, each applied to what is read, in order, so that the
+        bits are those of images whitened in memory; shared with the bands of this set.
     device : where images are brought.
     """
 
@@ -130,7 +131,8 @@ class ScratchSet:
 
     def to(self, device: torch.device) -> "ScratchSet":
         """The same file, read to another device."""
-        return replace(self, device=device)
+        half_plane, variance = self.half_plane.to(device), self.noise_variance.to(device)
+        return replace(self, half_plane=half_plane, noise_variance=variance, device=device)
 
     def whiten_(self, noise_sd: Tensor, brightness: Tensor) -> None:
         """As :meth:`WorkingSet.whiten_`, from the next read on."""
