@@ -220,6 +220,10 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: Path("p.star").write_text(2 * Path("p.star").read_text().replace("data_", "data_particles")),
         ["p.star", "two blocks data_particles"],
     ),
+    "apostrophe": (
+        lambda: write_star(change={7: {"rlnImageName": "7@it's.mrcs"}}),
+        ["p.star", "line", "7@it's.mrcs", "apostrophe"],
+    ),
     "half-set 3": (with_column("rlnRandomSubset", "3"), ["p.star", "row 1", "rlnRandomSubset: 3", "1 or 2"]),
     "1 particle": (lambda: write_star(1), ["p.star", "1 particles", "at least 100"]),
     "10 particles": (lambda: write_star(10), ["p.star", "10 particles", "at least 100"]),
@@ -448,6 +452,24 @@ def test_bad_input_spares_the_run_to_be_overwritten(reconstruct: Callable[..., R
     before = contents(tmp_path)
     assert_refused(reconstruct("p.star", "-o", "run", *TINY, "--overwrite"), ["image 42"])
     assert contents(tmp_path) == before
+
+
+def test_images_of_noise_alone(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    write_stack(np.random.default_rng(5).normal(size=(N, 16, 16)).astype(np.float32))
+    code, out, err = reconstruct("p.star", "-o", "run", *TINY)
+    assert (code, err) == (3, "")
+    assert "not converged" in out and "probabilities of its poses, and confident.star, mean nothing" in out
+
+
+def test_defocus_in_nanometre_is_asked_about(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    write_star(change=dict.fromkeys(range(1, N + 1), {"rlnDefocusU": "1500", "rlnDefocusV": "1450"}))
+    assert (
+        "median defocus is 1500 A, which is little: is the column in nanometre?" in reconstruct("p.star", "-o", "run", *TINY)[1]
+    )
+
+
+def test_resume_of_nothing_says_so(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    assert "run: no run is there to go on with" in reconstruct("p.star", "-o", "run", *TINY, "--resume")[1]
 
 
 def test_good_input_passes_and_is_left_as_it_was(reconstruct: Callable[..., Result], tmp_path: Path) -> None:

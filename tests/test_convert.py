@@ -112,16 +112,18 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link.star").symlink_to(source)
     for target, message in {
         "old.cs": "exists already; --overwrite replaces it",
-        "p.star": "is the file to convert",
-        "link.star": "is the file to convert",
+        "p.star": "is a file to convert",
+        "link.star": "is a file to convert",
         "p.txt": "expected a name that ends in .star or .cs",
         "none/p.cs": "no such folder",
     }.items():
         with pytest.raises(InputError, match=message):
             convert(source, tmp_path / target)
-    for target, message in {"folder.cs": "is not a file", "p.star": "is the file to convert"}.items():
+    for target, message in {"folder.cs": "is not a file", "p.star": "is a file to convert"}.items():
         with pytest.raises(InputError, match=message):
             convert(source, tmp_path / target, overwrite=True)
+    with pytest.raises(InputError, match="is a file to convert"):
+        convert(source, tmp_path / "old.cs", passthrough=[tmp_path / "old.cs"], overwrite=True)
     assert (tmp_path / "old.cs").read_bytes() == b"old"
     convert(source, tmp_path / "old.cs", overwrite=True)
     assert len(load_fields(tmp_path / "old.cs")["uid"]) == 3

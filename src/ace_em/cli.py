@@ -68,7 +68,8 @@ def run_predict(args: Namespace) -> int:
     chosen = {name: getattr(args, name) for name in ("subset", "exclude", "max_particles", "seed", "project")}
     particles = open_particles(source, RunConfig(**chosen, passthrough=args.passthrough))
     out = Path(args.output) if args.output else Path(f"{source.stem}_poses{source.suffix}")
-    predict(particles, Path(args.run), out, args.overwrite, args.contrast, args.threads, Reporter(mode=_mode(args)))
+    needed = [Path(name) for name in (args.subset, args.exclude, *args.passthrough.split(",")) if name]
+    predict(particles, Path(args.run), out, args.overwrite, args.contrast, args.threads, Reporter(mode=_mode(args)), needed)
     return 0
 
 

@@ -32,8 +32,8 @@ def convert(
     for path in (source, target):
         if path.suffix.lower() not in (".star", ".cs"):
             raise InputError(f"{path}: expected a name that ends in .star or .cs")
-    if source.resolve() == target.resolve():
-        raise InputError(f"{target}: is the file to convert; give another name")
+    if target.resolve() in {path.resolve() for path in (source, *passthrough)}:
+        raise InputError(f"{target}: is a file to convert; give another name")
     if target.exists() and not (overwrite and target.is_file()):
         raise InputError(f"{target}: {'exists already; --overwrite replaces it' if target.is_file() else 'is not a file'}")
     if not target.absolute().parent.is_dir():
@@ -77,6 +77,11 @@ def _summary(table: ParticleTable, target: Path) -> str:
     parts = [f"{len(table)} particles", "with poses" if poses else "without poses", halves, pixel]
     if not is_cryosparc(target) and table.particles["rlnImageName"].str.endswith(".mrc").any():
         parts.append("stacks named .mrc, which RELION opens only as .mrcs")
+    sign = (table.cryosparc or {}).get("blob/sign")
+    if not is_cryosparc(target) and sign is not None and (sign < 0).all():
+        parts.append("protein black (blob/sign -1), which RELION wants inverted")
+    if is_cryosparc(target) and table.cryosparc is None and "csUid" in table.particles:
+        parts.append("blob/sign and what RELION left out are guesses: give the .cs file it came from with --passthrough")
     # those of the other format: the target's own are where they belong
     foreign = "rln" if is_cryosparc(target) else "ctf/"
     aberrations = [name for name in ignored_aberrations(table) if name.startswith(foreign)]

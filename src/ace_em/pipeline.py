@@ -82,16 +82,20 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
         before anything is written, when the input or an option is wrong.
     """
     check(config)
+    reporter = Reporter(mode=request.mode)
     resumed = request.resume and RunFolder(request.out).metrics.exists()
+    if request.resume and not resumed:
+        reporter.say(f"{request.out}: no run is there to go on with: a new one", always=True)
     if resumed:
         refuse_other_settings(RunFolder(request.out), config)
     else:
         RunFolder.check(request.out, request.overwrite)
-        RunFolder(request.out).spare([request.particles, *map(Path, (config.subset, config.exclude))])
+        RunFolder(request.out).spare(
+            [request.particles, *map(Path, (config.subset, config.exclude, *config.passthrough.split(",")))]
+        )
     particles = open_particles(request.particles, config)
     if not resumed:
         RunFolder(request.out).spare(list(particles.stack_paths))
-    reporter = Reporter(mode=request.mode)
     plan = make_plan(particles, config)
     announce(plan, config, reporter)
     if resumed:

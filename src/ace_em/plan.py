@@ -22,6 +22,7 @@ from ace_em.progress import Expectation, Reporter, clock
 
 LARGEST_DEFAULT_BOX = 128
 LEAST_PARTICLES = 100
+LITTLE_DEFOCUS_ANGSTROM = 2500.0
 UNCLEAR_CONTRAST = 5.0
 """Standard deviations of the measured contrast below which it may be chance."""
 
@@ -182,6 +183,9 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
+    defocus = p.ctf.defocus_u_angstrom.median().item()
+    if defocus < LITTLE_DEFOCUS_ANGSTROM:
+        reporter.say(f"the median defocus is {defocus:.0f} A, which is little: is the column in nanometre?", always=True)
     not_used = ignored_aberrations(p.table)
     if not_used:
         reporter.say(f"not in the image model, so not corrected: {', '.join(not_used)}")

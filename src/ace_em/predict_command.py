@@ -1,5 +1,6 @@
 """``ace-em predict``: poses of particles that a run has not seen, from its encoder and one local step, block by block."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,15 +21,24 @@ SURE_CONTRAST = 5.0
 """The contrast of the new images is taken as measured when it is as many standard deviations from none."""
 
 
-def predict(particles: Particles, run: Path, out: Path, overwrite: bool, contrast: str, threads: int, reporter: Reporter) -> None:
-    """Write ``out`` (.star or .cs): the particles with poses in the frame of the run's map.
+def predict(
+    particles: Particles,
+    run: Path,
+    out: Path,
+    overwrite: bool,
+    contrast: str,
+    threads: int,
+    reporter: Reporter,
+    needed: Sequence[Path] = (),
+) -> None:
+    """Write ``out`` (.star or .cs): the particles with poses in the frame of the run's map; ``needed`` files are never replaced.
 
     Raises
     ------
     InputError
         when the run keeps no encoder, or the images are not of its box and pixel size.
     """
-    check_output(out, overwrite, run, particles)
+    check_output(out, overwrite, run, [particles.table.path, *particles.stack_paths, *needed])
     if threads < 0:
         raise InputError(f"--threads {threads}: expected 0 or more")
     torch.set_num_threads(threads or free_threads())
@@ -55,7 +65,7 @@ def predict(particles: Particles, run: Path, out: Path, overwrite: bool, contras
     reporter.say(f"{out} written after {clock(reporter.elapsed_s)}")
 
 
-def check_output(out: Path, overwrite: bool, run: Path, particles: Particles) -> None:
+def check_output(out: Path, overwrite: bool, run: Path, needed: Sequence[Path]) -> None:
     """Refuse a name that is no table's, that cannot be written, or whose file is still needed."""
     if out.suffix.lower() not in (".star", ".cs"):
         raise InputError(f"{out}: expected a name that ends in .star or .cs")
@@ -63,19 +73,18 @@ def check_output(out: Path, overwrite: bool, run: Path, particles: Particles) ->
         raise InputError(f"{out}: no folder {out.parent}")
     if out.exists() and not (overwrite and out.is_file()):
         raise InputError(f"{out}: exists already; expected a new file (or give --overwrite)")
-    needed = {particles.table.path.resolve(), *(path.resolve() for path in particles.stack_paths)}
-    if out.resolve() in needed:
+    if out.resolve() in {path.resolve() for path in needed}:
         raise InputError(f"{out}: is the input; expected another name")
     RunFolder(run).spare([out])
 
 
 def contrast_of(particles: Particles, predictor: Predictor, contrast: str) -> tuple[float, str]:
-    """+1 for white protein, -1 for black, and where that is from: the user, the file, the images, or the run."""
+    """+1 for white protein, -1 for black, and where that is from: the user, the images, the file, or the run."""
     if contrast != "auto":
         return (1.0 if contrast == "white" else -1.0), "as told"
-    if particles.sign_on_disk is not None:
-        return particles.sign_on_disk, "says the file"
     look = survey(particles) if len(particles) >= FEWEST_SURVEYED else None
     if look is not None and abs(look.contrast_z) >= SURE_CONTRAST:
         return look.sign, f"measured, z = {look.contrast_z:+.0f}"
+    if particles.sign_on_disk is not None:
+        return particles.sign_on_disk, "says the file"
     return predictor.look.sign, "as in the run"

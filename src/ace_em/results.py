@@ -106,6 +106,8 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     curves = {"fsc": halves.fsc, "fsc_masked": final.curves.masked, "fsc_randomised": final.curves.randomised}
     run.write_fsc(curves | {"fsc_corrected": final.curves.corrected}, pixel_size)
     defocus = outcome.defocus_offset_angstrom
+    if not verdict.converged:
+        reporter.say("the run did not converge: the probabilities of its poses, and confident.star, mean nothing")
     table = posed_table(plan.particles, pose, outcome.half_set, None if defocus is None else defocus.numpy())
     sure = None
     if outcome.predictor is not None:

@@ -17,11 +17,14 @@ from ace_em.data.cs.star_blocks import fields_from_blocks, with_field_blocks
 from ace_em.data.particle_table import Block, ParticleTable, numeric_column
 from ace_em.errors import InputError
 
+# a line break is looked for by itself
+_UNWRITABLE = re.compile(r"['#\x00-\x08\x0b-\x1f]")
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 # what starfile turns into a missing value
 _NAN_TOKEN = re.compile(r"(?<!\S)(?:nan|NaN|<NA>)(?!\S)")
+_TOKEN = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
 _EMPTY_TOKEN = re.compile(r"""(?<!\S)(?:""|'')(?!\S)""")
 
 
@@ -66,8 +69,20 @@ def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, p
     return restored
 
 
+def _refuse_apostrophes(path: Path, text: str) -> None:
+    """The parser takes every apostrophe for a quotation mark: a value with one inside would come back as another."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if "'" not in line:
+            continue
+        for token in _TOKEN.findall(line.partition(" #")[0]):
+            inside = token[1:-1] if len(token) > 1 and token[0] == token[-1] == "'" else token
+            if "'" in inside and not token.startswith("#"):
+                raise InputError(f"{path}: line {number}: {token} has an apostrophe inside, expected values without")
+
+
 def _parse(path: Path) -> dict[str, Block]:
     text = _read_text(path)
+    _refuse_apostrophes(path, text)
     names_of_blocks = re.findall(r"^\s*data_(\S*)", text, re.MULTILINE)
     twice = next((name for n, name in enumerate(names_of_blocks) if name and name in names_of_blocks[:n]), None)
     if twice is not None:
@@ -118,10 +133,11 @@ def _refuse_unwritable(path: Path | str, table: ParticleTable) -> None:
     """starfile would write an apostrophe or a number sign so that another text, or none, is read again."""
     for name, column in table.particles.items():
         whole = "\n".join(column)
-        if "'" in whole or "#" in whole:
-            row = next(i for i, text in enumerate(column) if "'" in text or "#" in text)
+        # a line break between two values is ours
+        if _UNWRITABLE.search(whole) or whole.count("\n") >= len(column):
+            row = next(i for i, text in enumerate(column) if _UNWRITABLE.search(text) or "\n" in text)
             found = f"row {row + 1}, column {name}: {column.iloc[row]!r}"
-            raise InputError(f"{path}: {found} cannot stand in a STAR file because of its ' or #")
+            raise InputError(f"{path}: {found} cannot stand in a STAR file because of its ', # or control character")
 
 
 def write_star(path: Path | str, table: ParticleTable) -> None:
