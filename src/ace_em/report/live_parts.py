@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -95,7 +96,7 @@ class LiveParts:
 
     def _version(self, name: str, files: tuple[str, ...]) -> str:
         now, signature = time.monotonic(), _signature(self.run, files)
-        since, version = self._versions.get(name, (now - self.pause_s, ""))
+        since, version = self._versions.get(name, (-math.inf, ""))
         if signature == version or now - since < self.pause_s:
             return version
         self._versions[name] = now, signature
