@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ace_em.data.mrc import read_images, stack_shape
+from ace_em.data.particle_checks import check_image_size, check_values
 from ace_em.data.particle_table import ParticleTable, numeric_column
 from ace_em.data.pixel_size import origin_px, pixel_sizes
 from ace_em.data.tables import read_particle_table
@@ -19,17 +20,7 @@ from ace_em.physics.pose import Pose, relion_angles_to_rotmat
 MIN_BOX = 16
 # relative difference of pixel sizes that is rounding (of a magnification, say) and moves no CTF ring by a pixel
 _PIXEL_SIZE_TOLERANCE = 1e-4
-# median defocus in Angstrom; outside, it is in micrometre (1.5), metre (1.5e-6) or picometre, or unset
-_DEFOCUS_ANGSTROM = (100.0, 200_000.0)
-# nearer to focus than any fit can tell: a row in micrometre
-_LEAST_DEFOCUS_ANGSTROM = 10.0
 _PIXEL_SIZE_ANGSTROM = (0.05, 100.0)
-# column: least, most, unit
-_MICROSCOPE = {
-    "rlnVoltage": (10.0, 5000.0, "kV"),
-    "rlnSphericalAberration": (-10.0, 100.0, "mm"),
-    "rlnAmplitudeContrast": (0.0, 1.0, "(a fraction)"),
-}
 # sums of squares of more leave the range of float32
 _LARGEST_VALUE = 1e12
 # field of CTFParameters: column, value where the column is missing (None: it must be there)
@@ -90,12 +81,10 @@ class Particles:
         """The particles of a table, checked as by :meth:`open`."""
         names = tuple(table.particles["rlnImageName"])
         stack_paths, stack_of_row, index_in_stack, box = _locate_images(table.path, names, project_root)
-        _check_image_size(table, box)
+        check_image_size(table, box)
         _refuse_repeats(table.path, names, stack_paths, stack_of_row, index_in_stack)
         pixel_size, ctf = pixel_size_of(table), ctf_parameters(table)
-        _check_defocus(table)
-        _check_microscope(table)
-        _refuse_processed(table)
+        check_values(table)
         particles = Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack)
         _ = particles.sign_on_disk  # both signs in one file are refused
         return particles
@@ -200,61 +189,6 @@ def pixel_size_of(table: ParticleTable) -> float:
     if not least <= values[0] <= most:
         raise InputError(f"{table.path}: pixel size {values[0]:g}, expected Angstrom, {least:g} to {most:g}")
     return float(values[0])
-
-
-def _check_microscope(table: ParticleTable) -> None:
-    """Refuse values in another unit, such as volts, or amplitude contrast in per cent."""
-    for name, (low, high, unit) in _MICROSCOPE.items():
-        values = numeric_column(table, name)
-        bad = (values < low) | (values > high)
-        if bad.any():
-            row = int(bad.argmax())
-            raise InputError(f"{table.path}: row {row + 1}, column {name}: {values[row]:g}, expected {low:g} to {high:g} {unit}")
-
-
-def _refuse_processed(table: ParticleTable) -> None:
-    """Images that carry more of the CTF than the microscope gave them would be corrected twice."""
-    expected = {
-        "rlnCtfDataAreCtfPremultiplied": (0, "images multiplied by their CTF; expected them as extracted"),
-        "rlnCtfDataArePhaseFlipped": (0, "phase-flipped images; expected them as extracted"),
-        "rlnImageDimensionality": (2, "not two-dimensional; expected images"),
-    }
-    for name, (wanted, what) in expected.items():
-        if table.has_column(name):
-            values = numeric_column(table, name)
-            if (values != wanted).any():
-                row = int((values != wanted).argmax())
-                raise InputError(f"{table.path}: row {row + 1}, column {name}: {values[row]:g}: {what}")
-
-
-def _check_defocus(table: ParticleTable) -> None:
-    """Refuse a defocus that cannot be in Angstrom, or has the other sign: nothing later would tell."""
-    low, high = _DEFOCUS_ANGSTROM
-    for name in ("rlnDefocusU", "rlnDefocusV"):
-        values = numeric_column(table, name)
-        typical, median = float(np.median(np.abs(values))), float(np.median(values))
-        found = f"{table.path}: column {name}: median {median:g} (row 1 has {values[0]:g})"
-        if not low <= typical <= high:
-            raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometre are 15000")
-        if median < 0:
-            raise InputError(f"{found}, expected underfocus as a positive number; turn the sign of the column")
-        near_0 = np.abs(values) < _LEAST_DEFOCUS_ANGSTROM
-        if near_0.any():
-            row = int(near_0.argmax())
-            raise InputError(
-                f"{table.path}: row {row + 1}, column {name}: {values[row]:g}, expected Angstrom as in the other rows"
-            )
-
-
-def _check_image_size(table: ParticleTable, box: int) -> None:
-    if not table.has_column("rlnImageSize"):
-        return
-    sizes = np.unique(numeric_column(table, "rlnImageSize"))
-    if len(sizes) > 1:
-        raise InputError(f"{table.path}: rlnImageSize from {sizes[0]:g} to {sizes[-1]:g}, expected one for all particles")
-    if sizes[0] != box:
-        # images binned without their table: the pixel size is then wrong as well
-        raise InputError(f"{table.path}: rlnImageSize is {sizes[0]:g}, but the images have {box} pixels")
 
 
 def find_images(star: Path, name: str, project_root: Path | None) -> Path:
