@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import starfile
 
@@ -230,3 +231,17 @@ def test_real_file_is_read_exactly_or_refused_in_one_line(path: Path, tmp_path: 
     write_star(tmp_path / "out.star", table)
     assert same(read_particle_star(tmp_path / "out.star"), table)
     assert starfile.read(tmp_path / "out.star", always_dict=True).keys() >= {table.particle_block}
+
+
+def test_values_that_cannot_be_written(tmp_path: Path) -> None:
+    def table(*values: str) -> ParticleTable:
+        return ParticleTable(tmp_path / "p.star", None, pd.DataFrame({"rlnImageName": list(values)}, dtype=str))
+
+    for value in ("1@it's.mrcs", "1@a#b.mrcs", "1@a\nb.mrcs", "1@a\x01.mrcs"):
+        with pytest.raises(InputError, match="row 2, column rlnImageName"):
+            write_star(tmp_path / "o.star", table("1@a.mrcs", value))
+    assert not (tmp_path / "o.star").exists()
+    # no particle at all is no reason to refuse: nobody may be confident
+    for values in ((), ("1@a.mrcs",), ("1@a.mrcs", "2@a.mrcs")):
+        write_star(tmp_path / "o.star", table(*values))
+        assert (tmp_path / "o.star").read_text().count("@") == len(values)

@@ -134,7 +134,7 @@ def _refuse_unwritable(path: Path | str, table: ParticleTable) -> None:
     for name, column in table.particles.items():
         whole = "\n".join(column)
         # a line break between two values is ours
-        if _UNWRITABLE.search(whole) or whole.count("\n") >= len(column):
+        if _UNWRITABLE.search(whole) or whole.count("\n") >= max(len(column), 1):
             row = next(i for i, text in enumerate(column) if _UNWRITABLE.search(text) or "\n" in text)
             found = f"row {row + 1}, column {name}: {column.iloc[row]!r}"
             raise InputError(f"{path}: {found} cannot stand in a STAR file because of its ', # or control character")
