@@ -153,6 +153,13 @@ def longer() -> None:
     Path("a.mrcs").write_bytes(Path("a.mrcs").read_bytes() + bytes(1024))
 
 
+def swapped_axes() -> None:
+    raw = bytearray(Path("a.mrcs").read_bytes())
+    # MAPC, MAPR: words 17 and 18 of the header
+    raw[64:72] = np.array([2, 1], dtype="<i4").tobytes()
+    Path("a.mrcs").write_bytes(raw)
+
+
 NOT_ANGSTROM = ["p.star", "rlnDefocusU", "expected Angstrom"]
 BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "missing": (lambda: Path("p.star").unlink(), ["p.star", "no such file"]),
@@ -163,13 +170,13 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "image stack": (lambda: Path("p.star").write_bytes(Path("a.mrcs").read_bytes()), ["p.star", "not a STAR file"]),
     "no particles": (lambda: write_star(drop=("rlnImageName",)), ["p.star", "rlnImageName", "rlnDefocusU"]),
     "no rows": (lambda: write_star(0), ["p.star", "no rows"]),
-    "stack missing": (lambda: Path("a.mrcs").unlink(), ["p.star", "a.mrcs", "not found"]),
+    "stack missing": (lambda: Path("a.mrcs").unlink(), ["p.star: row 1", "a.mrcs", "not found"]),
     "stack short": (lambda: write_star(N + 2), ["p.star", f"row {N + 1}", "a.mrcs", f"holds {N}"]),
     "stack truncated": (lambda: Path("a.mrcs").write_bytes(Path("a.mrcs").read_bytes()[:-4]), ["a.mrcs", "truncated"]),
     "stack is no MRC": (lambda: Path("a.mrcs").write_text("hello " * 400), ["a.mrcs", "not an MRC file"]),
     "non-square": (lambda: write_stack(images()[:, :, :-2]), ["a.mrcs", "14 x 16", "square"]),
     "too small a box": (lambda: write_stack(images()[:, :14, :14]), ["a.mrcs", "14 x 14", "16"]),
-    "NaN image": (spoilt_images(nan_image), ["a.mrcs", "image 42", "NaN"]),
+    "NaN image": (spoilt_images(nan_image), ["a.mrcs", "image 42", "NaN", "row 42 of p.star", "--exclude"]),
     "constant image": (spoilt_images(constant_image), ["a.mrcs", "image 42", "constant"]),
     "no CTF": (lambda: write_star(drop=("rlnDefocusV", "rlnVoltage")), ["p.star", "rlnDefocusV", "rlnVoltage"]),
     "no pixel size": (lambda: write_star(drop=("rlnPixelSize",)), ["p.star", "pixel size", "rlnImagePixelSize"]),
@@ -216,6 +223,9 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     ),
     "phase-flipped images": (with_column("rlnCtfDataArePhaseFlipped", "1"), ["p.star", "rlnCtfDataArePhaseFlipped", "extracted"]),
     "sub-tomograms": (with_column("rlnImageDimensionality", "3"), ["p.star", "rlnImageDimensionality: 3", "images"]),
+    "mirrored images": (swapped_axes, ["a.mrcs", "[2, 1, 3]", "rows along x"]),
+    "long row": (lambda: write_star(change={7: {"rlnVoltage": "300 200"}}), ["p.star: line 18", "9 values", "expected 8"]),
+    "short row": (lambda: write_star(change={7: {"rlnVoltage": ""}}), ["p.star: line 18", "7 values", "expected 8"]),
     "two blocks of one name": (
         lambda: Path("p.star").write_text(2 * Path("p.star").read_text().replace("data_", "data_particles")),
         ["p.star", "two blocks data_particles"],

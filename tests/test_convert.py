@@ -89,6 +89,27 @@ def test_image_size_from_the_option_the_table_or_the_images(tmp_path: Path) -> N
     assert not read_particle_table(tmp_path / "q.star").has_column("rlnImageSize")
     convert(star(tmp_path), tmp_path / "p.cs", overwrite=True)
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 64).all()
+    with pytest.raises(InputError, match=r"--box 32: .*p\.star: row 1, column rlnImageSize says 64"):
+        convert(star(tmp_path), tmp_path / "p.cs", overwrite=True, box=32)
+
+
+def test_contrast_that_no_star_file_says(tmp_path: Path) -> None:
+    def quietly(source: Path, target: Path, contrast: str = "") -> bytes:
+        convert(source, target, overwrite=True, contrast=contrast, say=lambda line: None)
+        return target.read_bytes()
+
+    source, there, back = star(tmp_path), tmp_path / "p.cs", tmp_path / "q.star"
+    anew = quietly(source, tmp_path / "anew.star")
+    for contrast, sign in (("", 1), ("white", 1), ("black", -1)):
+        written = quietly(source, there, contrast)
+        assert (load_fields(there)["blob/sign"] == sign).all()
+        # a STAR file that has to say it carries the fields; the other is as it was
+        assert (quietly(there, back) == anew) == (sign > 0)
+        assert quietly(back, tmp_path / "r.cs") == written == quietly(there, tmp_path / "r.cs")
+    for target in (tmp_path / "s.cs", tmp_path / "s.star"):
+        with pytest.raises(InputError, match="--contrast black: expected only where"):
+            convert(there, target, contrast="black")
+    assert not (tmp_path / "s.cs").exists() and not (tmp_path / "s.star").exists()
 
 
 @pytest.mark.parametrize(

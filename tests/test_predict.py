@@ -9,8 +9,10 @@ import torch
 
 from ace_em import cli
 from ace_em.config import PredictConfig, SimulationConfig
+from ace_em.data.cs.file import load_fields
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import GAP, PROBABILITY, SPREAD
+from ace_em.data.selection import selected_rows
 from ace_em.data.star import numeric_column, read_particle_star
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
@@ -166,6 +168,31 @@ def test_only_some_are_predicted(folder: Path, tmp_path: Path, text: str, expect
     angles = (some, every.iloc[expected])
     one, other = (f["rlnAngleTilt"].to_numpy(dtype=float) for f in angles)
     np.testing.assert_allclose(one, other, atol=1e-2)
+    # the same images under names that another program would write
+    text = "".join(f"{row + 1:06d}@./{folder.name}/../particles.mrcs\n" for row in expected)
+    (tmp_path / "names.star").write_text("data_\nloop_\n_rlnImageName\n" + text)
+    table = read_particle_star(folder / "new/particles.star")
+    assert selected_rows(table, str(tmp_path / "names.star"), "", 0, 0).tolist() == expected
+
+
+@pytest.mark.parametrize(("contrast", "sign"), [("auto", 1), ("black", -1)])
+def test_a_new_cs_file_says_which_contrast_was_taken(folder: Path, tmp_path: Path, contrast: str, sign: int) -> None:
+    options = ("--run", folder / "run", "-o", tmp_path / "new.cs", "--contrast", contrast, "--threads", 1)
+    run_cli("predict", folder / "new/particles.star", *options)
+    assert (load_fields(tmp_path / "new.cs")["blob/sign"] == sign).all()
+
+
+def test_a_bad_image_is_named_by_its_row_of_the_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("particles.star", "particles.mrcs"):
+        (tmp_path / name).write_bytes((folder / "new" / name).read_bytes())
+    with open(tmp_path / "particles.mrcs", "r+b") as file:
+        file.seek(1024 + 7 * 24 * 24 * 4)
+        file.write(np.full(3, np.nan, "<f4").tobytes())
+    # row 8 is the third of those that are left
+    (tmp_path / "rows.txt").write_text("3 5 8 100")
+    options = ("--run", folder / "run", "-o", tmp_path / "a.star", "--subset", tmp_path / "rows.txt", "--threads", 1)
+    run_cli("predict", tmp_path / "particles.star", *options, codes=(2,))
+    assert f"image 8 holds NaN or infinite values (row 8 of {tmp_path / 'particles.star'}, which" in capsys.readouterr().err
 
 
 def answers_of(*residuals: float, apart_deg: float) -> list[LocalResult]:

@@ -100,6 +100,12 @@ def convert_parser() -> ArgumentParser:
         "the .cs file that it came from; may be given several times",
     )
     parser.add_argument("--box", type=int, default=0, help="pixels per image edge, for a STAR file that does not say")
+    parser.add_argument(
+        "--contrast",
+        type=Literal["", "white", "black"],
+        default="",
+        help="of the protein on disk, for a STAR file, which does not say; default: white, as RELION wants it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the target")
     return parser
 

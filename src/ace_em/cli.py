@@ -115,7 +115,7 @@ def run_convert(args: Namespace) -> int:
     from ace_em.convert import convert
 
     passthrough = [Path(name) for name in args.passthrough or []]
-    convert(Path(args.source), Path(args.target), passthrough, args.overwrite, box=args.box)
+    convert(Path(args.source), Path(args.target), passthrough, args.overwrite, box=args.box, contrast=args.contrast)
     return 0
 
 

@@ -21,6 +21,7 @@ def convert(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
     box: int = 0,
+    contrast: str = "",
 ) -> None:
     """Write the particles of ``source`` to ``target``, each a .star or a .cs file, and say in one line what they are.
 
@@ -28,6 +29,7 @@ def convert(
     ----------
     passthrough : cryoSPARC files with the fields that ``source`` lacks, as in ``read_particle_table``.
     box : pixels per image edge, for a STAR file that does not say and whose images are not there.
+    contrast : "white" or "black" protein in the images of a STAR file, which does not say; "" is white, as RELION wants it.
     """
     for path in (source, target):
         if path.suffix.lower() not in (".star", ".cs"):
@@ -41,12 +43,14 @@ def convert(
     if box and not 16 <= box <= 1 << 16:
         raise InputError(f"--box {box}: expected 16 to 65536 pixels")
     table = read_particle_table(source, passthrough)
+    if contrast and not (is_cryosparc(target) and table.cryosparc is None):
+        raise InputError(f"--contrast {contrast}: expected only where a .cs file is made of a STAR file that has no blob/sign")
     if is_cryosparc(target) and table.cryosparc is None:
         box = _box(table, box)
     # before anything is written, for it reads columns that a conversion may not
     summary = _summary(table, target)
     try:
-        write_particle_table(target, table, box)
+        write_particle_table(target, table, box, sign=-1.0 if contrast == "black" else 1.0)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror})") from error
     say(f"{target}: {summary}")
@@ -54,7 +58,13 @@ def convert(
 
 def _box(table: ParticleTable, box: int) -> int:
     """Image edge: of the option, or from the first image's file where the table does not say; 0 where that is not there."""
-    if box > 0 or table.has_column("rlnImageSize"):
+    if table.has_column("rlnImageSize"):
+        sizes = numeric_column(table, "rlnImageSize")
+        if box and (sizes != box).any():
+            row = int((sizes != box).argmax())
+            raise InputError(f"--box {box}: {table.cell(row, 'rlnImageSize')} says {sizes[row]:g}")
+        return box
+    if box:
         return box
     name = str(table.particles["rlnImageName"].iloc[0]).partition("@")
     try:

@@ -58,7 +58,7 @@ def predict(
     done = posed_table(particles, predictor.handed(found.pose), None)
     probability = found.probability(predictor.usual)
     done = with_confidence(done, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
-    write_particle_table(out, done)
+    write_particle_table(out, done, particles.box, sign)
     sure, least = (probability >= predictor.config.confident).float().mean().item(), predictor.config.confident
     rate = len(particles) / max(reporter.elapsed_s, 1e-9)
     reporter.say(f"{sure:.0%} of the poses are at least {least:.0%} probable; {rate:.0f} particles a second")

@@ -279,7 +279,7 @@ def test_passthrough_is_joined_by_uid(make_fields: Make, tmp_path: Path, name: s
     saved(
         tmp_path / "J2" / other.replace("passthrough", "a_passthrough"), {field: values[:4] for field, values in passed.items()}
     )
-    with pytest.raises(InputError, match="has no blob"):
+    with pytest.raises(InputError, match=r"has no blob.*\(beside it, .*a_passthrough.*\.cs: lacks"):
         read_cryosparc(main)
     saved(tmp_path / "J2" / other, passed)
     assert read_cryosparc(main).particles.equals(table.particles)
@@ -408,6 +408,7 @@ def changed(name: str, values: np.ndarray | None) -> Callable[[Fields], None]:
             changed("blob/shape", np.array([[64, 64], [64, 60], [64, 64]], "<u4")),
             r"row 2, field blob/shape: \[64 60\], .* the same twice",
         ),
+        (changed("alignments3D/split", np.array([0, 1, 2], "<u4")), "row 3, field alignments3D/split: 2, expected 0 or 1"),
         (changed("blob/path", np.arange(3, dtype="<u4")), "field blob/path has type <u4, expected text"),
         (changed("blob/idx", np.array([b"1"] * 3)), r"field blob/idx has type \|S1, expected integers"),
         (changed("blob/idx", None), "missing fields blob/idx"),
@@ -421,6 +422,29 @@ def test_fields_that_are_wrong(make_fields: Make, tmp_path: Path, change: Callab
     with pytest.raises(InputError, match=message) as caught:
         read_cryosparc(saved(tmp_path / "p.cs", fields))
     assert str(tmp_path / "p.cs") in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("ctf/df1_A", [1.5, 1.6, 1.4], r"field ctf/df1_A: median 1\.5 \(row 1 has 1\.5\), expected Angstrom"),
+        ("ctf/df2_A", [15000, 1.6, 14000], r"row 2, field ctf/df2_A: 1\.6, expected Angstrom"),
+        ("ctf/accel_kv", [300, 300, 300000], r"row 3, field ctf/accel_kv: 300000, expected 10 to 5000 kV"),
+        ("blob/path", [b"a.mrcs", b"no.mrcs", b"a.mrcs"], r"row 2, field blob/path: images no\.mrcs not found"),
+        ("blob/idx", [0, 1, 7], r"row 3, field blob/path: image 8 of .*a\.mrcs, which holds 3"),
+    ],
+)
+def test_values_that_are_wrong_are_named_as_cryosparc_names_them(
+    make_fields: Make, tmp_path: Path, field: str, values: list[object], message: str
+) -> None:
+    fields = make_fields(3)
+    with StackWriter(tmp_path / "a.mrcs", (3, 64, 64), 1.0) as stack:
+        stack.write(np.random.default_rng(0).normal(size=(3, 64, 64)))
+    fields |= {"blob/path": np.array([b"a.mrcs"] * 3), "blob/idx": np.arange(3, dtype="<u4")}
+    Particles.open(saved(tmp_path / "good.cs", fields))
+    fields[field] = np.array(values, dtype=None if field == "blob/path" else fields[field].dtype)
+    with pytest.raises(InputError, match=message):
+        Particles.open(saved(tmp_path / "p.cs", fields))
 
 
 def numpy_file(array: np.ndarray) -> bytes:

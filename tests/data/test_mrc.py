@@ -48,6 +48,28 @@ def test_stack_of_every_type_and_byte_order(tmp_path: Path, dtype: str, byte_ord
     assert np.array_equal(some, data[[0, 2]].astype(np.float32))
 
 
+@pytest.mark.parametrize(("stamp", "flags", "unsigned"), [(1146047817, 0, True), (1146047817, 1, False), (0, 0, False)])
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_bytes_are_signed_unless_imod_says_otherwise(
+    tmp_path: Path, stamp: int, flags: int, unsigned: bool, byte_order: str
+) -> None:
+    path, data = tmp_path / "a.mrcs", np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    write_raw(path, data.view(np.int8), byte_order)
+    # words 39 and 40 of the header
+    raw = path.read_bytes()
+    path.write_bytes(raw[:152] + np.array([stamp, flags]).astype(f"{byte_order}i4").tobytes() + raw[160:])
+    assert np.array_equal(read_stack(path), data if unsigned else data.view(np.int8))
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_a_stack_of_mirrored_images_is_refused(tmp_path: Path, byte_order: str) -> None:
+    write_raw(tmp_path / "a.mrcs", numbered((2, 4, 4)), byte_order, axes=(2, 1, 3))
+    with pytest.raises(InputError, match=r"a\.mrcs: axis order \(MAPC, MAPR, MAPS\) is \[2, 1, 3\], expected images"):
+        stack_shape(tmp_path / "a.mrcs")
+    write_raw(tmp_path / "old.mrcs", numbered((2, 4, 4)), byte_order, axes=(0, 0, 0))
+    assert stack_shape(tmp_path / "old.mrcs") == (2, 4, 4)
+
+
 def test_extended_header_is_skipped(tmp_path: Path) -> None:
     data = numbered((2, 4, 4))
     with mrcfile.new(tmp_path / "a.mrc", data=data) as file:

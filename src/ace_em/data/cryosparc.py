@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ace_em.data.cs.file import Fields, join, load_fields, load_joined, save_fields
-from ace_em.data.cs.links import BOX, HALF_SET, check_fields
+from ace_em.data.cs.links import BOX, HALF_SET, SIGN_OF_RELION, check_fields
 from ace_em.data.cs.relion_text import table_of_text, with_text, without_text
 from ace_em.data.cs.star_blocks import UID
 from ace_em.data.cs.to_columns import new_table, with_changed_fields
@@ -52,12 +52,13 @@ def with_fields_of(table: ParticleTable, files: Sequence[Path | str]) -> Particl
     return replace(table, cryosparc=fields)
 
 
-def write_cryosparc(path: Path | str, table: ParticleTable, box: int = 0) -> None:
+def write_cryosparc(path: Path | str, table: ParticleTable, box: int = 0, sign: float = SIGN_OF_RELION) -> None:
     """Write a .cs file, atomically, rows in the table's order.
 
-    ``box`` is the image edge in pixels, for a table that never was in cryoSPARC and lacks rlnImageSize.
+    What a table that never was in cryoSPARC may not say: ``box``, the image edge in pixels, is used where it lacks
+    rlnImageSize; ``sign`` is +1 where the protein is white in the files, -1 where it is black.
     """
-    save_fields(path, fields_of_table(table, box))
+    save_fields(path, fields_of_table(table, box, sign))
 
 
 def table_of_fields(path: Path, fields: Fields) -> ParticleTable:
@@ -69,6 +70,7 @@ def table_of_fields(path: Path, fields: Fields) -> ParticleTable:
     try:
         merged = with_changed_fields(text, fields)
         box = int(fields[BOX][0, 0]) if BOX in fields else 0
+        # a STAR file alone cannot say that the protein is black: such fields are carried
         if not carried and _same_bits(fields_of_table(merged, box), fields):
             return merged
     except InputError:
@@ -78,10 +80,10 @@ def table_of_fields(path: Path, fields: Fields) -> ParticleTable:
     return replace(merged, particles=particles, cryosparc=fields)
 
 
-def fields_of_table(table: ParticleTable, box: int = 0) -> Fields:
+def fields_of_table(table: ParticleTable, box: int = 0, sign: float = SIGN_OF_RELION) -> Fields:
     """The fields of a .cs file for the table: those that it carries, with what has changed since, or new ones."""
     if table.cryosparc is None:
-        return with_text(new_fields(table, box), table)
+        return with_text(new_fields(table, box, sign), table)
     if _same_table(table_of_fields(table.path, table.cryosparc), table):
         return table.cryosparc
     fields = updated(table.cryosparc, table)

@@ -18,6 +18,8 @@ from ace_em.data.atomic import replace_atomically
 from ace_em.errors import InputError
 
 _REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
+# of IMOD's header, https://bio3d.colorado.edu/imod/doc/mrc_format.txt
+_IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
 # relative difference of voxel edges that rounding of the cell's size in the header can explain
 _CUBIC_TOLERANCE = 1e-2
 # first bytes of compressed files, whatever their names
@@ -44,7 +46,7 @@ def _read_header(path: Path) -> np.recarray:
         raise InputError(f"{path}: not an MRC file (its header says {nx} x {ny} x {nz})")
     if mode not in _REAL_MODES:
         raise InputError(f"{path}: MRC mode {mode}, expected one of {_REAL_MODES}")
-    expected = 1024 + nsymbt + nx * ny * nz * mrcfile.utils.data_dtype_from_header(header).itemsize
+    expected = 1024 + nsymbt + nx * ny * nz * _dtype(header).itemsize
     found = path.stat().st_size
     if found < expected:
         raise InputError(f"{path}: truncated, the header says {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
@@ -53,6 +55,22 @@ def _read_header(path: Path) -> np.recarray:
         size = f"{nx} x {ny} x {nz} of mode {mode} after {nsymbt} bytes of extended header ({expected} bytes)"
         raise InputError(f"{path}: longer than its header says: expected {size}, found {found} bytes")
     return header
+
+
+def _dtype(header: np.recarray) -> np.dtype:
+    """Type of a grey value. Bytes are signed, as MRC2014 has them, unless IMOD's flags in the header say that they are not."""
+    found: np.dtype = mrcfile.utils.data_dtype_from_header(header)
+    stamp, flags = np.frombuffer(header.extra2.tobytes()[40:48], dtype=np.dtype("i4").newbyteorder(header.mode.dtype.byteorder))
+    imod_unsigned = stamp == _IMOD_STAMP and not flags & _IMOD_SIGNED_BYTES
+    return np.dtype(np.uint8) if int(header.mode) == 0 and imod_unsigned else found
+
+
+def _axis_order(path: Path, header: np.recarray) -> list[int]:
+    """MAPS, MAPR, MAPC: which of x, y, z (1, 2, 3) the array's axes are; zeros are an old way to say 3, 2, 1."""
+    order = [int(header[name]) or default for name, default in (("maps", 3), ("mapr", 2), ("mapc", 1))]
+    if sorted(order) != [1, 2, 3]:
+        raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected each of 1, 2, 3 once")
+    return order
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -69,7 +87,7 @@ def _refuse_compressed(path: Path) -> None:
 def _map_data(path: Path, header: np.recarray) -> np.memmap:
     return np.memmap(
         path,
-        dtype=mrcfile.utils.data_dtype_from_header(header),
+        dtype=_dtype(header),
         mode="r",
         offset=1024 + int(header.nsymbt),
         shape=(int(header.nz), int(header.ny), int(header.nx)),
@@ -101,10 +119,7 @@ def read_volume(path: Path | str) -> tuple[np.ndarray, float]:
     header = _read_header(path)
     if int(header.ispg) >= 401:
         raise InputError(f"{path}: a stack of volumes (space group {int(header.ispg)}), expected one volume")
-    # array axes 0, 1, 2 are sections, rows, columns; 1, 2, 3 in the header mean x, y, z; zeros are an old way to say 1, 2, 3
-    order = [int(header[name]) or default for name, default in (("maps", 3), ("mapr", 2), ("mapc", 1))]
-    if sorted(order) != [1, 2, 3]:
-        raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected each of 1, 2, 3 once")
+    order = _axis_order(path, header)
     data = _map_data(path, header).transpose([order.index(axis) for axis in (3, 2, 1)])
     # a copy: a view of the map on disk could not be written to
     volume = np.array(data, dtype=np.float32, order="C")
@@ -128,6 +143,10 @@ def stack_shape(path: Path | str) -> tuple[int, int, int]:
     """(n, y, x) of an image stack from its header, checked as by :func:`read_images`."""
     path = Path(path)
     header = _read_header(path)
+    order = _axis_order(path, header)
+    if order != [3, 2, 1]:
+        # read as they lie, the images would be mirrored, and the map have the other hand
+        raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected images of rows along x: 1, 2, 3")
     return int(header.nz), int(header.ny), int(header.nx)
 
 
@@ -147,7 +166,7 @@ def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
     """
     path = Path(path)
     header = _read_header(path)
-    kind, ny, nx = mrcfile.utils.data_dtype_from_header(header), int(header.ny), int(header.nx)
+    kind, ny, nx = _dtype(header), int(header.ny), int(header.nx)
     first, size = 1024 + int(header.nsymbt), kind.itemsize * ny * nx
     images = np.empty((len(index), ny, nx), dtype=np.float32)
     # one read for each row of neighbours

@@ -30,7 +30,7 @@ def _check_defocus(table: ParticleTable) -> None:
     for name in ("rlnDefocusU", "rlnDefocusV"):
         values = numeric_column(table, name)
         typical, median = float(np.median(np.abs(values))), float(np.median(values))
-        found = f"{table.path}: column {name}: median {median:g} (row 1 has {values[0]:g})"
+        found = f"{table.path}: {table.column_name(name)}: median {median:g} (row {table.row_number(0)} has {values[0]:g})"
         if not low <= typical <= high:
             raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometre are 15000")
         if median < 0:
@@ -38,9 +38,7 @@ def _check_defocus(table: ParticleTable) -> None:
         near_0 = np.abs(values) < _LEAST_DEFOCUS_ANGSTROM
         if near_0.any():
             row = int(near_0.argmax())
-            raise InputError(
-                f"{table.path}: row {row + 1}, column {name}: {values[row]:g}, expected Angstrom as in the other rows"
-            )
+            raise InputError(f"{table.cell(row, name)}: {values[row]:g}, expected Angstrom as in the other rows")
 
 
 def _check_microscope(table: ParticleTable) -> None:
@@ -50,7 +48,7 @@ def _check_microscope(table: ParticleTable) -> None:
         bad = (values < low) | (values > high)
         if bad.any():
             row = int(bad.argmax())
-            raise InputError(f"{table.path}: row {row + 1}, column {name}: {values[row]:g}, expected {low:g} to {high:g} {unit}")
+            raise InputError(f"{table.cell(row, name)}: {values[row]:g}, expected {low:g} to {high:g} {unit}")
 
 
 def _refuse_processed(table: ParticleTable) -> None:
@@ -65,15 +63,16 @@ def _refuse_processed(table: ParticleTable) -> None:
             values = numeric_column(table, name)
             if (values != wanted).any():
                 row = int((values != wanted).argmax())
-                raise InputError(f"{table.path}: row {row + 1}, column {name}: {values[row]:g}: {what}")
+                raise InputError(f"{table.cell(row, name)}: {values[row]:g}: {what}")
 
 
 def check_image_size(table: ParticleTable, box: int) -> None:
     if not table.has_column("rlnImageSize"):
         return
     sizes = np.unique(numeric_column(table, "rlnImageSize"))
+    found = f"{table.path}: {table.column_name('rlnImageSize')}"
     if len(sizes) > 1:
-        raise InputError(f"{table.path}: rlnImageSize from {sizes[0]:g} to {sizes[-1]:g}, expected one for all particles")
+        raise InputError(f"{found} from {sizes[0]:g} to {sizes[-1]:g}, expected one for all particles")
     if sizes[0] != box:
         # images binned without their table: the pixel size is then wrong as well
-        raise InputError(f"{table.path}: rlnImageSize is {sizes[0]:g}, but the images have {box} pixels")
+        raise InputError(f"{found} is {sizes[0]:g}, but the images have {box} pixels")

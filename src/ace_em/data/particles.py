@@ -80,9 +80,9 @@ class Particles:
     def of(table: ParticleTable, project_root: Path | None = None) -> "Particles":
         """The particles of a table, checked as by :meth:`open`."""
         names = tuple(table.particles["rlnImageName"])
-        stack_paths, stack_of_row, index_in_stack, box = _locate_images(table.path, names, project_root)
+        stack_paths, stack_of_row, index_in_stack, box = _locate_images(table, names, project_root)
         check_image_size(table, box)
-        _refuse_repeats(table.path, names, stack_paths, stack_of_row, index_in_stack)
+        _refuse_repeats(table, names, stack_paths, stack_of_row, index_in_stack)
         pixel_size, ctf = pixel_size_of(table), ctf_parameters(table)
         check_values(table)
         particles = Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack)
@@ -121,13 +121,13 @@ class Particles:
         stacks = self.stack_of_row[wanted][order]
         for stack in np.unique(stacks):
             places = order[stacks == stack]
-            index = self.index_in_stack[wanted[places]]
-            images = read_images(self.stack_paths[stack], index)
-            self._check_images(images, index, int(stack))
+            rows_here = wanted[places]
+            images = read_images(self.stack_paths[stack], self.index_in_stack[rows_here])
+            self._check_images(images, rows_here)
             out[places] = images
         return out
 
-    def _check_images(self, images: np.ndarray, index: np.ndarray, stack: int) -> None:
+    def _check_images(self, images: np.ndarray, rows: np.ndarray) -> None:
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         outside = images[:, _outside_circle(self.box)]
         bad_images = (
@@ -142,7 +142,10 @@ class Particles:
         )
         for bad, what in bad_images:
             if bad.any():
-                raise InputError(f"{self.stack_paths[stack]}: image {index[bad.argmax()] + 1} {what}")
+                row = int(rows[bad.argmax()])
+                stack, image = self.stack_paths[self.stack_of_row[row]], self.index_in_stack[row] + 1
+                where = f"row {self.table.row_number(row)} of {self.table.path}, which --exclude can leave out"
+                raise InputError(f"{stack}: image {image} {what} ({where})")
 
     def poses(self) -> Pose | None:
         """Poses of the STAR file (:func:`star_poses`), shift in pixels of the images."""
@@ -156,7 +159,7 @@ class Particles:
         bad = np.flatnonzero((values != 1) & (values != 2))
         if len(bad):
             row = int(bad[0])
-            raise InputError(f"{self.table.path}: row {row + 1}, column rlnRandomSubset: {values[row]:g}, expected 1 or 2")
+            raise InputError(f"{self.table.cell(row, 'rlnRandomSubset')}: {values[row]:g}, expected 1 or 2")
         return values.astype(np.int64)
 
 
@@ -183,7 +186,7 @@ def pixel_size_of(table: ParticleTable) -> float:
         row = int((np.abs(values / values[0] - 1) > _PIXEL_SIZE_TOLERANCE / 2).argmax())
         raise InputError(
             f"{table.path}: pixel sizes from {low:g} to {high:g} Angstrom, expected one for all particles "
-            f"(row 1 has {values[0]:g}, row {row + 1} has {values[row]:g})"
+            f"(row {table.row_number(0)} has {values[0]:g}, row {table.row_number(row)} has {values[row]:g})"
         )
     least, most = _PIXEL_SIZE_ANGSTROM
     if not least <= values[0] <= most:
@@ -191,8 +194,8 @@ def pixel_size_of(table: ParticleTable) -> float:
     return float(values[0])
 
 
-def find_images(star: Path, name: str, project_root: Path | None) -> Path:
-    """The file of an image path."""
+def find_images(star: Path, name: str, project_root: Path | None, where: str = "") -> Path:
+    """The file of an image path; ``where`` tells, in the message when there is none, which row names it."""
     folders = [] if project_root is None else [Path(project_root)]
     folders += [*star.absolute().parents, Path.cwd()]
     tried = list(dict.fromkeys(folder / name for folder in folders))  # an absolute name gives itself, once
@@ -204,20 +207,22 @@ def find_images(star: Path, name: str, project_root: Path | None) -> Path:
         if candidate.is_file():
             return candidate
     advice = "give the folder that holds them with --project" if project_root is None else "is --project the right folder?"
-    raise InputError(f"{star}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
+    raise InputError(f"{where or star}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
 
 
-def _split_name(star: Path, row: int, name: str) -> tuple[int | None, str]:
+def _split_name(table: ParticleTable, row: int, name: str) -> tuple[int | None, str]:
     """Index from 1 (None: the file is one image) and path of an image name; ``row`` counts from 0."""
     index, at, path = name.partition("@")
     if not at:
         return None, name
     if not index.isdecimal() or int(index) < 1 or not path:
-        raise InputError(f"{star}: row {row + 1}, column rlnImageName: {name!r}, expected index@path with an index from 1")
+        raise InputError(f"{table.cell(row, 'rlnImageName')}: {name!r}, expected index@path with an index from 1")
     return int(index), path
 
 
-def _locate_images(star: Path, names: tuple[str, ...], root: Path | None) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray, int]:
+def _locate_images(
+    table: ParticleTable, names: tuple[str, ...], root: Path | None
+) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray, int]:
     """Open every stack's header once: stack paths, stack of each row, index from 0 of each row, and the common box."""
     stacks: dict[str, int] = {}
     paths: list[Path] = []
@@ -225,23 +230,23 @@ def _locate_images(star: Path, names: tuple[str, ...], root: Path | None) -> tup
     stack_of_row = np.empty(len(names), dtype=np.int64)
     index_in_stack = np.empty(len(names), dtype=np.int64)
     for row, name in enumerate(names):
-        index, file = _split_name(star, row, name)
+        index, file = _split_name(table, row, name)
         if file not in stacks:
             stacks[file] = len(paths)
-            paths.append(find_images(star, file, root))
+            paths.append(find_images(table.path, file, root, table.cell(row, "rlnImageName")))
             shapes.append(_checked_shape(paths[-1], paths[0], shapes[:1]))
         stack = stacks[file]
         count = shapes[stack][0]
         if index is None and count > 1:
-            raise InputError(f"{star}: row {row + 1}: {name} names no image of the {count} in {paths[stack]}")
+            raise InputError(f"{table.cell(row, 'rlnImageName')}: {name} names no image of the {count} in {paths[stack]}")
         if index is not None and index > count:
-            raise InputError(f"{star}: row {row + 1}: image {index} of {paths[stack]}, which holds {count}")
+            raise InputError(f"{table.cell(row, 'rlnImageName')}: image {index} of {paths[stack]}, which holds {count}")
         stack_of_row[row], index_in_stack[row] = stack, (index or 1) - 1
     return tuple(paths), stack_of_row, index_in_stack, shapes[0][1]
 
 
 def _refuse_repeats(
-    star: Path, names: tuple[str, ...], paths: tuple[Path, ...], stack_of_row: np.ndarray, index_in_stack: np.ndarray
+    table: ParticleTable, names: tuple[str, ...], paths: tuple[Path, ...], stack_of_row: np.ndarray, index_in_stack: np.ndarray
 ) -> None:
     """The same image in both half-sets would make their maps agree by itself."""
     files: dict[Path, int] = {}
@@ -253,8 +258,8 @@ def _refuse_repeats(
         # lexsort keeps the order of equals: the earlier row comes first; told is the repeat that the reader meets first
         k = repeats[order[repeats + 1].argmin()]
         first, second = int(order[k]), int(order[k + 1])
-        found = f"row {second + 1}, column rlnImageName: {names[second]} is the image of row {first + 1} again"
-        raise InputError(f"{star}: {found} ({len(repeats)} such rows), expected every image once")
+        found = f"{names[second]} is the image of row {table.row_number(first)} again ({len(repeats)} such rows)"
+        raise InputError(f"{table.cell(second, 'rlnImageName')}: {found}, expected every image once")
 
 
 def _checked_shape(path: Path, first_path: Path, first_shape: list[tuple[int, int, int]]) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ def pixel_sizes(table: ParticleTable) -> np.ndarray:
         magnification = numeric_column(table, "rlnMagnification")
         if (magnification <= 0).any():
             row = int((magnification <= 0).argmax())
-            raise InputError(f"{table.path}: row {row + 1}, column rlnMagnification: {magnification[row]:g}, expected above 0")
+            raise InputError(f"{table.cell(row, 'rlnMagnification')}: {magnification[row]:g}, expected above 0")
         # micrometre on the detector to Angstrom in the specimen
         values = numeric_column(table, "rlnDetectorPixelSize") / magnification * 1e4
     elif table.has_column("rlnPixelSize"):

@@ -1,5 +1,6 @@
 """Which particles of a file are used: index files, other particle files, a random number of them."""
 
+import posixpath
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,17 @@ def _text_rows(path: Path) -> np.ndarray:
     return np.array([int(word) for word in words], dtype=np.int64) - 1
 
 
+def _image_keys(table: ParticleTable) -> np.ndarray:
+    """Image names (N,) that are the same where they mean the same: ``7@./a.mrcs`` is ``000007@a.mrcs``."""
+    parts = (name.rpartition("@") for name in table.particles["rlnImageName"])
+    return np.array([f"{index.lstrip('0')}@{posixpath.normpath(path)}" for index, _, path in parts])
+
+
 def _rows_of(table: ParticleTable, other: ParticleTable) -> np.ndarray:
     """Rows of ``table`` that ``other`` has too."""
     mine, theirs = (t.cryosparc["uid"] if t.cryosparc is not None else None for t in (table, other))
     if mine is None or theirs is None:
-        mine, theirs = (t.particles["rlnImageName"].to_numpy(dtype=str) for t in (table, other))
+        mine, theirs = (_image_keys(t) for t in (table, other))
     missing = np.flatnonzero(~np.isin(theirs, mine))
     if len(missing):
         raise InputError(f"{other.path}: row {missing[0] + 1}: particle {theirs[missing[0]]} is not in {table.path}")

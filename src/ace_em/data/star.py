@@ -25,6 +25,7 @@ _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 # what starfile turns into a missing value
 _NAN_TOKEN = re.compile(r"(?<!\S)(?:nan|NaN|<NA>)(?!\S)")
 _TOKEN = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
+_COMMENT = re.compile(r"(?<!\S)#.*")
 _EMPTY_TOKEN = re.compile(r"""(?<!\S)(?:""|'')(?!\S)""")
 
 
@@ -42,15 +43,31 @@ def _read_text(path: Path) -> str:
     return text
 
 
+def _uneven_row(text: str) -> str:
+    """Which line of a loop has more or fewer values than the loop has columns, for a message; "" where none has."""
+    block, columns, part = "", 0, "none"
+    for number, line in enumerate(_COMMENT.sub("", text).splitlines(), start=1):
+        line = line.strip()
+        if line.startswith("data_"):
+            block, part = line, "none"
+        elif line.startswith("loop_"):
+            columns, part = 0, "names"
+        elif part == "names" and line.startswith("_"):
+            columns += 1
+        elif part != "none" and line:
+            part = "values"
+            found = len(_TOKEN.findall(line))
+            if found != columns:
+                return f"line {number}: {found} value{'s'[: found != 1]}, expected {columns} for the columns of {block}"
+    return ""
+
+
 def _refuse_short_rows(path: Path, frames: dict[str, pd.DataFrame], text: str) -> None:
     """A row with too few values comes as empty strings at its end; legal empty strings are quoted in the file."""
     empty = {name: (frame == "").to_numpy() for name, frame in frames.items()}
     if sum(int(cells.sum()) for cells in empty.values()) <= len(_EMPTY_TOKEN.findall(text)):
         return
-    # the first row that ends in an empty string is the culprit, unless the file has quoted ones as well
-    name = next(name for name, cells in empty.items() if cells.any())
-    row = int(np.flatnonzero(empty[name].any(axis=1))[0]) + 1
-    raise InputError(f"{path}: block data_{name}, row {row}: fewer values than the {frames[name].shape[1]} columns")
+    raise InputError(f"{path}: {_uneven_row(text) or 'a row has fewer values than its block has columns'}")
 
 
 def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, pd.DataFrame]:
@@ -94,14 +111,15 @@ def _parse(path: Path) -> dict[str, Block]:
     try:
         blocks = starfile.read(path.resolve(), always_dict=True, parse_as_string=names)
     except (ValueError, TypeError, IndexError, KeyError) as error:
-        raise InputError(f"{path}: cannot be parsed as a STAR file ({str(error).splitlines()[0]})") from error
+        reason = _uneven_row(text) or f"cannot be parsed as a STAR file ({str(error).splitlines()[0]})"
+        raise InputError(f"{path}: {reason}") from error
     finally:
         linecache.clearcache()
     for name, block in blocks.items():
         if isinstance(block, pd.DataFrame) and not block.columns.is_unique:
             raise InputError(f"{path}: block data_{name} has column {block.columns[block.columns.duplicated()][0]} twice")
     frames = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
-    text = re.sub(r"(?<!\S)#.*", "", text)
+    text = _COMMENT.sub("", text)
     _refuse_short_rows(path, frames, text)
     return blocks | _with_nan_strings(frames, text)
 

@@ -30,11 +30,11 @@ def read_particle_table(path: Path | str, passthrough: Sequence[Path | str] = ()
     return with_fields_of(table, passthrough)
 
 
-def write_particle_table(path: Path | str, table: ParticleTable, box: int = 0) -> None:
-    """Write a RELION STAR file or, by its suffix, a cryoSPARC .cs file, atomically; ``box`` as in ``write_cryosparc``."""
+def write_particle_table(path: Path | str, table: ParticleTable, box: int = 0, sign: float = 1.0) -> None:
+    """Write a RELION STAR file or, by its suffix, a .cs file, atomically; ``box`` and ``sign`` as in ``write_cryosparc``."""
     if is_cryosparc(path):
         from ace_em.data.cryosparc import write_cryosparc
 
-        write_cryosparc(path, table, box)
+        write_cryosparc(path, table, box, sign)
     else:
         write_star(path, table)

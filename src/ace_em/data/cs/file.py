@@ -145,6 +145,7 @@ def load_joined(path: Path, passthrough: Sequence[Path | str]) -> Fields:
     fields = load_fields(path)
     for other in passthrough:
         fields = join(path, fields, other, load_fields(other))
+    unusable = ""
     for candidate in _passthrough_beside(path) if not passthrough else []:
         if not missing_groups(fields):
             break
@@ -152,13 +153,13 @@ def load_joined(path: Path, passthrough: Sequence[Path | str]) -> Fields:
             other_fields = load_fields(candidate)
             if set(missing_groups(fields)) - set(missing_groups(other_fields)):
                 fields = join(path, fields, candidate, other_fields)
-        except InputError:
-            # of another output of the job, or damaged: what is missing is told by the caller
-            continue
+        except InputError as error:
+            # of another output of the job, or damaged; another one may do
+            unusable = unusable or f" (beside it, {error})"
     missing = missing_groups(fields)
     if missing:
         groups = " and ".join(f"{group}/..." for group in missing)
-        raise InputError(f"{path}: has no {groups} fields; give the job's passthrough file, which holds them")
+        raise InputError(f"{path}: has no {groups} fields; give the job's passthrough file, which holds them{unusable}")
     return fields
 
 

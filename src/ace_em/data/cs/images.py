@@ -38,7 +38,7 @@ def images_of_table(table: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
         index, at, path = name.partition("@")
         if at and (not index.isdecimal() or int(index) < 1 or not path):
             expected = "expected index@path with an index from 1"
-            raise InputError(f"{table.path}: row {row + 1}, column rlnImageName: {name!r}, {expected}")
+            raise InputError(f"{table.cell(row, 'rlnImageName')}: {name!r}, {expected}")
         paths.append(path if at else name)
         indices.append(int(index) - 1 if at else 0)
     return np.array(paths, dtype=object), np.array(indices, dtype=np.int64)

@@ -18,7 +18,9 @@ from ace_em.physics.pose import relion_angles_to_rotmat, rotmat_to_relion_angles
 
 POSE, SHIFT, POSE_PIXEL = "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A"
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-PATH, INDEX, BOX = "blob/path", "blob/idx", "blob/shape"
+PATH, INDEX, BOX, SIGN = "blob/path", "blob/idx", "blob/shape", "blob/sign"
+# RELION's images are of white protein, by its convention; a STAR file does not say
+SIGN_OF_RELION = 1.0
 EXPOSURE = "ctf/exp_group_id"
 _EXPOSURE_NAME = r"^exp_group_(\d+)(?:_\d+)?$"
 # half of the last decimal that RELION writes, the fifth of a negative number, and cryoSPARC's single precision
@@ -93,6 +95,7 @@ PARTICLE_LINKS = (
     HALF_SET,
     Link("rlnClassNumber", "alignments3D/class", "<u4", offset=1, default=1),
 )
+FIELD_NAMES = {link.column: link.field for link in (*OPTICS_LINKS, *PARTICLE_LINKS)} | {"rlnImageName": PATH}
 # what a .cs file must have to be a particle file, and the kind and shape of every field that is understood
 _CTF = ("accel_kv", "cs_mm", "amp_contrast", "df1_A", "df2_A", "df_angle_rad")
 REQUIRED = (PATH, INDEX, "blob/psize_A", *(f"ctf/{name}" for name in _CTF))
@@ -122,9 +125,12 @@ def check_fields(path: Path, fields: Fields) -> None:
             bad |= values <= 0
         if name == BOX:
             bad |= values[:, :1] != values[:, 1:]
+        if name == HALF_SET.field:
+            bad |= values > 1
         if bad.any():
             row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
             expected = "a finite number" + (" above 0" if name in _POSITIVE else "") + (", the same twice" if name == BOX else "")
+            expected = "0 or 1" if name == HALF_SET.field else expected
             raise InputError(f"{path}: row {row + 1}, field {name}: {values[row]}, expected {expected}")
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ace_em.data.cs.file import Fields
 from ace_em.data.cs.images import as_bytes
+from ace_em.data.cs.links import FIELD_NAMES
 from ace_em.data.particle_table import Block, ParticleTable
 
 _PREFIX = "relion/"
@@ -60,7 +61,7 @@ def table_of_text(path: Path, fields: Fields) -> tuple[ParticleTable, bool] | No
         others = {name: _from_json(block) for name, block in rest["others"].items()}
         if isinstance(optics, dict) or "rlnImageName" not in particles:
             return None
-        return ParticleTable(path, optics, particles, others, rest["block"]), bool(rest["cryosparc"])
+        return ParticleTable(path, optics, particles, others, rest["block"], field_names=FIELD_NAMES), bool(rest["cryosparc"])
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 

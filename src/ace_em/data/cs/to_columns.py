@@ -10,6 +10,7 @@ from ace_em.data.cs.file import Fields
 from ace_em.data.cs.images import images_of_table, names_of_fields, texts
 from ace_em.data.cs.links import (
     ANGLES,
+    FIELD_NAMES,
     HALF_SET,
     INDEX,
     PARTICLE_LINKS,
@@ -45,7 +46,7 @@ def new_table(path: Path, fields: Fields) -> ParticleTable:
     if POSE in fields:
         columns |= _pose_columns(rotations_of_fields(fields), origins_of_fields(fields), _ORIGINS_ANGSTROM)
     columns[UID] = fields["uid"].astype(str).tolist()
-    return ParticleTable(path, optics, pd.DataFrame(columns, dtype=str), cryosparc=fields)
+    return ParticleTable(path, optics, pd.DataFrame(columns, dtype=str), cryosparc=fields, field_names=FIELD_NAMES)
 
 
 def _pose_columns(rotations: np.ndarray, origins: np.ndarray, origin_names: tuple[str, str]) -> dict[str, list[str]]:

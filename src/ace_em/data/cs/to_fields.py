@@ -17,6 +17,8 @@ from ace_em.data.cs.links import (
     POSE,
     POSE_PIXEL,
     SHIFT,
+    SIGN,
+    SIGN_OF_RELION,
     Link,
     agree,
     exposure_groups,
@@ -32,8 +34,6 @@ from ace_em.data.cs.locations import update_locations
 from ace_em.data.particle_table import ParticleTable, numeric_column
 from ace_em.errors import InputError
 
-# RELION's images are of white protein, by its convention; a STAR file does not say
-SIGN_OF_RELION = 1.0
 _CTF_COLUMNS = (
     "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast",
 )  # fmt: skip
@@ -50,8 +50,9 @@ _ALIGNMENT = {
 }  # fmt: skip
 
 
-def new_fields(table: ParticleTable, box: int = 0) -> Fields:
-    """Fields for a table that never was in cryoSPARC; ``box``: pixels per image edge where the table lacks rlnImageSize."""
+def new_fields(table: ParticleTable, box: int = 0, sign: float = SIGN_OF_RELION) -> Fields:
+    """Fields for a table that never was in cryoSPARC; ``box``: pixels per image edge where the table lacks rlnImageSize;
+    ``sign``: +1 where the protein is white in the files, -1 where it is black."""
     missing = [name for name in _CTF_COLUMNS if not table.has_column(name)]
     if missing:
         raise InputError(f"{table.path}: no CTF: missing columns {', '.join(missing)}")
@@ -64,7 +65,7 @@ def new_fields(table: ParticleTable, box: int = 0) -> Fields:
         INDEX: np.zeros(n, "<u4"),
         BOX: np.full((n, 2), box, "<u4"),
         "blob/psize_A": np.full(n, np.nan, "<f4"),
-        "blob/sign": np.full(n, SIGN_OF_RELION, "<f4"),
+        SIGN: np.full(n, sign, "<f4"),
         "ctf/type": as_bytes(["imported"] * n),
         EXPOSURE: np.zeros(n, "<u4"),
     }
@@ -102,7 +103,7 @@ def _update_link(fields: Fields, table: ParticleTable, link: Link) -> None:
         new = link.as_field(values)
     if new.dtype.kind == "f" and not np.isfinite(new).all():
         row = int(np.flatnonzero(~np.isfinite(new))[0])
-        raise InputError(f"{table.path}: row {row + 1}, column {link.column}: {values[row]:g} is too large for a .cs file")
+        raise InputError(f"{table.cell(row, link.column)}: {values[row]:g} is too large for a .cs file")
     put(fields, link.field, changed, new)
 
 
@@ -115,8 +116,7 @@ def _update_half_sets(fields: Fields, table: ParticleTable) -> None:
     values = numeric_column(table, HALF_SET.column)
     bad = np.flatnonzero(~np.isin(values, (1, 2)))
     if len(bad):
-        where = f"{table.path}: row {bad[0] + 1}, column {HALF_SET.column}"
-        raise InputError(f"{where}: {values[bad[0]]:g}, expected 1 or 2")
+        raise InputError(f"{table.cell(bad[0], HALF_SET.column)}: {values[bad[0]]:g}, expected 1 or 2")
     _update_link(fields, table, HALF_SET)
 
 
