@@ -11,10 +11,11 @@ from torch import Tensor
 from ace_em import run_log
 from ace_em.config import RunConfig
 from ace_em.data.plain import Plain
-from ace_em.data.working_set import Images
+from ace_em.data.working_set import CPU, Images
 from ace_em.journal import Journal
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
+from ace_em.memory import where_it_fits
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
 from ace_em.progress import Reporter
@@ -107,9 +108,10 @@ class Trained:
     @staticmethod
     def of(trained: TrainedModel, images: Images, watch: PoseWatch | None = None) -> "Trained":
         """What a trained model makes of the images, on the CPU."""
+        pose = encode(trained.model, images).to(CPU)
         model = trained.model.cpu()
         moved = torch.empty(0) if watch is None else watch.moved_deg
-        return Trained(trained.volume(), encode(model, images), model.state_dict(), moved)
+        return Trained(trained.volume(), pose, model.state_dict(), moved)
 
 
 def amortised(
@@ -132,10 +134,11 @@ def amortised(
         trained = Trained.of(train_start(1, plan, images, config, reporter, journal, show, watch), images, watch)
         journal.finish("autoencoder", trained)
     pose, volume = trained.pose, trained.volume
-    one, two = (accumulate(images, pose, torch.nonzero(half_set == number)[:, 0]) for number in (1, 2))
+    device = plan.search_device
+    one, two = (accumulate(images, pose, torch.nonzero(half_set == number)[:, 0], device=device) for number in (1, 2))
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
     # no steps: the residuals where the poses are, block by block
-    left = refine_poses(volume_to_ft(volume), images, pose, steps=0).residual
+    left = refine_poses(where_it_fits(device, volume_to_ft(volume).to), images, pose, steps=0).residual
     explained = explained_share(images, left)
     calibration = Calibration.none(images.box, len(images))
     return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, explained, calibration), trained.networks

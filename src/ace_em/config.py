@@ -228,7 +228,7 @@ class RunConfig:
     seed: int = 0
     """random seed"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto, cpu, cuda or mps: where stage 1 runs"""
+    """auto, cpu, cuda or mps: where the networks run; poses are searched and refined there too, but on the CPU beside mps"""
     threads: int = 0
     """CPU threads; 0: the cores this process may use"""
     memory: float = 0.0

@@ -73,6 +73,19 @@ def free_cached() -> None:
         torch.cuda.empty_cache()
 
 
+def where_it_fits(device: torch.device, make: Callable[[torch.device], T]) -> T:
+    """What ``make`` gives on a device, or on the CPU where the device has no memory for it."""
+    try:
+        return make(device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or device.type == "cpu":
+            raise
+    # out of the handler, whose traceback holds on to what was made so far
+    free_cached()
+    _LOG.warning("out of memory: a map is too large for the %s device and stays on the CPU", device.type)
+    return make(torch.device("cpu"))
+
+
 def in_blocks(n: int, block: int, work: Callable[[slice], T]) -> list[T]:
     """What ``work`` gives for rows 0 to ``n``, ``block`` of them at a time, or fewer when there is no memory for as many."""
     done: list[T] = []

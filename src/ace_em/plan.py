@@ -49,6 +49,11 @@ class Plan:
         return sum(self.stage_s.values()) if self.device == "cpu" else None
 
     @property
+    def search_device(self) -> torch.device:
+        """Where poses are searched and refined. Apple's devices cannot sample a volume (grid_sample in 3-D): the CPU does it."""
+        return torch.device(self.device if self.device == "cuda" else "cpu")
+
+    @property
     def box_angstrom(self) -> float:
         return self.particles.box * self.particles.pixel_size_angstrom
 

@@ -56,7 +56,7 @@ def run_start(number: int, job: Job, images: Images) -> Start:
         journal.finish(f"{name}: trained", trained)
     no_group = torch.eye(3)[None]
     space = SearchSpace(images.box, plan.diameter_px(images.box), config.search, no_group)
-    explorer = Explorer(images, plan.mask(images.box), space, config.search)
+    explorer = Explorer(images, plan.mask(images.box), space, config.search, plan.search_device)
     generator = torch.Generator().manual_seed(start_seed(config, number))
     # the same images for every start
     rows, seen = held_out_rows(len(images), config.search, torch.Generator().manual_seed(config.seed))
@@ -160,7 +160,7 @@ def search(start: Start, images: Images, job: Job) -> HalfSetState:
         generator.set_state(rounds.random)
     for step in history[-1].applied:
         step.apply_(images)
-    sets = HalfSets(images, job.half_set, plan.mask(box), plan.group)
+    sets = HalfSets(images, job.half_set, plan.mask(box), plan.group, plan.search_device)
     with job.reporter.task("search of all images", config.search.max_rounds) as task:
 
         def on_block(number: int, done: int) -> None:
@@ -196,7 +196,8 @@ def refine(searched: HalfSetState, job: Job) -> tuple[HalfSetState, HalfSets]:
         images = read_images(plan, next_box, job.config, job.run.path, job.reporter)
         for step in history[-1].applied:
             step.apply_(images)
-        sets, box = HalfSets(images, job.half_set, plan.mask(next_box), plan.group), next_box
+        sets = HalfSets(images, job.half_set, plan.mask(next_box), plan.group, plan.search_device)
+        box = next_box
         if done is None:
             refine_at(box, sets, history, job)
             journal.finish(name, history[-1])

@@ -55,6 +55,8 @@ class Images(Protocol):
     def replace_transfer_(self, parts: Iterator[tuple[slice, Tensor]]) -> None: ...
 
 
+CPU = torch.device("cpu")
+"""Where all images, pose tables and maps are kept, whatever device the work is done on."""
 BLOCK_BYTES = 256 * 2**20
 """Images that are in memory at a time, beside those that are there anyhow."""
 

@@ -35,6 +35,14 @@ class VolumeFT:
     def padded_box(self) -> int:
         return self.grid.shape[1] - 1
 
+    @property
+    def device(self) -> torch.device:
+        """Where the work with it is done: images are brought there block by block."""
+        return self.grid.device
+
+    def to(self, device: torch.device) -> "VolumeFT":
+        return VolumeFT(self.grid.to(device), self.box)
+
 
 def padded_size(box: int, pad: int) -> int:
     """Edge of the padded box: ``pad * box``, made even."""

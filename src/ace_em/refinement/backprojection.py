@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import Images, at_a_time
+from ace_em.data.working_set import CPU, Images, at_a_time
 from ace_em.maths.fourier import frequencies, shell_sums
 from ace_em.maths.slices import Insertion, complete_hermitian_, ft_to_volume, padded_size
+from ace_em.memory import where_it_fits
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
@@ -26,20 +27,22 @@ class Accumulator:
         return Accumulator(self.grid + other.grid, self.box)
 
 
-def accumulate(images: Images, pose: Pose, rows: Tensor | None = None, pad: int = 2) -> Accumulator:
+def accumulate(images: Images, pose: Pose, rows: Tensor | None = None, pad: int = 2, device: torch.device = CPU) -> Accumulator:
     """Insert images at their poses (N,): sum of ``h conj(shift) y`` and of ``h^2``.
 
     Parameters
     ----------
     rows : the images that are inserted; all by default.
+    device : where they are inserted, block by block; the result is where the poses are.
     """
     size = padded_size(images.box, pad)
-    inserted = Insertion(size, images.noise_variance)
+    inserted = where_it_fits(device, lambda device: Insertion(size, images.noise_variance.to(device)))
+    device = inserted.grid.device
     for some in (torch.arange(len(images)) if rows is None else rows).split(at_a_time(images, BLOCK)):
-        batch = images.rows(some)
-        data = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -pose.shift_px[some])
-        inserted.add(data, batch.transfer.square(), images.half_plane, pose.rotation[some])
-    return Accumulator(complete_hermitian_(inserted.grid), images.box)
+        batch, at = images.rows(some).to(device), pose[some].to(device)
+        data = batch.image_ft * batch.transfer * shift_phase(batch.half_plane, -at.shift_px)
+        inserted.add(data, batch.transfer.square(), batch.half_plane, at.rotation)
+    return Accumulator(complete_hermitian_(inserted.grid).to(pose.rotation.device), images.box)
 
 
 def _plane_shells(accumulator: Accumulator, z: int) -> Tensor:

@@ -55,22 +55,23 @@ class Residuals:
 
 @torch.no_grad()
 def residuals(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Residuals:
-    """Compare images (N, n) with the map's projections at ``pose`` (N,)."""
-    half_plane = images.half_plane
+    """Compare images (N, n) with the map's projections at ``pose`` (N,), on the map's device."""
+    device, home = volume_ft.device, pose.rotation.device
+    half_plane = images.half_plane.to(device)
     n_shells = images.box // 2 + 1
-    power = torch.zeros(n_shells)
+    power = torch.zeros(n_shells, device=device)
     overlaps, strengths = [], []
     block = at_a_time(images, BLOCK)
     for start in range(0, len(images), block):
         rows = slice(start, start + block)
-        batch = images.rows(rows)
-        predicted = clean_image_ft(volume_ft, batch.transfer, half_plane, pose[rows])
+        batch = images.rows(rows).to(device)
+        predicted = clean_image_ft(volume_ft, batch.transfer, half_plane, pose[rows].to(device))
         left = (batch.image_ft - predicted).abs().square().sum(0)
         power += shell_sums(left, half_plane.shell, n_shells)
         overlaps.append((batch.image_ft * predicted.conj()).real.sum(1))
         strengths.append(predicted.abs().square().sum(1))
-    count = shell_sums(torch.ones(len(half_plane)), half_plane.shell, n_shells) * len(images)
-    return Residuals(power, count, torch.cat(overlaps), torch.cat(strengths))
+    count = shell_sums(torch.ones_like(half_plane.radius), half_plane.shell, n_shells) * len(images)
+    return Residuals(power.to(home), count.to(home), torch.cat(overlaps).to(home), torch.cat(strengths).to(home))
 
 
 def recalibrated_(images: Images, before: Calibration, parts: list[tuple[Tensor, Residuals]]) -> tuple[Calibration, Calibration]:

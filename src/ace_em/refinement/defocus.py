@@ -70,6 +70,9 @@ class Optics:
         """Those of some of the particles."""
         return replace(self, parameters=self.parameters[rows], scale=self.scale[rows])
 
+    def to(self, device: torch.device) -> "Optics":
+        return replace(self, parameters=self.parameters.to(device), scale=self.scale.to(device), gain=self.gain.to(device))
+
     def transfer(self, half_plane: HalfPlane) -> Tensor:
         """(N, n)."""
         return ctf(self.parameters, half_plane, self.pixel_size_angstrom) * self._factor(half_plane)
@@ -121,21 +124,22 @@ def refine_defocus(
 
     Parameters
     ----------
-    volume_ft : the map, of these images' own half-set.
+    volume_ft : the map, of these images' own half-set, on the device that does the work.
     images : working set, cut to the band that should count.
     optics : of these images; the gain may come from a larger set or band.
     range_angstrom : offsets from minus to plus this are tried.
     prior_sd_angstrom : spread expected of the defocus about what the images came with.
     earlier_angstrom : (N,) offsets that the parameters have been given since then, so that rounds do not wear the prior out.
     """
-    earlier = torch.zeros(len(images)) if earlier_angstrom is None else earlier_angstrom
+    earlier, device = torch.zeros(len(images)) if earlier_angstrom is None else earlier_angstrom, volume_ft.device
     voltage, best = optics.parameters.voltage_kv, torch.zeros(len(images))
     for one in voltage.unique():
-        grid = _grid(images.half_plane, one, optics.pixel_size_angstrom, range_angstrom)
+        grid = _grid(images.half_plane, one, optics.pixel_size_angstrom, range_angstrom).to(device)
         for rows in torch.nonzero(voltage == one)[:, 0].split(BLOCK):
-            misfit = _misfit(volume_ft, images.rows(rows), optics.rows(rows), pose[rows], grid)
-            misfit += (grid.offset_angstrom + earlier[rows, None]).square() / (2 * prior_sd_angstrom**2)
-            best[rows] = grid.lowest(misfit)
+            batch, its_optics = images.rows(rows).to(device), optics.rows(rows).to(device)
+            misfit = _misfit(volume_ft, batch, its_optics, pose[rows].to(device), grid)
+            misfit += (grid.offset_angstrom + earlier[rows, None].to(device)).square() / (2 * prior_sd_angstrom**2)
+            best[rows] = grid.lowest(misfit).to(best.device)
     at_limit = best.isnan()
     return DefocusFit(best.masked_fill(at_limit, 0.0), int(at_limit.sum()))
 
@@ -146,6 +150,9 @@ class OffsetGrid:
 
     offset_angstrom: Tensor
     phase: Tensor
+
+    def to(self, device: torch.device) -> "OffsetGrid":
+        return OffsetGrid(self.offset_angstrom.to(device), self.phase.to(device))
 
     def lowest(self, misfit: Tensor) -> Tensor:
         """Offset (b,) at the vertex of the parabola about the least ``misfit`` (b, g); NaN where that is at an end."""

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import Images, mean_power
+from ace_em.data.working_set import CPU, Images, mean_power
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
 from ace_em.maths.rotations import angular_distance_deg
-from ace_em.maths.slices import volume_to_ft
+from ace_em.maths.slices import VolumeFT, volume_to_ft
+from ace_em.memory import where_it_fits
 from ace_em.metrics.fsc import randomise_phases, resolution_shell
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
@@ -56,12 +57,20 @@ class Round:
 
 @dataclass(frozen=True)
 class Explorer:
-    """What does not change from round to round: the whole working half-plane, a soft ball for maps, where to search."""
+    """What does not change from round to round: the whole working half-plane, a soft ball for maps, where to search.
+
+    Images are brought to ``device`` block by block; poses and maps are on the CPU.
+    """
 
     images: Images
     mask: Tensor
     space: SearchSpace
     config: SearchConfig
+    device: torch.device = CPU
+
+    def reference(self, volume: Tensor) -> VolumeFT:
+        """A map's transform, where images are compared with it."""
+        return where_it_fits(self.device, volume_to_ft(volume).to)
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
@@ -100,13 +109,13 @@ def explore(
         looked_at, before = images.rows(rows), pose[rows]
         grid = explorer.space.grid(band, generator)
         report = partial(on_block, number, len(rows))
-        found = find_poses(volume_to_ft(volume), looked_at.band(band), before, grid, config, on_block=report)
+        found = find_poses(explorer.reference(volume), looked_at.band(band), before, grid, config, on_block=report)
         moved = angular_distance_deg(before.rotation, found.pose.rotation)
         pose = _updated(pose, rows, found.pose)
         half = len(rows) // 2
         halves = reconstruct_halves(
-            accumulate(looked_at.rows(slice(0, half)), found.pose[:half]),
-            accumulate(looked_at.rows(slice(half, None)), found.pose[half:]),
+            accumulate(looked_at.rows(slice(0, half)), found.pose[:half], device=explorer.device),
+            accumulate(looked_at.rows(slice(half, None)), found.pose[half:], device=explorer.device),
             explorer.mask,
         )
         volume = halves.combined
@@ -150,9 +159,9 @@ def judge_held_out(explorer: Explorer, last: Round, rows: Tensor, generator: tor
     """Search images that no round has looked at; the state with their poses, and how well the map explains them."""
     grid = explorer.space.grid(last.band, generator)
     images, volume = explorer.images.rows(rows).band(last.band), last.halves.combined
-    found = find_poses(volume_to_ft(volume), images, last.pose[rows], grid, explorer.config)
+    found = find_poses(explorer.reference(volume), images, last.pose[rows], grid, explorer.config)
     null = with_spectrum_of(randomise_phases(volume, 1, generator) * explorer.mask, volume)
-    by_chance = find_poses(volume_to_ft(null), images, last.pose[rows], grid, explorer.config)
+    by_chance = find_poses(explorer.reference(null), images, last.pose[rows], grid, explorer.config)
     gain = by_chance.residual - found.residual
     z = gain.mean() / (gain.std() / len(gain) ** 0.5).clamp(min=1e-12)
     n_made_from = min(explorer.config.explore_images, len(explorer.images) - len(rows))

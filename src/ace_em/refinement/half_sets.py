@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RefineConfig, SearchConfig
-from ace_em.data.working_set import Images, WorkingSet, blocks
+from ace_em.data.working_set import CPU, Images, WorkingSet, blocks
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
 from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg, squared_frobenius
 from ace_em.maths.slices import VolumeFT, volume_to_ft
+from ace_em.memory import where_it_fits
 from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose
@@ -43,12 +44,20 @@ the half-set came before them."""
 
 @dataclass(frozen=True)
 class HalfSets:
-    """The images (N, n) of one working box, the half 1 or 2 of each (N,), a soft ball for maps, the point group (g, 3, 3)."""
+    """The images (N, n) of one working box, the half 1 or 2 of each (N,), a soft ball for maps, the point group (g, 3, 3).
+
+    Images are brought to ``device`` block by block; poses and maps are on the CPU.
+    """
 
     images: Images
     half_set: Tensor
     mask: Tensor
     group: Tensor
+    device: torch.device = CPU
+
+    def reference(self, volume: Tensor) -> VolumeFT:
+        """A map's transform, where images are compared with it."""
+        return where_it_fits(self.device, volume_to_ft(volume).to)
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -115,13 +124,13 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
     rows = sets.rows
     if update is not None:
         state = _with_new_poses(sets, state, band, update)
-    one, two = (symmetrise(accumulate(sets.images, state.pose, mine), sets.group) for mine in rows)
+    one, two = (symmetrise(accumulate(sets.images, state.pose, mine, device=sets.device), sets.group) for mine in rows)
     return replace(state, halves=reconstruct_halves(one, two, sets.mask))
 
 
 def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate) -> HalfSetState:
     inner, rows = sets.images.band(band), sets.rows
-    references = [volume_to_ft(v) for v in (state.halves.half1, state.halves.half2)]
+    references = [sets.reference(v) for v in (state.halves.half1, state.halves.half2)]
     found, left = [], []
     for reference, mine in zip(references, rows, strict=True):
         parts: list[LocalResult] = []
@@ -246,7 +255,7 @@ def refine_defocus_rounds(
     for _ in range(2):
         inner, offset, at_limit = sets.images.band(state.band), torch.zeros(len(total)), 0
         for mine, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
-            volume_ft = volume_to_ft(volume)
+            volume_ft = sets.reference(volume)
             for some in blocks(sets.images, mine):
                 limits = config.defocus_range, config.defocus_sd
                 fit = refine_defocus(volume_ft, inner.rows(some), optics.rows(some), state.pose[some], *limits, total[some])

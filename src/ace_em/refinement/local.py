@@ -31,6 +31,9 @@ class LocalResult:
     pose: Pose
     residual: Tensor
 
+    def to(self, device: torch.device) -> "LocalResult":
+        return LocalResult(self.pose.to(device), self.residual.to(device))
+
     @staticmethod
     def cat(parts: "Sequence[LocalResult]") -> "LocalResult":
         return LocalResult(Pose.cat([p.pose for p in parts]), torch.cat([p.residual for p in parts]))
@@ -57,14 +60,15 @@ def refine_poses(volume_ft: VolumeFT, images: Images, pose: Pose, steps: int) ->
 
     Parameters
     ----------
-    volume_ft : the reference.
+    volume_ft : the reference, on the device that does the work.
     images : working set, cut to the band that should count.
     pose : (N,) starting poses, within about a radian over the band's radius of the truth.
     steps : tries per image; an image that no longer moves is left alone.
     """
 
     def refine(rows: slice) -> LocalResult:
-        return _refine_block(volume_ft, images.rows(rows), pose[rows], steps)
+        device = volume_ft.device
+        return _refine_block(volume_ft, images.rows(rows).to(device), pose[rows].to(device), steps).to(pose.rotation.device)
 
     # each image has six slices and five derivatives
     return LocalResult.cat(in_blocks(len(images), at_a_time(images, BLOCK), refine))
@@ -88,8 +92,8 @@ def refine_candidates(volume_ft: VolumeFT, images: WorkingSet, candidates: Pose,
 
 def _refine_block(volume_ft: VolumeFT, images: WorkingSet, pose: Pose, steps: int) -> LocalResult:
     best = LocalResult(pose, _residual(volume_ft, images, pose))
-    damping = torch.full((len(pose),), 1e-3)
-    moving = torch.arange(len(pose))
+    damping = torch.full((len(pose),), 1e-3, device=pose.rotation.device)
+    moving = torch.arange(len(pose), device=pose.rotation.device)
     for _ in range(steps):
         some = images if len(moving) == len(pose) else images.rows(moving)
         here = LocalResult(best.pose[moving], best.residual[moving])

@@ -63,7 +63,7 @@ def search(
 
     Parameters
     ----------
-    volume_ft : the reference.
+    volume_ft : the reference, on the device that scores.
     images : the working set, already cut to the band of this round.
     rotations : (g, 3, 3).
     shifts_px : (t, 2), added to each image's ``centre_px`` (N, 2).
@@ -88,15 +88,17 @@ def _search_chunk(
     top_k: int,
     on_block: Callable[[int], None],
 ) -> SearchResult:
-    slices = central_slices(volume_ft, images.half_plane, rotations)
+    device, home = volume_ft.device, centre_px.device
+    half_plane, rotations, shifts_px = images.half_plane.to(device), rotations.to(device), shifts_px.to(device)
+    slices = central_slices(volume_ft, half_plane, rotations)
     references = 2 * torch.view_as_real(slices).flatten(1).T.contiguous()
     powers = slices.abs().square().T.contiguous()
-    phases = shift_phase(images.half_plane, -shifts_px)
+    phases = shift_phase(half_plane, -shifts_px)
 
     def score(rows_of: slice) -> SearchResult:
-        batch, centre = images.rows(rows_of), centre_px[rows_of]
+        batch, centre = images.rows(rows_of).to(device), centre_px[rows_of].to(device)
         # conj(h S phase) y summed over k: transfer and shift are moved onto the image
-        moved = batch.image_ft * batch.transfer * shift_phase(images.half_plane, -centre)
+        moved = batch.image_ft * batch.transfer * shift_phase(half_plane, -centre)
         rows = torch.view_as_real(moved[:, None] * phases).flatten(2)
         with _short_products():
             cross = (rows.flatten(0, 1) @ references).view(len(batch), len(shifts_px), -1)
@@ -105,7 +107,7 @@ def _search_chunk(
         top = score.topk(top_k, dim=1)
         shift = centre[:, None] + shifts_px[best_shift.gather(1, top.indices)]
         on_block(rows_of.stop)
-        return SearchResult(Pose(rotations[top.indices], shift), top.values)
+        return SearchResult(Pose(rotations[top.indices], shift).to(home), top.values.to(home))
 
     kept = in_blocks(len(images), BLOCK_BYTES // (4 * len(shifts_px) * len(rotations)), score)
     return SearchResult(Pose.cat([k.pose for k in kept]), torch.cat([k.log_likelihood for k in kept]))

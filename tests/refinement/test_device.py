@@ -1,0 +1,204 @@
+"""Search, refinement, defocus and maps with the reference on another device: the same numbers, and no tensor left behind.
+
+The device is one that no machine needs to have. Its tensors are on the CPU, but what a GPU would refuse is refused: work on
+tensors of two devices, and NumPy's look at a tensor that is not on the CPU.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ace_em import memory
+from ace_em.config import RefineConfig, SearchConfig
+from ace_em.maths.slices import Insertion
+from ace_em.physics.ctf import CTFParameters
+from ace_em.refinement import backprojection
+from ace_em.refinement.backprojection import accumulate
+from ace_em.refinement.calibration import Calibration
+from ace_em.refinement.defocus import Optics
+from ace_em.refinement.exploring import Explorer, explore, judge_held_out
+from ace_em.refinement.half_sets import (
+    HalfSets,
+    HalfSetState,
+    refine_defocus_rounds,
+    refine_half_sets,
+    search_half_sets,
+    shared_start,
+)
+from ace_em.refinement.search import SearchSpace
+
+DEVICE = torch.device("cuda")
+
+
+class Elsewhere(Tensor):
+    """A tensor on the second device."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+_DEVICE_OF = Tensor.device.__get__  # type: ignore[attr-defined]
+
+
+def _elsewhere(value: Any) -> Any:
+    return value.as_subclass(Elsewhere) if isinstance(value, Tensor) else value
+
+
+def _here(value: Any) -> Any:
+    return value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+
+
+def _is_second(device: Any) -> bool:
+    return device is not None and torch.device(device).type == DEVICE.type
+
+
+class SecondDevice(TorchFunctionMode):
+    """Context manager in which ``torch.device("cuda")`` is the second device; ``used`` counts what was done there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = 0
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        there = [t for t in tensors if isinstance(t, Elsewhere)]
+        if func == _DEVICE_OF:
+            return DEVICE if there else torch.device("cpu")
+        if func == Tensor.to:
+            return self._moved(args, kwargs)
+        if func == Tensor.cpu:
+            return _here(args[0])
+        made_there = _is_second(kwargs.get("device"))
+        if made_there:
+            del kwargs["device"]
+        if there and getattr(func, "__name__", "") in ("numpy", "__array__"):
+            raise TypeError("cannot look with NumPy at a tensor that is not on the CPU")
+        self._refuse_mixture(func, args, tensors, there)
+        result = func(*args, **kwargs)
+        if not (there or made_there):
+            return result
+        self.used += 1
+        return pytree.tree_map(_elsewhere, result)
+
+    @staticmethod
+    def _moved(args: Any, kwargs: Any) -> Any:
+        target = kwargs.pop("device", None)
+        rest = []
+        for value in args[1:]:
+            if isinstance(value, Tensor):
+                target = DEVICE if isinstance(value, Elsewhere) else torch.device("cpu")
+                rest.append(value.dtype)
+            elif isinstance(value, torch.device | str):
+                target = value
+            else:
+                rest.append(value)
+        moved = Tensor.to(args[0], *rest, **kwargs) if rest or kwargs else args[0]
+        stays = isinstance(args[0], Elsewhere) if target is None else _is_second(target)
+        return _elsewhere(moved) if stays else _here(moved)
+
+    @staticmethod
+    def _refuse_mixture(func: Callable[..., Any], args: Any, tensors: list[Tensor], there: list[Tensor]) -> None:
+        if not there or func == Tensor.copy_:
+            return
+        # a tensor may be indexed by one of the CPU; numbers of the CPU go with anything
+        indexed = func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Elsewhere)
+        met = [a for a in args[2:] if isinstance(a, Tensor)] if indexed else tensors
+        if any(not isinstance(t, Elsewhere) and t.dim() > 0 for t in met):
+            raise RuntimeError(f"expected all tensors to be on the same device ({getattr(func, '__name__', func)})")
+
+
+C1 = torch.eye(3)[None]
+CONFIG = SearchConfig(spacing=2.5, explore_rounds=2, explore_images=60, max_rounds=3, first_band=4, last_band=6, held_out=20)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def second() -> Iterator[SecondDevice]:
+    with SecondDevice() as mode:
+        yield mode
+
+
+def test_the_second_device_refuses_what_a_gpu_would(second: SecondDevice) -> None:
+    here, there = torch.arange(6.0), torch.arange(6.0, device=DEVICE)
+    assert isinstance(there, Elsewhere) and there.device == DEVICE and here.device == CPU
+    assert isinstance(there + 1, Elsewhere) and isinstance(there[here.long()], Elsewhere)
+    assert not isinstance((there * 2).to(CPU), Elsewhere) and torch.equal(there.cpu(), here)
+    for mixed in (lambda: here + there, lambda: torch.cat([here, there]), lambda: here[there.long()], lambda: there @ here):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    with pytest.raises(TypeError):
+        there.numpy()
+
+
+def explored(p: Any, device: torch.device) -> list[torch.Tensor]:
+    explorer = Explorer(p.images, p.mask, SearchSpace(p.images.box, 16.0, CONFIG, C1), CONFIG, device)
+    generator = torch.Generator().manual_seed(0)
+    history = list(explore(explorer, p.volume, p.pose, torch.arange(20, 100), generator))
+    last, held_out = judge_held_out(explorer, history[-1], torch.arange(20), generator)
+    return [last.pose.rotation, last.pose.shift_px, last.halves.combined, torch.tensor(held_out.explained)]
+
+
+def half_sets(p: Any, device: torch.device) -> tuple[HalfSets, HalfSetState]:
+    images = replace(p.images, image_ft=p.images.image_ft.clone(), transfer=p.images.transfer.clone())
+    sets = HalfSets(images, torch.arange(len(images)) % 2 + 1, p.mask, C1, device)
+    return sets, shared_start(p.volume, p.pose, 3.0, Calibration.none(images.box, len(images)))
+
+
+def searched_and_refined(p: Any, device: torch.device) -> list[torch.Tensor]:
+    sets, state = half_sets(p, device)
+    history = [state]
+    generator = torch.Generator().manual_seed(0)
+    states = list(search_half_sets(sets, history, SearchSpace(p.images.box, 16.0, CONFIG, C1), generator))
+    states += refine_half_sets(sets, [states[-1]], RefineConfig(max_rounds=2))
+    last = states[-1]
+    return [last.pose.rotation, last.pose.shift_px, last.halves.half1, last.halves.fsc, last.calibration.scale]
+
+
+def defocused(p: Any, device: torch.device) -> list[torch.Tensor]:
+    sets, state = half_sets(p, device)
+    n, one = len(sets.images), torch.ones(len(sets.images))
+    values = {"defocus_u_angstrom": 9000 + 10 * torch.arange(n), "defocus_v_angstrom": 9000 * one, "defocus_angle_deg": 30 * one}
+    values |= {"voltage_kv": torch.where(torch.arange(n) % 3 == 0, 200.0, 300.0), "spherical_aberration_mm": 2.7 * one}
+    parameters = CTFParameters(**values, amplitude_contrast=0.1 * one, phase_shift_deg=0 * one)
+    optics = Optics(parameters, 2.0, one, torch.ones(sets.images.box // 2 + 1))
+    sets.images.replace_transfer_(iter([(slice(0, n), optics.transfer(sets.images.half_plane))]))
+    state, fit = refine_defocus_rounds(sets, state, parameters, 2.0, RefineConfig())
+    return [fit.offset_angstrom, state.halves.half2]
+
+
+@pytest.mark.parametrize("work", [explored, searched_and_refined, defocused])
+def test_the_numbers_are_the_same_elsewhere(
+    particle: Callable[..., Any], second: SecondDevice, work: Callable[[Any, torch.device], list[torch.Tensor]]
+) -> None:
+    p = particle(100, noise=1.0)
+    here = work(p, CPU)
+    assert second.used == 0
+    there = work(p, DEVICE)
+    assert second.used > 100
+    for one, other in zip(here, there, strict=True):
+        # all that is kept is on the CPU again
+        assert not isinstance(other, Elsewhere) and torch.equal(one, other)
+
+
+def test_a_map_too_large_for_the_device_is_made_on_the_cpu(
+    particle: Callable[..., Any], second: SecondDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    p = particle(40, noise=1.0)
+    wanted = accumulate(p.images, p.pose).grid
+
+    class Small(Insertion):
+        def __init__(self, padded_box: int, like: torch.Tensor) -> None:
+            if like.device == DEVICE:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(padded_box, like)
+
+    monkeypatch.setattr(backprojection, "Insertion", Small)
+    monkeypatch.setattr(memory, "free_cached", lambda: None)
+    assert torch.equal(accumulate(p.images, p.pose, device=DEVICE).grid, wanted)
+    assert "too large for the cuda device" in caplog.text
