@@ -54,6 +54,13 @@ def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> N
     assert "What is missing" not in page and "Not shown" not in page and "resolution, FSC" not in page
 
 
+def test_no_encoder_is_kept_where_none_is_wanted(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    reconstruct(data, run, "--preset", "cryoposenet", *TINY, "--predict.steps", 0, codes=(3,))
+    assert not (run / "encoder.pt").exists() and not (run / "confident.star").exists()
+    assert "aceLikelihoodGap" not in (run / "poses.star").read_text()
+
+
 def test_the_map_is_the_decoders_and_the_poses_are_the_encoders(data: Path, tmp_path: Path) -> None:
     """Repeated from its own settings file, bit for bit; the checkpoint's decoder is the map."""
     run, again = tmp_path / "run", tmp_path / "again"

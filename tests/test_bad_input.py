@@ -14,9 +14,13 @@ import torch
 
 from ace_em import cli
 from ace_em.config import RunConfig
+from ace_em.convert import convert
 from ace_em.data import preprocess
+from ace_em.data.cs.file import load_fields, save_fields
+from ace_em.data.cs.relion_text import without_text
 from ace_em.data.mrc import write_volume
 from ace_em.data.particles import Particles
+from ace_em.errors import option
 from ace_em.plan import make_plan
 
 N, BOX = 120, 16
@@ -272,14 +276,48 @@ def test_bad_image_that_the_survey_does_not_look_at(
     assert contents(tmp_path) == before
 
 
+def test_a_cs_file_whose_names_no_star_file_can_hold(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    """poses.star is written at the end: it is refused at the beginning."""
+    convert(Path("p.star"), Path("p.cs"), say=lambda line: None)
+    Path("o'neil").mkdir()
+    Path("a.mrcs").rename("o'neil/a.mrcs")
+    fields = without_text(load_fields("p.cs"))
+    save_fields("p.cs", fields | {"blob/path": np.array([b"o'neil/a.mrcs"] * N)})
+    before = contents(tmp_path)
+    assert_refused(reconstruct("p.cs", "-o", "run", *TINY), ["p.cs: row 1, field blob/path", "o'neil/a.mrcs", "STAR file"])
+    assert contents(tmp_path) == before
+
+
+def test_contrast_that_the_images_do_not_tell_is_the_files(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+    write_stack(np.random.default_rng(0).normal(size=(N, BOX, BOX)).astype(np.float32))
+    convert(Path("p.star"), Path("p.cs"), contrast="black", say=lambda line: None)
+    code, out, _ = reconstruct("p.cs", "-o", "run", *TINY, "--predict.steps", 0)
+    assert code == 3 and "protein is black (says the file, z = " in out and "give --contrast" not in out
+    code, out, _ = reconstruct("p.star", "-o", "other", *TINY, "--predict.steps", 0)
+    assert code == 3 and "(measured, z = " in out and "give --contrast" in out
+
+
+def test_a_disk_without_room_for_the_later_boxes(
+    reconstruct: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 5000
+
+    monkeypatch.setattr("ace_em.data.scratch.shutil.disk_usage", lambda folder: Usage)
+    before = contents(tmp_path)
+    scratch = ["GiB of scratch space are needed", "0.0 GiB are free", "--scratch"]
+    assert_refused(reconstruct("p.star", "-o", "run", *TINY, "--memory", 1e-6), scratch)
+    assert contents(tmp_path) == before
+
+
 BAD_OPTIONS: dict[str, tuple[list[object], list[str]]] = {
-    "final box too large": (["--final-box", 17], ["final_box 17", "16"]),
-    "final box too small": (["--final-box", 8], ["final_box 8", "16"]),
+    "final box too large": (["--final-box", 17], ["--final-box 17", "16"]),
+    "final box too small": (["--final-box", 8], ["--final-box 8", "16"]),
     "contrast": (["--contrast", "purple"], ["contrast", "purple", "auto", "white", "black"]),
     "device": (["--device", "gpu"], ["device", "gpu", "cuda"]),
     "precision": (["--precision", "nonsense"], ["precision", "nonsense", "32-true"]),
     "encoder": (["--ace.encoder", "foo"], ["ace.encoder", "foo", "resnet"]),
-    "symmetric loss": (["--ace.symmetric_loss", "foo"], ["ace.symmetric_loss", "foo", "half-turn"]),
+    "symmetric loss": (["--ace.symmetric_loss", "foo"], ["--ace.symmetric-loss", "foo", "half-turn"]),
     "point group": (["--symmetry", "Q7"], ["--symmetry Q7", "C1", "D1", "T, O, I"]),
     "schedule": (["--ace.schedule", "foo"], ["ace.schedule", "foo", "cosine"]),
 }
@@ -311,6 +349,21 @@ UNCHECKED: dict[str, list[object]] = {
     "seed": ["--seed", -1],
     "batch": ["--ace.batch", 0],
     "hypotheses": ["--ace.hypotheses", 0],
+    "depth": ["--ace.depth", 0],
+    "bound of shifts": ["--ace.max_shift", 0],
+    "band of the encoder": ["--ace.encoder_band", 0],
+    "rate": ["--ace.lr_encoder", 0],
+    "march": ["--ace.march", 2],
+    "local steps": ["--search.local_steps", 0],
+    "grid of shifts": ["--search.shift", -1],
+    "refinement steps": ["--refine.local_steps", 0],
+    "defocus range": ["--refine.defocus_range", 0],
+    "defocus prior": ["--refine.defocus_sd", 0],
+    "lesson": ["--predict.steps", -1],
+    "lent images": ["--predict.images", 0],
+    "rate of the lesson": ["--predict.lr", 0],
+    "encoder's answers": ["--predict.hypotheses", 0],
+    "bands of answers": ["--predict.bands", "[0.0]"],
     "steps": ["--ace.steps", -1],
     "spacing": ["--search.spacing", 0],
     "label kernel": ["--ace.label_kernel", 6],
@@ -331,7 +384,7 @@ UNCHECKED: dict[str, list[object]] = {
 @pytest.mark.parametrize("case", list(UNCHECKED))
 def test_values_that_make_no_run(reconstruct: Callable[..., Result], tmp_path: Path, case: str) -> None:
     before = contents(tmp_path)
-    name = str(UNCHECKED[case][0]).removeprefix("--")
+    name = option(str(UNCHECKED[case][0]).removeprefix("--"))
     assert_refused(reconstruct("p.star", "-o", "run", *TINY, *UNCHECKED[case]), [name, str(UNCHECKED[case][1])])
     assert contents(tmp_path) == before
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import yaml
 from ace_em import cli
 from ace_em.arguments import reconstruct_parser, switched_on, underscored
 from ace_em.config import RunConfig, SimulationConfig
+from ace_em.errors import option
 
 Result = tuple[int, str, str]
 HEAVY = ("torch", "roma", "lightning_fabric", "pandas", "matplotlib", "gemmi", "mrcfile", "starfile", "healpy")
@@ -89,7 +91,9 @@ def test_help_of_a_command_names_every_setting(ace_em: Callable[..., Result], co
     code, out, _ = ace_em(command, "--help")
     assert code == 0
     for field in dataclasses.fields(config):
-        assert f"--{field.name}" in out
+        assert f"{option(field.name)} " in out
+    # as it is typed everywhere else
+    assert not re.search(r"\[--\w[\w.]*_", out)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +111,14 @@ def test_help_of_a_command_names_every_setting(ace_em: Callable[..., Result], co
         (["reconstruct"], ["particles"]),
         (["evaluate", "run"], ["truth"]),
         (["fsc", "a.mrc"], ["map2"]),
-        (["reconstruct", "p.star", "-o", "run", "--ace.steps", "many"], ["ace.steps", "int", "many"]),
-        (["reconstruct", "p.star", "-o", "run", "--ace.steps", "1.5"], ["ace.steps", "int", "1.5"]),
-        (["reconstruct", "p.star", "-o", "run", "--diameter", "wide"], ["diameter", "float", "wide"]),
-        (["reconstruct", "p.star", "-o", "run", "--ace.mates", "perhaps"], ["ace.mates", "bool", "perhaps"]),
-        (["simulate", "s.pdb", "-o", "sim", "--n", "2x"], ["n", "int", "2x"]),
-        (["simulate", "s.pdb", "-o", "sim", "--snr-db", "nan"], ["snr_db", "nan"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.steps", "many"], ["--ace.steps many", "whole number"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.steps", "1.5"], ["--ace.steps 1.5", "whole number"]),
+        (["reconstruct", "p.star", "-o", "run", "--diameter", "wide"], ["--diameter wide", "a number"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.mates", "perhaps"], ["--ace.mates perhaps", "true or false"]),
+        (["reconstruct", "p.star", "-o", "run", "--b-factor", "sharp"], ["--b-factor sharp", "a number"]),
+        (["reconstruct", "p.star", "-o", "run", "--final-boxx", "3"], ["--final-boxx"]),
+        (["simulate", "s.pdb", "-o", "sim", "--n", "2x"], ["--n 2x", "whole number"]),
+        (["simulate", "s.pdb", "-o", "sim", "--snr-db", "nan"], ["--snr-db nan", "a number"]),
         (["simulate", "s.pdb", "-o", "sim", "--seed"], ["seed"]),
         (["reconstruct", "p.star", "-o", "run", "--config", "no.yaml"], ["config", "no.yaml"]),
     ],

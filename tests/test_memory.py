@@ -78,5 +78,6 @@ def test_one_image_that_does_not_fit_is_the_end() -> None:
     def too_large(rows: slice) -> None:
         raise MemoryError
 
-    with pytest.raises(MemoryError):
-        in_blocks(8, 4, too_large)
+    for n, block in ((8, 4), (1, 250), (1, 1)):
+        with pytest.raises(MemoryError):
+            in_blocks(n, block, too_large)

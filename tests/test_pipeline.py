@@ -18,7 +18,7 @@ import roma
 import torch
 import yaml
 
-from ace_em import cli
+from ace_em import cli, pipeline
 from ace_em.config import RunConfig, SimulationConfig
 from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
@@ -257,6 +257,34 @@ def test_config_repeats_the_run_bit_by_bit_from_black_protein_too(
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
     one, other = (yaml.safe_load((r / "config.yaml").read_text()) for r in (run, again))
     assert one.pop("particles") != other.pop("particles") and one == other
+
+
+def test_config_means_the_same_from_another_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_report: None
+) -> None:
+    """A relative --subset; and a request to stop that comes too late is gone."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.txt").write_text(" ".join(map(str, range(1, 151))))
+    results = pipeline.write_results
+
+    def asked_to_stop(*args: Any) -> None:
+        Path("run/stop").touch()
+        results(*args)
+
+    monkeypatch.setattr(pipeline, "write_results", asked_to_stop)
+    lenient = ["--search.shortfall", 1, "--search.settled_share", 0, "--predict.steps", 0, "--project", data]
+    (tmp_path / "particles.star").write_bytes((data / "particles.star").read_bytes())
+    with pytest.raises(SystemExit):
+        cli.main([str(a) for a in ("reconstruct", "particles.star", "-o", "run", *SMALL, *lenient, "--subset", "rows.txt")])
+    assert not Path("run/stop").exists()
+    settings = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert settings["subset"] == str(tmp_path / "rows.txt") and settings["scratch"] == ""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reconstruct", "../particles.star", "-o", "../run", "--resume"])
+    assert ended.value.code in (0, NOT_CONVERGED) and "nothing to do" in capsys.readouterr().out
 
 
 def test_flip_hand_writes_the_mirror_image_of_the_run(run: Path, data: Path, tmp_path: Path, no_report: None) -> None:

@@ -137,7 +137,7 @@ def test_no_file_that_is_needed_is_replaced(folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--max-particles", "-1", "--max_particles -1"),
+        ("--max-particles", "-1", "--max-particles -1"),
         ("--seed", "-1", "--seed -1"),
         ("--threads", "-1", "--threads -1"),
         ("--subset", "rows.txt", "row number"),

@@ -10,6 +10,7 @@ import yaml
 from ace_em.arguments import config_first, parsed, reconstruct_parser, switched_on, underscored
 from ace_em.cli import _fields, main
 from ace_em.config import RunConfig
+from ace_em.errors import InputError
 from ace_em.presets import PRESETS, changed, differences, flat, preset
 
 PAPER = [name for name in PRESETS if name != "fast"]
@@ -154,6 +155,15 @@ def test_a_settings_file_may_name_a_preset(tmp_path: Path) -> None:
         assert settings(*line) == changed(wanted, {"ace.batch": 9})
     # another preset on the line: its values, but for what the file sets itself
     assert settings("--config", str(file), "--preset", "cryoposenet") == changed(preset("cryoposenet"), {"ace.batch": 7})
+
+
+def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    """A run's config.yaml sets everything: its preset is a name that the run's page shows."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(dataclasses.asdict(preset("cryoai"))))
+    assert settings("--config", str(file), "--preset", "cryoai") == preset("cryoai")
+    with pytest.raises(InputError, match="--preset fast: .*config.yaml holds every setting of preset cryoai"):
+        settings("--config", str(file), "--preset", "fast")
 
 
 def test_a_file_without_a_preset_changes_the_presets_values(tmp_path: Path) -> None:

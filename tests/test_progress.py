@@ -24,6 +24,14 @@ def test_the_rest_goes_at_the_pace_of_what_is_done() -> None:
     assert expected.end_s == 150
 
 
+def test_a_stage_that_a_resumed_run_passes_over_is_past() -> None:
+    whole, resumed = Expectation(PLANNED, known=True), Expectation(PLANNED, known=True)
+    whole.past("start", 120.0)
+    for expected in (whole, resumed):
+        expected.past("search", 180.0)
+    assert resumed.end_s == whole.end_s == pytest.approx(180 + 2 * 10)
+
+
 def test_another_start_is_no_slowness() -> None:
     expected = Expectation(PLANNED, known=True)
     expected.once_more("start")

@@ -1,6 +1,8 @@
 """What is done to the maps and poses at the end: the other hand, grey values, the mask."""
 
+import csv
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import change_box
 from ace_em.refinement.symmetry import symmetrise_volume
 from ace_em.results import grey_scaled, mask_of, mirrored, reflect
+from ace_em.run_folder import RunFolder
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import Atoms
 
@@ -107,6 +110,17 @@ def test_grey_values_do_not_depend_on_the_box(box: int) -> None:
         at_centre = getattr(found, name)[box // 2, box // 2, box // 2]
         assert at_centre == pytest.approx(volume[full // 2, full // 2, full // 2].item(), rel=0.02)
         torch.testing.assert_close(getattr(found, name), wanted, atol=0.02 * float(wanted.max()), rtol=0)
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_resolutions_of_the_table_are_those_of_the_box(tmp_path: Path, box: int) -> None:
+    RunFolder(tmp_path).write_fsc({"fsc": torch.linspace(1, 0, box // 2 + 1)}, box * 17.0)
+    with open(tmp_path / "fsc.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == box // 2 + 1 and rows[0]["resolution_angstrom"] == "inf"
+    for shell, row in enumerate(rows[1:], start=1):
+        assert float(row["resolution_angstrom"]) == pytest.approx(box * 17 / shell, rel=1e-4)
+        assert float(row["frequency_per_angstrom"]) == pytest.approx(shell / (box * 17), abs=1e-6)
 
 
 def test_mask_holds_the_particle_and_stays_in_the_ball() -> None:

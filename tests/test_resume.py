@@ -175,6 +175,15 @@ def test_other_settings_or_particles_are_refused(
     }
 
 
+@pytest.mark.parametrize("spelling", ["-o{}", "--output={}", "--output {}"])
+def test_a_run_goes_on_with_its_own_settings(data: Path, whole: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reconstruct", str(data / "particles.star"), *spelling.format(whole).split(), "--resume"])
+    assert ended.value.code in (0, 3) and "nothing to do" in capsys.readouterr().out
+    reconstruct(data, whole, "--resume", "--preset", "cryoai", codes=(2,))
+    assert "--preset cryoai" in capsys.readouterr().err
+
+
 def test_two_runs_do_not_share_a_folder(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunFolder(whole).locked():
         reconstruct(data, whole, "--resume", codes=(2,))

@@ -1,21 +1,37 @@
 """What each command takes on its line, and how a line is read: hyphens, bare switches, settings files, presets."""
 
+import argparse
 import itertools
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ace_em.config import RunConfig, SimulationConfig
+from ace_em.errors import InputError, option
 from ace_em.presets import PRESETS
 
 # the text below every field of a settings class is its help
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def simulate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Simulate a particle stack from a structure or a map.", exit_on_error=False)
+class Parser(ArgumentParser):
+    """Shows options as they are written everywhere else: --pixel-size, though the parser knows it as --pixel_size."""
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        return hyphenated(super().format_help(formatter))
+
+
+def hyphenated(text: str) -> str:
+    """Options in a text with hyphens."""
+    return re.sub(r"--[a-z][\w.]*", lambda found: found[0].replace("_", "-"), text)
+
+
+def simulate_parser() -> Parser:
+    parser = Parser(description="Simulate a particle stack from a structure or a map.", exit_on_error=False)
     parser.add_argument("structure", type=str, help=".pdb, .cif (.gz too), .npz with coords and Z, or .mrc")
     parser.add_argument("-o", "--output", type=str, required=True, help="folder for particles.star, truth.star, volume.mrc")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier simulated set in that folder")
@@ -26,8 +42,8 @@ def simulate_parser() -> ArgumentParser:
     return parser
 
 
-def reconstruct_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Particles to a map and poses, with no reference.", exit_on_error=False)
+def reconstruct_parser() -> Parser:
+    parser = Parser(description="Particles to a map and poses, with no reference.", exit_on_error=False)
     parser.add_argument("particles", type=str, help="RELION .star file (3.0, 3.1 or later) or cryoSPARC .cs file")
     parser.add_argument("-o", "--output", type=str, required=True, help="folder for the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
@@ -39,9 +55,9 @@ def reconstruct_parser() -> ArgumentParser:
     return parser
 
 
-def predict_parser() -> ArgumentParser:
+def predict_parser() -> Parser:
     description = "Poses of particles that a run has not seen, from its encoder and a local step; nothing is trained."
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = Parser(description=description, exit_on_error=False)
     parser.add_argument("particles", type=str, help="RELION .star or cryoSPARC .cs file, box and pixel size as in the run")
     parser.add_argument("--run", type=str, required=True, help="folder of a finished run")
     parser.add_argument("-o", "--output", type=str, default="", help="file to write, .star or .cs; default: NAME_poses here")
@@ -58,15 +74,15 @@ def predict_parser() -> ArgumentParser:
     return parser
 
 
-def evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Score a run against the truth of a simulated set.", exit_on_error=False)
+def evaluate_parser() -> Parser:
+    parser = Parser(description="Score a run against the truth of a simulated set.", exit_on_error=False)
     parser.add_argument("run", type=str, help="folder of a finished run")
     parser.add_argument("--truth", type=str, required=True, help="folder made by `ace-em simulate`")
     return parser
 
 
-def fsc_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Fourier shell correlation of two maps.", exit_on_error=False)
+def fsc_parser() -> Parser:
+    parser = Parser(description="Fourier shell correlation of two maps.", exit_on_error=False)
     parser.add_argument("map1", type=str, help=".mrc")
     parser.add_argument("map2", type=str, help=".mrc of the same box and pixel size")
     parser.add_argument("--mask", type=str, default="", help=".mrc between 0 and 1; adds masked and corrected curves")
@@ -74,22 +90,22 @@ def fsc_parser() -> ArgumentParser:
     return parser
 
 
-def report_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Write RUN/report.html anew.", exit_on_error=False)
+def report_parser() -> Parser:
+    parser = Parser(description="Write RUN/report.html anew.", exit_on_error=False)
     parser.add_argument("run", type=str, help="folder of a run")
     return parser
 
 
-def watch_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Serve the page of a run, which follows it while it goes on.", exit_on_error=False)
+def watch_parser() -> Parser:
+    parser = Parser(description="Serve the page of a run, which follows it while it goes on.", exit_on_error=False)
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("--port", type=int, default=8050, help="of the address to open in a browser; 0 takes any that is free")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; beyond this machine with a token")
     return parser
 
 
-def convert_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Convert particles between RELION STAR and cryoSPARC .cs files.", exit_on_error=False)
+def convert_parser() -> Parser:
+    parser = Parser(description="Convert particles between RELION STAR and cryoSPARC .cs files.", exit_on_error=False)
     parser.add_argument("source", type=str, help="particles, .star or .cs; the images need not be there")
     parser.add_argument("target", type=str, help="file to write, .star or .cs")
     parser.add_argument(
@@ -110,8 +126,8 @@ def convert_parser() -> ArgumentParser:
     return parser
 
 
-def presets_parser() -> ArgumentParser:
-    return ArgumentParser(description="Show in which settings the presets differ.", exit_on_error=False)
+def presets_parser() -> Parser:
+    return Parser(description="Show in which settings the presets differ.", exit_on_error=False)
 
 
 PARSERS = {
@@ -125,6 +141,26 @@ PARSERS = {
     "convert": convert_parser,
     "watch": watch_parser,
 }
+
+
+_WRONG_VALUE = re.compile(r'Parser key "([\w.]+)": (?:Expected an? (.+?)\. Got value: (.*)|(.*))')
+_TYPES = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
+
+
+def in_plain_words(error: str) -> str:
+    """What the parser says of an argument, without Python's names of types."""
+    error = " ".join(error.split())
+    found = _WRONG_VALUE.fullmatch(error)
+    if found is None:
+        return hyphenated(error)
+    name, kind, value, other = found.groups()
+    if kind is None:
+        one_or_none = re.fullmatch(r"Does not validate .*Expected a (<class '\w+'>).*'NoneType'.* Given value: (.*)", other)
+        if one_or_none is None:
+            return f"{option(name)}: {other}"
+        kind, value = one_or_none.groups()
+    kind = re.sub(r"^typing\.Literal\[(.*)\]$", r"one of \1", _TYPES.get(kind, kind))
+    return f"{option(name)} {value}: expected {kind}"
 
 
 def underscored(argument: str) -> str:
@@ -173,15 +209,33 @@ def settings_of_run(command: str, arguments: list[str]) -> list[str]:
     """A run that goes on has the settings that it was begun with, before those of the line."""
     if command != "reconstruct" or "--resume" not in arguments:
         return arguments
-    outputs = [b for a, b in itertools.pairwise(arguments) if a in ("-o", "--output")]
-    outputs += [a.partition("=")[2] for a in arguments if a.startswith("--output=")]
-    settings = Path(outputs[-1]) / "config.yaml" if outputs else None
-    return [f"--config={settings}", *arguments] if settings is not None and settings.is_file() else arguments
+    # every way to write an option: -o RUN, -oRUN, --output=RUN
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("-o", "--output", default="")
+    try:
+        output = reader.parse_known_args(arguments)[0].output
+    except argparse.ArgumentError:
+        output = ""  # the command's own parser will say what is wrong
+    settings = Path(output) / "config.yaml"
+    return [f"--config={settings}", *arguments] if output and settings.is_file() else arguments
+
+
+def _refuse_idle_preset(args: Namespace) -> None:
+    """Refuse a preset beside a file, such as RUN/config.yaml, that sets all that presets set: it would be no more than a name."""
+    for file in args.get("config") or []:
+        settings = yaml.safe_load(Path(str(file)).read_text())
+        held = settings.get("preset") if isinstance(settings, dict) else None
+        if held not in PRESETS or held == args.preset:
+            continue
+        names = (name.split(".") for name in PRESETS[held] | PRESETS[args.preset])
+        if all(name[-1] in (settings.get(name[0], {}) if len(name) > 1 else settings) for name in names):
+            raise InputError(f"--preset {args.preset}: {file} holds every setting of preset {held}; expected one of the two")
 
 
 def parsed(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse, and once more with the preset's values as the defaults when one is named: what the user sets wins over it."""
     # printing ends the parsing, so that it must wait for the preset
     args = parser.parse_args([a for a in arguments if not a.startswith("--print_config")])
+    _refuse_idle_preset(args)
     parser.set_defaults(PRESETS[args.get("preset", "fast")])
     return parser.parse_args(arguments)

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 
 from ace_em import __version__
-from ace_em.arguments import PARSERS, config_first, parsed, settings_of_run, switched_on, underscored
+from ace_em.arguments import PARSERS, config_first, in_plain_words, parsed, settings_of_run, switched_on, underscored
 from ace_em.config import RunConfig, SimulationConfig
 from ace_em.errors import Diverged, InputError
 from ace_em.presets import PRESETS
@@ -175,7 +175,7 @@ def _run(argv: list[str]) -> int:
         args.typed = argv
         return COMMANDS[argv[0]](args)
     except ArgumentError as error:
-        print(f"ace-em {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ace-em {argv[0]}: {in_plain_words(str(error))}", file=sys.stderr)
         return 2
     except InputError as error:
         print(f"ace-em {argv[0]}: {error}", file=sys.stderr)

@@ -10,3 +10,8 @@ class InputError(Exception):
 
 class Diverged(Exception):
     """A computation met numbers that are none, time and again, and was given up; the message says what to try."""
+
+
+def option(name: str) -> str:
+    """A setting as it is typed: ``--final-box`` for ``final_box``."""
+    return "--" + name.replace("_", "-")

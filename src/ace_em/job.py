@@ -34,4 +34,4 @@ class Job:
 
     def show_fsc(self, fsc: Tensor) -> None:
         """The FSC so far, shell by shell (n // 2 + 1,)."""
-        self.run.write_fsc({"fsc": fsc}, self.plan.box_angstrom / (2 * (len(fsc) - 1)))
+        self.run.write_fsc({"fsc": fsc}, self.plan.box_angstrom)

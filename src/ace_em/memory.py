@@ -94,13 +94,13 @@ def in_blocks(n: int, block: int, work: Callable[[slice], T]) -> list[T]:
         try:
             done.append(work(slice(start, min(start + block, n))))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or block == 1:
+            if not is_out_of_memory(error) or min(block, n - start) == 1:
                 raise
         else:
             start += block
             continue
         # out of the handler, whose traceback holds on to what was made so far
-        block = min(block, n) // 2
+        block = min(block, n - start) // 2
         free_cached()
         _LOG.warning("out of memory: going on in blocks of %d images", block)
     return done

@@ -19,15 +19,16 @@ from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
 from ace_em.data.selection import selected_rows
 from ace_em.data.split import half_sets
+from ace_em.data.star import refuse_unwritable
 from ace_em.data.tables import read_particle_table
 from ace_em.data.working_set import Images
-from ace_em.errors import Diverged, InputError
+from ace_em.errors import Diverged, InputError, option
 from ace_em.job import Job
 from ace_em.journal import Journal
 from ace_em.plan import Plan, announce, check, make_plan, record_survey
 from ace_em.predictor import Predictor
 from ace_em.progress import Mode, Reporter
-from ace_em.reading import read_images
+from ace_em.reading import read_images, refuse_small_disk
 from ace_em.refinement.exploring import expected_share
 from ace_em.refinement.half_sets import HalfSetState, refine_defocus_rounds
 from ace_em.results import Outcome, write_results
@@ -37,8 +38,12 @@ from ace_em.stages import Start, best_start, refine, search
 from ace_em.teaching import teach, untaught
 from ace_em.verdict import Verdict, judge, judge_amortised
 
-MAY_CHANGE = {"device", "threads", "memory", "scratch", "checkpoint_s", "preset", "project", "passthrough"}
+MAY_CHANGE = {"device", "threads", "memory", "scratch", "checkpoint_s", "project", "passthrough"}
 """Settings that a resumed run may change: they say how, not what."""
+
+
+PATHS = ("subset", "exclude", "passthrough", "project", "scratch")
+"""Settings that are paths, or several with commas between."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,16 @@ def open_particles(path: Path, config: RunConfig) -> Particles:
     return Particles.of(table, Path(config.project) if config.project else None)
 
 
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The settings with paths that mean the same from every folder: config.yaml may be used in another."""
+
+    def whole(paths: str) -> str:
+        return ",".join(str(Path(path).absolute()) for path in paths.split(",") if path)
+
+    changes: dict[str, Any] = {name: whole(getattr(config, name)) for name in PATHS}
+    return dataclasses.replace(config, **changes)
+
+
 def chosen_half_sets(particles: Particles, seed: int) -> np.ndarray:
     """The half-sets of the input's rlnRandomSubset when it has both, otherwise random halves."""
     given = particles.half_sets()
@@ -82,6 +97,7 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
         before anything is written, when the input or an option is wrong.
     """
     check(config)
+    config = with_whole_paths(config)
     reporter = Reporter(mode=request.mode)
     resumed = request.resume and RunFolder(request.out).metrics.exists()
     if request.resume and not resumed:
@@ -94,10 +110,13 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
             [request.particles, *map(Path, (config.subset, config.exclude, *config.passthrough.split(",")))]
         )
     particles = open_particles(request.particles, config)
+    # a .cs file may hold what poses.star cannot
+    refuse_unwritable(particles.table)
     if not resumed:
         RunFolder(request.out).spare(list(particles.stack_paths))
     plan = make_plan(particles, config)
     announce(plan, config, reporter)
+    refuse_small_disk(plan, config, request.out)
     if resumed:
         with RunFolder(request.out).locked():
             return resume(plan, config, RunFolder(request.out), request, reporter)
@@ -133,7 +152,9 @@ def refuse_other_settings(run: RunFolder, config: RunConfig) -> None:
     for name, value in _flat(dataclasses.asdict(config)).items():
         before = _flat(old).get(name, value)
         if name not in MAY_CHANGE and before != value:
-            raise InputError(f"--{name} {value}: the run in {run.path} was begun with {before}; --resume keeps its settings")
+            raise InputError(
+                f"{option(name)} {value}: the run in {run.path} was begun with {before}; --resume keeps its settings"
+            )
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -170,7 +191,8 @@ def watched(journal: Journal, reporter: Reporter, request: Request, plan: Plan) 
         if stopped:
             reporter.say(f"stopped {journal.where()}; the same command with --resume goes on from there", always=True)
         raise
-    run.current_map.unlink(missing_ok=True)
+    for left in (run.current_map, run.stop):
+        left.unlink(missing_ok=True)
     reporter.write_status("finished")
 
 
@@ -260,4 +282,5 @@ def autoencoder_alone(job: Job, images: Images | None) -> Outcome:
     job.reporter.past("start")
     verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), job.config)
     # encoder and map were trained together: there is nothing to teach
-    return Outcome(last, job.half_set.numpy(), verdict, None, untaught(last, networks, job))
+    predictor = untaught(last, networks, job) if job.config.predict.steps else None
+    return Outcome(last, job.half_set.numpy(), verdict, None, predictor)

@@ -14,7 +14,7 @@ from ace_em.data.aberrations import ignored_aberrations
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, survey
 from ace_em.data.working_set import BLOCK_BYTES
-from ace_em.errors import InputError
+from ace_em.errors import InputError, option
 from ace_em.maths.point_group import point_group
 from ace_em.memory import available_bytes
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
@@ -112,7 +112,7 @@ def _largest_prime_factor(n: int) -> int:
 def check(config: RunConfig) -> None:
     """Refuse settings that make no run."""
     group_of(config.symmetry)
-    ace, search, refinement = config.ace, config.search, config.refine
+    ace, search, refinement, predict = config.ace, config.search, config.refine, config.predict
     rules = {
         "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
         "threads": (config.threads, config.threads >= 0, "0 or more"),
@@ -123,25 +123,41 @@ def check(config: RunConfig) -> None:
         "ace.batch": (ace.batch, ace.batch >= 2, "2 or more"),
         "ace.hypotheses": (ace.hypotheses, ace.hypotheses >= 1, "1 or more"),
         "ace.width": (ace.width, ace.width >= 1, "1 or more"),
-        "ace.first_band": (ace.first_band, 0 < ace.first_band <= (ace.last_band or math.inf), "0 to ace.last_band"),
+        "ace.depth": (ace.depth, ace.depth >= 1, "1 or more"),
+        "ace.max_shift": (ace.max_shift, 0 < ace.max_shift <= 0.5, "more than 0, to 0.5"),
+        "ace.encoder_band": (ace.encoder_band, ace.encoder_band > 0, "more than 0"),
+        "ace.lr_encoder": (ace.lr_encoder, ace.lr_encoder > 0, "more than 0"),
+        "ace.lr_decoder": (ace.lr_decoder, ace.lr_decoder > 0, "more than 0"),
+        "ace.march": (ace.march, 0 <= ace.march <= 1, "0 to 1"),
+        "ace.first_band": (ace.first_band, 0 < ace.first_band <= (ace.last_band or math.inf), "0 to --ace.last-band"),
         "ace.last_band": (ace.last_band, ace.last_band >= 0, "0 or more"),
         "ace.label_kernel": (ace.label_kernel, 1 <= ace.label_kernel <= 5, "1 to 5"),
         "ace.milestones": (list(ace.milestones), all(0 < m <= 1 for m in ace.milestones), "shares of the run, 0 to 1"),
         "ace.pip_warmup_steps": (ace.pip_warmup_steps, ace.pip_warmup_steps >= 0, "0 or more"),
-        "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to search.last_band"),
+        "search.first_band": (search.first_band, 0 < search.first_band <= search.last_band, "0 to --search.last-band"),
         "search.spacing": (search.spacing, search.spacing > 0.2, "more than 0.2"),
         "search.explore_rounds": (search.explore_rounds, search.explore_rounds >= 1, "1 or more"),
         "search.explore_images": (search.explore_images, search.explore_images >= 2, "2 or more"),
         "search.held_out": (search.held_out, search.held_out >= 10, "10 or more"),
         "search.top_k": (search.top_k, 1 <= search.top_k <= 100, "1 to 100"),
         "search.shared_band": (search.shared_band, search.shared_band >= 2, "2 or more"),
+        "search.local_steps": (search.local_steps, search.local_steps >= 1, "1 or more"),
+        "search.shift": (search.shift, search.shift >= 0, "0 or more"),
         "search.max_rounds": (search.max_rounds, search.max_rounds >= 1, "1 or more"),
         "search.shift_step": (search.shift_step, search.shift_step > 0, "more than 0"),
         "refine.max_rounds": (refinement.max_rounds, refinement.max_rounds >= 1, "1 or more"),
+        "refine.local_steps": (refinement.local_steps, refinement.local_steps >= 1, "1 or more"),
+        "refine.defocus_range": (refinement.defocus_range, refinement.defocus_range > 0, "more than 0 Angstrom"),
+        "refine.defocus_sd": (refinement.defocus_sd, refinement.defocus_sd > 0, "more than 0 Angstrom"),
+        "predict.steps": (predict.steps, predict.steps >= 0, "0 or more"),
+        "predict.images": (predict.images, predict.images >= 2, "2 or more"),
+        "predict.lr": (predict.lr, predict.lr > 0, "more than 0"),
+        "predict.hypotheses": (predict.hypotheses, predict.hypotheses >= 1, "1 or more"),
+        "predict.bands": (list(predict.bands), all(band > 0 for band in predict.bands), "numbers above 0"),
     }
     for name, (value, fine, expected) in rules.items():
         if not fine:
-            raise InputError(f"--{name} {value}: expected {expected}")
+            raise InputError(f"{option(name)} {value}: expected {expected}")
     if config.scratch and not (Path(config.scratch).is_dir() and os.access(config.scratch, os.W_OK)):
         raise InputError(f"--scratch {config.scratch}: expected a folder that can be written to")
 
@@ -155,9 +171,9 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     threads = config.threads or free_threads()
     torch.set_num_threads(threads)
     look = survey(particles, sign, config.seed)
-    if sign is None and abs(look.contrast_z) < UNCLEAR_CONTRAST and particles.sign_on_disk is not None:
-        # the images do not tell, but a cryoSPARC file does
-        look = dataclasses.replace(look, sign=particles.sign_on_disk)
+    said = sign_of_file(particles, look, config)
+    if said is not None:
+        look = dataclasses.replace(look, sign=said)
     diameter = config.diameter or look.diameter_angstrom
     box_angstrom = particles.box * particles.pixel_size_angstrom
     if not 4 * particles.pixel_size_angstrom <= diameter <= 1.5 * box_angstrom:
@@ -165,7 +181,7 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     shells_per_band = box_angstrom / diameter
     final = config.final_box or min(particles.box, LARGEST_DEFAULT_BOX)
     if not 16 <= final <= particles.box:
-        raise InputError(f"--final_box {final}: expected 16 to {particles.box}, the box of the images")
+        raise InputError(f"--final-box {final}: expected 16 to {particles.box}, the box of the images")
     marched = min(even_box(2.2 * config.ace.last_band * shells_per_band), particles.box)
     working = marched if config.ace.last_band else final
     boxes = [*(b for b in (64,) if working < b < final), final] if config.stages == "all" else [working]
@@ -176,14 +192,21 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     return dataclasses.replace(plan, stage_s=stage_seconds(plan, config))
 
 
+def sign_of_file(particles: Particles, look: Survey, config: RunConfig) -> float | None:
+    """The contrast that a cryoSPARC file says, where it is taken from there: the images do not tell, and nobody does."""
+    unclear = config.contrast == "auto" and abs(look.contrast_z) < UNCLEAR_CONTRAST
+    return particles.sign_on_disk if unclear else None
+
+
 def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     """The plan, before anything long starts."""
     p, look = plan.particles, plan.look
     colour = "white" if look.sign > 0 else "black"
-    how = "measured" if config.contrast == "auto" else "as told"
+    from_file = sign_of_file(p, look, config) is not None
+    how = "as told" if config.contrast != "auto" else "says the file" if from_file else "measured"
     reporter.say(f"{p.table.path}: {len(p)} particles, {p.box} px at {p.pixel_size_angstrom:g} A/px")
     reporter.say(f"protein is {colour} ({how}, z = {look.contrast_z:+.0f}), signal over noise {look.snr:.3f}")
-    if config.contrast == "auto" and abs(look.contrast_z) < UNCLEAR_CONTRAST:
+    if config.contrast == "auto" and abs(look.contrast_z) < UNCLEAR_CONTRAST and not from_file:
         reporter.say("the contrast is not clear from the images: if the map comes out inverted, give --contrast")
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"

@@ -45,8 +45,10 @@ class Expectation:
         self.ahead[stage] = self.ahead.get(stage, 0.0) + self.planned[stage]
 
     def past(self, stage: str, elapsed_s: float) -> None:
-        """A stage is done, ``elapsed_s`` after the start."""
-        self.behind_s += self.ahead.pop(stage, 0.0)
+        """A stage is done, ``elapsed_s`` after the start, and with it those planned before, which a resumed run passes over."""
+        planned = list(self.planned)
+        for earlier in planned[: planned.index(stage) + 1] if stage in planned else []:
+            self.behind_s += self.ahead.pop(earlier, 0.0)
         # where the plan knew nothing, the finished stages ran on another device than those to come
         pace = min(max(elapsed_s / max(self.behind_s, 1e-9), 0.1), 10.0) if self.known else 1.0
         self.end_s = elapsed_s + pace * sum(self.ahead.values())

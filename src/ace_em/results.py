@@ -104,7 +104,7 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
         pixel_size,
     )
     curves = {"fsc": halves.fsc, "fsc_masked": final.curves.masked, "fsc_randomised": final.curves.randomised}
-    run.write_fsc(curves | {"fsc_corrected": final.curves.corrected}, pixel_size)
+    run.write_fsc(curves | {"fsc_corrected": final.curves.corrected}, plan.box_angstrom)
     defocus = outcome.defocus_offset_angstrom
     if not verdict.converged:
         reporter.say("the run did not converge: the probabilities of its poses, and confident.star, mean nothing")

@@ -160,10 +160,9 @@ class RunFolder:
         for name, volume in maps.items():
             write_volume(self.path / f"{name}.mrc", volume.cpu().numpy(), pixel_size_angstrom)
 
-    def write_fsc(self, curves: dict[str, Tensor], pixel_size_angstrom: float) -> None:
-        """Curves by name, (n // 2 + 1,) each, as the columns of a table."""
+    def write_fsc(self, curves: dict[str, Tensor], box_angstrom: float) -> None:
+        """Curves by name, (n // 2 + 1,) each, as the columns of a table; ``box_angstrom`` is the edge of the maps."""
         n_shells = len(next(iter(curves.values())))
-        box_angstrom = 2 * (n_shells - 1) * pixel_size_angstrom
         with replace_atomically(self.path / "fsc.csv") as temporary, open(temporary, "w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", *curves])

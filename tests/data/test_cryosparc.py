@@ -302,6 +302,18 @@ def test_passthrough_that_does_not_fit(make_fields: Make, tmp_path: Path) -> Non
         read_cryosparc(saved(tmp_path / "p.cs", fields))
 
 
+def test_no_particles_at_all_can_be_written(make_fields: Make, tmp_path: Path) -> None:
+    """Of a poor run none may be confident."""
+    table = read_cryosparc(saved(tmp_path / "p.cs", make_fields(4))).rows(np.zeros(4, dtype=bool))
+    write_star(tmp_path / "none.star", table)
+    write_cryosparc(tmp_path / "none.cs", table)
+    assert "data_particles" in (tmp_path / "none.star").read_text()
+    records = np.load(tmp_path / "none.cs", allow_pickle=False)
+    assert len(records) == 0 and "alignments3D/pose" in records.dtype.names
+    with pytest.raises(InputError, match="holds no particles"):
+        load_fields(tmp_path / "none.cs")
+
+
 # --- changes ------------------------------------------------------------------------------------------------------------------
 
 

@@ -273,6 +273,7 @@ def test_the_command_says_what_is_wrong(
     assert code == 2 and "Address already in use" in said and "another --port" in said
     assert ends(str(tmp_path), "--port", "70000")[0] == 2
     assert ends(str(tmp_path), "--host", "")[0] == 2
+    assert ends(str(tmp_path), "--host", "a..b") == (2, "ace-em watch: --host a..b: expected a name or an address\n")
     assert ends(str(tmp_path), "--host", "no.such.host.invalid")[0] == 2
     for name in [name for name in sys.modules if name.startswith("ace_em.report.live")]:
         monkeypatch.delitem(sys.modules, name)

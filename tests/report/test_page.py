@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from ace_em.errors import InputError
 from ace_em.report.page import write_report
@@ -86,11 +87,15 @@ def test_the_page_says_what_the_halves_share(run: Path) -> None:
 def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     empty = tmp_path / "run"
     empty.mkdir()
+    with pytest.raises(InputError, match="not the folder of a run: neither metrics.jsonl nor config.yaml"):
+        write_report(empty)
+    assert not list(empty.iterdir())
+    (empty / "metrics.jsonl").touch()
     page = _page(empty)
     assert "The run has not ended: it has logged nothing" in page
     assert page.count("Not shown") == N_FIGURES and "<img" not in page
     assert "<script" not in page and len(page) < 20_000, "plotly for nothing"
-    for file in ("volume.mrc", "half1.mrc", "fsc.csv", "poses.star", "config.yaml", "metrics.jsonl"):
+    for file in ("volume.mrc", "half1.mrc", "fsc.csv", "poses.star", "config.yaml"):
         assert f"<code>{file}</code>: not there" in page
     with pytest.raises(InputError, match="not a folder"):
         write_report(tmp_path / "nowhere")
@@ -128,6 +133,16 @@ def test_particles_that_are_gone_cost_their_figure_only(finished: Path, tmp_path
     page = _page(project / "run")
     assert page.count("<img") == N_FIGURES - 2
     assert re.search(r"Not shown: particle images: .*stack\.mrcs not found", page)
+
+
+def test_particles_are_found_where_the_run_was_told(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    elsewhere = Path(shutil.copytree(finished, tmp_path / "elsewhere"))
+    settings = {"particles": str(tmp_path / "lists/particles.star"), "project": str(elsewhere)}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert _page(run).count("<img") == N_FIGURES
+    (elsewhere / "stack.mrcs").unlink()
+    assert _page(run).count("<img") == N_FIGURES - 2
 
 
 def test_files_that_are_not_what_they_seem_are_named(run: Path) -> None:

@@ -233,10 +233,10 @@ def test_bad_structure(command: Callable[..., Result], case: str) -> None:
     [
         (["--box", 15], ["--box 15", "16 or more"]),
         (["--n", 0], ["--n 0", "1 or more"]),
-        (["--pixel-size", 0], ["--pixel_size 0", "positive"]),
+        (["--pixel-size", 0], ["--pixel-size 0", "positive"]),
         (["--resolution", -1], ["--resolution -1", "positive"]),
-        (["--shift-sd", -1], ["--shift_sd -1", "0 or more"]),
-        (["--amplitude-contrast", 1.5], ["--amplitude_contrast 1.5", "fraction"]),
+        (["--shift-sd", -1], ["--shift-sd -1", "0 or more"]),
+        (["--amplitude-contrast", 1.5], ["--amplitude-contrast 1.5", "fraction"]),
         (["--poses", "no.star"], ["no.star", "no such file"]),
         (["--ctf", "no.star"], ["no.star", "no such file"]),
         (["--ctf", STRUCTURE], [str(STRUCTURE), "not a STAR file"]),
@@ -261,7 +261,7 @@ def test_star_without_poses(command: Callable[..., Result], made: Path) -> None:
     ids=lambda args: " ".join(map(str, args)),
 )
 def test_settings_that_make_no_images(command: Callable[..., Result], args: list[object]) -> None:
-    assert_refused(command(STRUCTURE, *args), [str(args[0])[2:].replace("-", "_")], set())
+    assert_refused(command(STRUCTURE, *args), [str(args[0])[2:].replace("_", "-")], set())
 
 
 def test_input_in_the_output_folder_is_left_alone(command: Callable[..., Result], made: Path) -> None:

@@ -22,7 +22,7 @@ def pixel_sizes(table: ParticleTable) -> np.ndarray:
     else:
         expected = "rlnImagePixelSize, or rlnDetectorPixelSize and rlnMagnification, or rlnPixelSize"
         raise InputError(f"{table.path}: no pixel size: expected {expected}")
-    if values.min() <= 0:
+    if (values <= 0).any():
         raise InputError(f"{table.path}: pixel size {values.min():g} Angstrom, expected above 0")
     return values
 

@@ -6,6 +6,7 @@ that a round over all images costs a read and nothing else. It has no name: what
 
 import itertools
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -26,6 +27,23 @@ def row_floats(n_coefficients: int) -> int:
     return 3 * n_coefficients + n_coefficients % 2
 
 
+def scratch_bytes(n_images: int, box: int) -> int:
+    """Size of a file with images of a working box."""
+    return n_images * 4 * row_floats(len(HalfPlane.within(box)))
+
+
+def refuse_small_folder(folder: Path, size: int) -> None:
+    """Refuse a folder on whose disk ``size`` bytes are not free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(_no_room(folder, size, f"{free / 2**30:.1f} GiB are free"))
+
+
+def _no_room(folder: Path, size: int, why: str | None) -> str:
+    needed = f"{size / 2**30:.1f} GiB of scratch space are needed for images that memory has no room for"
+    return f"{folder}: {needed} ({why}); give --scratch with another folder, or more --memory"
+
+
 class ScratchFile:
     """Images one after the other, each its coefficients (n complex64) and then its transfer (n float32)."""
 
@@ -40,10 +58,7 @@ class ScratchFile:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
-            raise InputError(
-                f"{folder}: {size / 2**30:.1f} GiB of scratch space are needed for images that memory has no room for "
-                f"({error.strerror}); give --scratch with another folder, or more --memory"
-            ) from error
+            raise InputError(_no_room(folder, size, error.strerror)) from error
 
     def write(self, first: int, image_ft: Tensor, transfer: Tensor) -> None:
         """Images (b, n) and transfers (b, n) from row ``first`` on."""

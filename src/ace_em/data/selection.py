@@ -20,7 +20,7 @@ def selected_rows(table: ParticleTable, subset: str, exclude: str, max_particles
     max_particles : no more than this many of what is left, drawn at random; 0 for all.
     """
     if max_particles < 0:
-        raise InputError(f"--max_particles {max_particles}: expected 0 (all) or more")
+        raise InputError(f"--max-particles {max_particles}: expected 0 (all) or more")
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed {seed}: expected 0 to 2^31")
     rows = np.arange(len(table), dtype=np.int64)

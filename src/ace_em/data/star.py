@@ -147,24 +147,24 @@ def read_particle_star(path: Path | str) -> ParticleTable:
     return fields_from_blocks(ParticleTable(path, optics, particles, blocks, name))
 
 
-def _refuse_unwritable(path: Path | str, table: ParticleTable) -> None:
+def refuse_unwritable(table: ParticleTable) -> None:
     """starfile would write an apostrophe or a number sign so that another text, or none, is read again."""
     for name, column in table.particles.items():
         whole = "\n".join(column)
         # a line break between two values is ours
         if _UNWRITABLE.search(whole) or whole.count("\n") >= max(len(column), 1):
             row = next(i for i, text in enumerate(column) if _UNWRITABLE.search(text) or "\n" in text)
-            found = f"row {row + 1}, column {name}: {column.iloc[row]!r}"
-            raise InputError(f"{path}: {found} cannot stand in a STAR file because of its ', # or control character")
+            found = f"{table.cell(row, str(name))}: {column.iloc[row]!r}"
+            raise InputError(f"{found} cannot stand in a STAR file because of its ', # or control character")
 
 
 def write_star(path: Path | str, table: ParticleTable) -> None:
-    """Write a table, atomically; equal tables give equal bytes. ``table.path`` is not used.
+    """Write a table, atomically; equal tables give equal bytes.
 
     What a cryoSPARC file said of the particles, and RELION cannot say, goes into blocks that RELION passes over.
     """
     table = with_field_blocks(table)
-    _refuse_unwritable(path, table)
+    refuse_unwritable(table)
     # the others come last: one of them may have image names too, and the first such block is read as the particles
     blocks: dict[str, Block] = {} if table.optics is None else {"optics": table.optics}
     blocks |= {table.particle_block: table.particles} | table.others

@@ -111,6 +111,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=64)
     except socket.gaierror as error:
         raise InputError(f"--host {host}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise InputError(f"--host {host}: expected a name or an address") from error
     except OSError as error:
         raise InputError(f"--port {port} on {host}: {error.strerror}; another --port may be free") from error
 

@@ -37,6 +37,9 @@ _SCORES = {
 def write_report(run: Path) -> Path:
     """Write ``RUN/report.html`` from what the run folder holds, finished or not; the path of the page."""
     files = read_run(run)
+    if not any((run / file).exists() for file in _RECORDS):
+        # another program's report.html may be here
+        raise InputError(f"{run}: not the folder of a run: neither {' nor '.join(_RECORDS)} is in it")
     page = render(files)
     path = run / "report.html"
     with replace_atomically(path) as temporary:

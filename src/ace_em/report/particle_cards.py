@@ -41,7 +41,7 @@ def _extremes(run: RunFiles, summary: Summary) -> Drawn:
         f"predicts; median r = {found.median:.2f}. A low r may mean junk or a wrong pose, but also little defocus or "
         "thick ice. poses.star has the probability of every particle's pose."
     )
-    rows = [("", "row", "image in poses.star", "r")]
+    rows = [("", "row of poses.star", "image", "r")]
     for title, triplets in (("best", found.best), ("worst", found.worst)):
         rows += [(title, str(t.row), t.name, f"{t.correlation:.2f}") for t in triplets]
     return Drawn(extremes_figure(found), caption, rows)

@@ -181,7 +181,7 @@ def read_run(run: Path, inside_only: bool = False) -> RunFiles:
     particles = None
     if table is not None:
         try:
-            particles = _open_images(run, table, config.get("particles"))
+            particles = _open_images(run, table, config)
         except (InputError, OSError, ValueError) as error:
             problems.append(("particle images", str(error)))
     maps = volume, sharp, so_far
@@ -237,11 +237,12 @@ def _read_object(path: Path) -> Record:
     return value
 
 
-def _open_images(run: Path, table: ParticleTable, source: object) -> Particles:
-    """The images of poses.star, whose names are relative to the input STAR file's folder, one above it, or the run."""
+def _open_images(run: Path, table: ParticleTable, config: Record) -> Particles:
+    """The images of poses.star, whose names are relative to --project, to the input's folder or one above it, or to the run."""
     name = str(table.particles["rlnImageName"].iloc[0]).rpartition("@")[2]
-    folders: list[Path] = []
+    project, source = config.get("project"), config.get("particles")
+    folders = [Path(project)] if isinstance(project, str) and project else []
     if isinstance(source, str):
-        folders = [*Path(source).absolute().parents, *(run / source).absolute().parents]
+        folders += [*Path(source).absolute().parents, *(run / source).absolute().parents]
     root = next((folder for folder in folders if (folder / name).is_file()), None)
     return Particles.open(run / "poses.star", root)

@@ -11,7 +11,7 @@ from ace_em.config import SimulationConfig
 from ace_em.data.mrc import StackWriter, read_volume, write_volume
 from ace_em.data.particles import ctf_parameters, pixel_size_of, star_poses
 from ace_em.data.star import ParticleTable, read_particle_star, with_poses, write_star
-from ace_em.errors import InputError
+from ace_em.errors import InputError, option
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 from ace_em.progress import Reporter
@@ -52,7 +52,7 @@ def check(config: SimulationConfig) -> None:
     }
     for name, (fine, expected) in rules.items():
         if not fine:
-            raise InputError(f"--{name} {getattr(config, name)}: expected {expected}")
+            raise InputError(f"{option(name)} {getattr(config, name)}: expected {expected}")
 
 
 def ctf_from_star(path: str, n: int) -> CTFParameters:
@@ -90,7 +90,7 @@ def simulate(
     specimen = read_specimen(structure, config)
     if specimen.atoms is not None and specimen.atoms.diameter_angstrom > config.box * config.pixel_size:
         raise InputError(
-            f"--pixel_size {config.pixel_size:g}: {structure} is {specimen.atoms.diameter_angstrom:.0f} A across, and a box of "
+            f"--pixel-size {config.pixel_size:g}: {structure} is {specimen.atoms.diameter_angstrom:.0f} A across, and a box of "
             f"{config.box} px only {config.box * config.pixel_size:.0f} A; expected a larger pixel or --box"
         )
     generator = torch.Generator().manual_seed(config.seed)

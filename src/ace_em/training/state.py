@@ -49,7 +49,7 @@ class TrainingState:
         if self.restored == MOST_RESTORED:
             raise Diverged(
                 f"the losses of stage 1 are not numbers, in update {self.step} and after {self.restored} returns to an "
-                f"earlier state at half the learning rate each. Try a lower --ace.lr_encoder and --ace.lr_decoder"
+                f"earlier state at half the learning rate each. Try a lower --ace.lr-encoder and --ace.lr-decoder"
             )
         self._load_networks(data)
         self.rate, self.restored = self.rate / 2, self.restored + 1

@@ -137,7 +137,7 @@ def check_fields(path: Path, fields: Fields) -> None:
 def agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether values (N, ...) are the same but for rounding, (N,)."""
     same = np.abs(a - b) <= _ABSOLUTE + _RELATIVE * np.maximum(np.abs(a), np.abs(b))
-    return same.reshape(len(a), -1).all(axis=1)
+    return np.asarray(same.all(axis=tuple(range(1, same.ndim))))
 
 
 def rotations_agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -33,12 +33,12 @@ def with_field_blocks(table: ParticleTable) -> ParticleTable:
             rows.append((UID, "uid", values.dtype.str, "scalar", _PER_PARTICLE))
             continue
         shape = "x".join(map(str, values.shape[1:])) if values.ndim > 1 else "scalar"
-        for k, component in enumerate(values.reshape(len(values), -1).T):
+        for k, component in enumerate(values.reshape(len(values), math.prod(values.shape[1:])).T):
             # the number keeps labels apart that would be alike
             label = f"cs_{len(rows)}_{''.join(c for c in name if c.isascii() and c.isalnum())}"
             label += "" if shape == "scalar" else f"_{k + 1}"
             text = _as_text(component)
-            constant = bool((text == text[0]).all())
+            constant = len(text) > 0 and bool((text == text[0]).all())
             rows.append((label, _quoted(name.encode()), values.dtype.str, shape, text[0] if constant else _PER_PARTICLE))
             if not constant:
                 columns[label] = text
