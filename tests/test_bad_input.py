@@ -20,6 +20,7 @@ from ace_em.data.cs.file import load_fields, save_fields
 from ace_em.data.cs.relion_text import without_text
 from ace_em.data.mrc import write_volume
 from ace_em.data.particles import Particles
+from ace_em.data.star import numeric_column, read_particle_star
 from ace_em.errors import option
 from ace_em.plan import make_plan
 
@@ -295,6 +296,16 @@ def test_contrast_that_the_images_do_not_tell_is_the_files(reconstruct: Callable
     assert code == 3 and "protein is black (says the file, z = " in out and "give --contrast" not in out
     code, out, _ = reconstruct("p.star", "-o", "other", *TINY, "--predict.steps", 0)
     assert code == 3 and "(measured, z = " in out and "give --contrast" in out
+
+
+def test_half_sets_too_uneven_for_half_maps(reconstruct: Callable[..., Result]) -> None:
+    with_column("rlnRandomSubset", "1")()
+    text = Path("p.star").read_text()
+    Path("p.star").write_text(text.replace("1 1@", "2 1@").replace("1 2@", "2 2@"))
+    code, out, _ = reconstruct("p.star", "-o", "run", *TINY, "--predict.steps", 0)
+    assert code == 3 and f"rlnRandomSubset has {N - 2} and 2 particles, too uneven" in out
+    halves = numeric_column(read_particle_star("run/poses.star"), "rlnRandomSubset")
+    assert abs((halves == 1).sum() - N / 2) <= 1
 
 
 def test_a_disk_without_room_for_the_later_boxes(

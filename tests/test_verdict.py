@@ -1,9 +1,12 @@
 """The verdict on runs made by hand: every reason for not trusting a map, and what to try."""
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import pytest
+import roma
 import torch
 from torch import Tensor
 
@@ -144,16 +147,25 @@ def test_agreement_of_shared_shells_alone_is_none() -> None:
     assert verdict(last=state(curve=torch.where(torch.arange(N_SHELLS) <= 14, 0.95, 0.02))).converged
 
 
-def alone(explained: float, stable: float = 0.9) -> Verdict:
-    last = dataclasses.replace(state(stable=stable), explained=explained)
+def alone(explained: float, stable: float = 0.9, tilt_deg: float = 180.0) -> Verdict:
+    """Views in a cone about z, or over the whole sphere."""
+    rotation = roma.random_rotmat(5000, generator=torch.Generator().manual_seed(0))
+    rotation = rotation[rotation[:, 2, 2] > math.cos(math.radians(tilt_deg)) - 1e-6]
+    pose = Pose(rotation, torch.zeros(len(rotation), 2))
+    last = dataclasses.replace(state(stable=stable), explained=explained, pose=pose)
     return judge_amortised(last, 0.9, RunConfig())
 
 
 def test_stage_1_alone_is_judged_by_what_its_map_explains_and_whether_it_has_settled() -> None:
     good = alone(0.7)
+    assert "views" not in good.message
     assert good.converged and "explains 70% of the signal" in good.message and "noise allows 90%" in good.message
     # a network settles in a wrong arrangement as firmly as in the right one
     assert "no evidence" in good.message
+    collapsed = alone(0.7, tilt_deg=40)
+    assert collapsed.converged and re.search(
+        r"views reach only 1\d% of the sphere: few there may be, but a collapse", collapsed.message
+    )
     poor = alone(0.6)
     assert not poor.converged and "only explains 60%" in poor.message and "Try: more --ace.steps (now 600)" in poor.message
     restless = alone(0.7, stable=0.6)

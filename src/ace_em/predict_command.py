@@ -61,7 +61,7 @@ def predict(
     write_particle_table(out, done, particles.box, sign)
     sure, least = (probability >= predictor.config.confident).float().mean().item(), predictor.config.confident
     rate = len(particles) / max(reporter.elapsed_s, 1e-9)
-    reporter.say(f"{sure:.0%} of the poses are at least {least:.0%} probable; {rate:.0f} particles a second")
+    reporter.say(f"{sure:.0%} of the poses are at least {100 * least:.4g}% probable; {rate:.0f} particles a second")
     reporter.say(f"{out} written after {clock(reporter.elapsed_s)}")
 
 

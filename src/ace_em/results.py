@@ -144,7 +144,7 @@ def with_own_confidence(
     usual = Usual.of(found.excess)
     probability, least = found.probability(usual), predictor.config.confident
     share = (probability >= least).float().mean().item()
-    reporter.say(f"{share:.0%} of the poses are at least {least:.0%} probable: confident.star")
+    reporter.say(f"{share:.0%} of the poses are at least {100 * least:.4g}% probable: confident.star")
     reporter.record("confidence", share=round(share, 4), at_least=least)
     done = with_confidence(table, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
     return done, probability.numpy(), usual

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ace_em.config import RunConfig, SearchConfig
+from ace_em.metrics.coverage import N_VIEWS, coverage
 from ace_em.plan import Plan
 from ace_em.refinement.exploring import HeldOut
 from ace_em.refinement.half_sets import HalfSetState
 
 AMORTISED_SHARE = 0.7
 """Of the signal that the right map explains, an encoder's poses, which are a few degrees off, leave about this much."""
+
+FEW_VIEWS = 0.5
+"""Of the views that as many poses at random would reach."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ def judge_amortised(last: HalfSetState, expected: float, config: RunConfig) -> V
         tries = f"more --ace.steps (now {config.ace.steps}), another --seed, or --stages all"
         return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. Try: {tries}")
     caution = "The half-maps share one network's poses: their FSC is no evidence for these"
+    reached = coverage(last.pose.rotation)
+    # that so many views at random would reach
+    at_random = 1 - math.exp(-len(last.pose) / N_VIEWS)
+    if reached < FEW_VIEWS * at_random:
+        caution += f". The views reach only {reached:.0%} of the sphere: few there may be, but a collapse looks the same"
     return Verdict(True, f"converged: {stable:.0%} of the poses stable; the map {explained}. {caution}")
 
 

@@ -9,7 +9,12 @@ def view_directions(rotation: Tensor) -> Tensor:
     return rotation[..., :, 2]
 
 
-def view_counts(rotation: Tensor, n_side: int = 4) -> np.ndarray:
+N_SIDE = 4
+N_VIEWS = 12 * N_SIDE**2
+"""HEALPix pixels of the view sphere."""
+
+
+def view_counts(rotation: Tensor, n_side: int = N_SIDE) -> np.ndarray:
     """Particles per HEALPix pixel (12 n_side^2,) of the viewing direction."""
     import healpy
 
@@ -17,6 +22,6 @@ def view_counts(rotation: Tensor, n_side: int = 4) -> np.ndarray:
     return np.bincount(healpy.vec2pix(n_side, x, y, z), minlength=healpy.nside2npix(n_side))
 
 
-def coverage(rotation: Tensor, n_side: int = 4) -> float:
+def coverage(rotation: Tensor, n_side: int = N_SIDE) -> float:
     """Share of HEALPix pixels with at least one particle."""
     return float((view_counts(rotation, n_side) > 0).mean())
