@@ -58,6 +58,11 @@ def test_tiles_hold_the_numbers_of_the_record(run: Path) -> None:
     assert tiles["resolution, FSC 0.143"] == "17.5 Å" and tiles["B factor"] == "−123 Å²" and tiles["symmetry"] == "D2"
     # the corrected curve ends above 0.143: the finest that the voxels hold is a bound
     assert tiles["the same in the mask"] == "≤ 15.5 Å"
+    # where none could be measured
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(re.sub(r'"b_factor": [-\d.]+', '"b_factor": 0.0', text))
+    assert _tiles(_page(run))["B factor"] == "none"
+    (run / "metrics.jsonl").write_text(text)
     # of the better start
     assert tiles["held-out signal explained"] == "86 %" and tiles["beats random phases by"] == "18 σ"
     assert tiles["random starts"] == "2"

@@ -169,7 +169,7 @@ def _refined(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
         ("resolution, FSC 0.143", show_resolution(summary.resolution_angstrom, summary.crossings)),
         ("the same in the mask", show_resolution(summary.masked_angstrom, summary.corrected_crossings)),
         ("resolution, FSC 0.5", _at_half(run, summary)),
-        ("B factor", show(number(end, "b_factor"), " Å²")),
+        ("B factor", "none" if number(end, "b_factor") == 0 else show(number(end, "b_factor"), " Å²")),
         ("held-out signal explained", show(100 * number(judged, "explained"), " %")),
         ("beats random phases by", show(number(judged, "against_null_z"), " σ", 2)),
     ]
