@@ -24,30 +24,31 @@ class GaussianCloud(Decoder):
         def project(half_plane: HalfPlane, rotation: Tensor) -> Tensor:
             phase = -2 * math.pi / self.box * (half_plane.k3 @ rotation.mT @ self.centre_px.T)
             envelope = torch.exp(-2 * (math.pi * self.sigma_px * half_plane.radius / self.box).square())
-            return (torch.polar(self.weight.expand_as(phase), phase)).sum(-1) * envelope
+            return (torch.polar(self.weight.expand_as(phase), phase)).sum(-1) * envelope * self.height
 
         return project
 
     def volume(self) -> Tensor:
-        axis = frequencies(self.box)
+        axis = frequencies(self.box, self.weight.device)
         along = [torch.exp(-(axis - self.centre_px[:, d, None]).square() / (2 * self.sigma_px**2)) for d in (2, 1, 0)]
-        return torch.einsum("n,nz,ny,nx->zyx", self.weight, *along) / (2 * math.pi * self.sigma_px**2) ** 1.5
+        return self.height * torch.einsum("n,nz,ny,nx->zyx", self.weight, *along) / (2 * math.pi * self.sigma_px**2) ** 1.5
 
 
-generator = torch.Generator().manual_seed(0)
-rotation = roma.random_rotmat(100, generator=generator)
-half_plane = HalfPlane.within(24, 8)
-truth = GaussianCloud(20, 24, 1.5, generator)
-images = half_plane.from_image(fourier_projection(truth.volume().detach(), rotation))  # made from voxels, not by the class
+if __name__ == "__main__":
+    generator = torch.Generator().manual_seed(0)
+    rotation = roma.random_rotmat(100, generator=generator)
+    half_plane = HalfPlane.within(24, 8)
+    truth = GaussianCloud(20, 24, 1.5, generator)
+    images = half_plane.from_image(fourier_projection(truth.volume().detach(), rotation))  # made from voxels, not by the class
 
-decoder = GaussianCloud(60, 24, 1.5, generator)
-adam = torch.optim.Adam(decoder.parameters(), lr=0.1)
-losses = []
-for _ in range(100):
-    loss = (decoder.projector()(half_plane, rotation) - images).abs().square().mean() / images.abs().square().mean()
-    adam.zero_grad()
-    loss.backward()
-    adam.step()
-    losses.append(loss.item())
-print(f"share of the images' power left to explain: {losses[0]:.2f} before, {losses[-1]:.4f} after {len(losses)} steps")
-assert losses[-1] < 0.05 * losses[0]
+    decoder = GaussianCloud(60, 24, 1.5, generator)
+    adam = torch.optim.Adam(decoder.parameters(), lr=0.1)
+    losses = []
+    for _ in range(100):
+        loss = (decoder.projector()(half_plane, rotation) - images).abs().square().mean() / images.abs().square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    print(f"share of the images' power left to explain: {losses[0]:.2f} before, {losses[-1]:.4f} after {len(losses)} steps")
+    assert losses[-1] < 0.05 * losses[0]

@@ -330,6 +330,7 @@ BAD_OPTIONS: dict[str, tuple[list[object], list[str]]] = {
     "encoder": (["--ace.encoder", "foo"], ["ace.encoder", "foo", "resnet"]),
     "symmetric loss": (["--ace.symmetric_loss", "foo"], ["--ace.symmetric-loss", "foo", "half-turn"]),
     "point group": (["--symmetry", "Q7"], ["--symmetry Q7", "C1", "D1", "T, O, I"]),
+    "symmetry of stage 1": (["--symmetry", "D2", "--stages", "ace"], ["--symmetry D2", "--stages all"]),
     "schedule": (["--ace.schedule", "foo"], ["ace.schedule", "foo", "cosine"]),
 }
 

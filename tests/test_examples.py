@@ -19,5 +19,5 @@ def test_example(example: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert capsys.readouterr().out.strip()
     assert not list(tmp_path.iterdir())
     source = example.read_text()
-    assert source.rstrip().splitlines()[-1].startswith("assert ")
+    assert source.rstrip().splitlines()[-1].strip().startswith("assert ")
     assert 5 <= sum(bool(line.strip()) and not line.startswith(("import", "from", '"""')) for line in source.splitlines()) <= 40

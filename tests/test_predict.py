@@ -12,13 +12,14 @@ from ace_em.config import PredictConfig, SimulationConfig
 from ace_em.data.cs.file import load_fields
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import GAP, PROBABILITY, SPREAD
+from ace_em.data.preprocess import disc_share, soft_disc, survey, working_set
 from ace_em.data.selection import selected_rows
 from ace_em.data.star import numeric_column, read_particle_star
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.pose import Pose
-from ace_em.prediction import Usual, _compared
+from ace_em.prediction import Usual, _compared, _spread
 from ace_em.refinement.local import LocalResult
 from ace_em.run_folder import RunFolder
 from ace_em.simulation.write import simulate
@@ -217,6 +218,55 @@ def test_near_answers_are_one_and_far_ones_are_rivals() -> None:
     # the point group's copies are one answer
     c9 = torch.cat([a.pose.rotation for a in answers_of(*[0.0] * 9, apart_deg=40)])
     assert _compared(answers_of(100.0, 101.0, apart_deg=40), c9, config, False).rivals.item() == 0
+
+
+def about_z(*angles_deg: float) -> Pose:
+    angle = torch.deg2rad(torch.tensor(angles_deg))
+    c, s, zero, one = angle.cos(), angle.sin(), 0 * angle, 1 + 0 * angle
+    rotation = torch.stack([c, -s, zero, s, c, zero, zero, zero, one], -1).view(-1, 3, 3)
+    return Pose(rotation, torch.zeros(len(angle), 2))
+
+
+def test_an_images_answers_are_its_own() -> None:
+    """Kept at 0 degrees; 90 and 100 degrees are one answer, whose likelihood is that of its better way, image by image."""
+    c1, answers = torch.eye(3)[None], [about_z(0.0, 0.0), about_z(90.0, 90.0), about_z(100.0, 100.0)]
+    residuals = torch.tensor([[100.0, 100.0], [130.0, 101.0], [101.0, 150.0]])
+    both = [LocalResult(pose, residual) for pose, residual in zip(answers, residuals, strict=True)]
+    found = _compared(both, c1, PredictConfig(), True)
+    torch.testing.assert_close(found.gap, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(found.rivals, torch.tensor([1.0, 1.0]).neg().exp())
+    for image in range(2):
+        alone = [LocalResult(a.pose[image : image + 1], a.residual[image : image + 1]) for a in both]
+        assert _compared(alone, c1, PredictConfig(), True).gap.item() == found.gap[image].item()
+
+
+def test_what_lies_near_to_a_near_answer_is_no_nearer() -> None:
+    """0, 12 and 24 degrees: the second is the first, the third is neither."""
+    chain = [LocalResult(about_z(12.0 * k), torch.tensor([100.0 + k])) for k in range(3)]
+    assert _compared(chain, torch.eye(3)[None], PredictConfig(), True).gap.item() == pytest.approx(2)
+
+
+def test_a_disc_makes_coefficients_count_less(tmp_path: Path) -> None:
+    """Noise alone, as the images are read: twice the mean of a log-likelihood ratio is its variance, once it is corrected."""
+    config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=50.0, snr_db=-60.0, shift_sd=0.0)
+    simulate(STRUCTURE, tmp_path, config)
+    particles = Particles.open(tmp_path / "particles.star")
+    images = working_set(particles, survey(particles, sign=1.0), 32)
+    # a particle well inside the disc, with nothing at the lowest frequencies, where the background's mean was taken away
+    waves = torch.cos(2 * np.pi * 5 / 32 * torch.arange(32)) * torch.cos(2 * np.pi * 4 / 32 * torch.arange(32))[:, None]
+    template = images.half_plane.from_image(0.3 * waves * soft_disc(32, 6.0, 3.0))
+    ratio = (images.image_ft.abs().square() - (images.image_ft - template).abs().square()).sum(1)
+    counted = (ratio.var() / (2 * ratio.mean().abs())).item()
+    assert counted > 1.3
+    assert counted * disc_share(32) == pytest.approx(1, abs=0.1)
+    # a third of what they say: a third of the gap
+    answers = [LocalResult(about_z(40.0 * k), torch.tensor([100.0 + 3 * k])) for k in range(2)]
+    assert _compared(answers, torch.eye(3)[None], PredictConfig(), True, 1 / 3).gap.item() == pytest.approx(1)
+
+
+def test_the_spread_is_the_median() -> None:
+    proposed = Pose.stack([about_z(angle) for angle in (1.0, 2.0, 90.0, 100.0)])
+    assert _spread(proposed, about_z(0.0), torch.eye(3)[None], False).item() == pytest.approx(46, abs=0.1)
 
 
 def test_a_residual_above_the_usual_is_a_doubt() -> None:

@@ -131,7 +131,7 @@ class SearchConfig:
     first_band: float = 6.0
     """the first round counts frequencies up to this, in cycles per diameter"""
     last_band: float = 9.7
-    """the band grows to this while exploring"""
+    """the band grows towards this while exploring"""
     explore_rounds: int = 20
     """rounds on a fresh random subset each: cheap, and the change of images shakes the map out of wrong arrangements"""
     explore_images: int = 800

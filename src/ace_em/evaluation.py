@@ -35,7 +35,7 @@ class Evaluation:
     Attributes
     ----------
     fsc05_px, fsc05_angstrom : where volume.mrc's FSC with the true volume falls below 0.5, pixels of the map and Angstrom.
-    bound_px : the same for the map of the same images at their true poses.
+    bound_px : the same for the map of the same images at their true poses, no symmetry imposed.
     rot_mean, rot_median : squared Frobenius norm of the rotation error.
     trans : mean squared shift error, pixels^2 of the images.
     within_10deg, coverage : shares.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RunConfig
-from ace_em.data.aberrations import ignored_aberrations
+from ace_em.data.aberrations import not_in_the_model
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, survey
 from ace_em.data.working_set import BLOCK_BYTES
@@ -111,7 +111,8 @@ def _largest_prime_factor(n: int) -> int:
 
 def check(config: RunConfig) -> None:
     """Refuse settings that make no run."""
-    group_of(config.symmetry)
+    if len(group_of(config.symmetry)) > 1 and config.stages == "ace":
+        raise InputError(f"--symmetry {config.symmetry}: the autoencoder alone imposes none; expected C1, or --stages all")
     ace, search, refinement, predict = config.ace, config.search, config.refine, config.predict
     rules = {
         "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
@@ -214,7 +215,7 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     defocus = p.ctf.defocus_u_angstrom.median().item()
     if defocus < LITTLE_DEFOCUS_ANGSTROM:
         reporter.say(f"the median defocus is {defocus:.0f} A, which is little: is the column in nanometre?", always=True)
-    not_used = ignored_aberrations(p.table)
+    not_used = not_in_the_model(p.table)
     if not_used:
         reporter.say(f"not in the image model, so not corrected: {', '.join(not_used)}")
     if config.stages == "ace":
@@ -289,5 +290,5 @@ def record_survey(plan: Plan, reporter: Reporter) -> None:
         contrast_z=round(plan.look.contrast_z, 2),
         diameter_angstrom=round(plan.diameter_angstrom, 1),
         snr=round(plan.look.snr, 4),
-        not_corrected=ignored_aberrations(plan.particles.table),
+        not_corrected=not_in_the_model(plan.particles.table),
     )

@@ -88,6 +88,7 @@ def predict_poses(
     config: PredictConfig,
     known: Pose | None = None,
     encode: Callable[[AutoEncoder, WorkingSet], Pose] = candidates,
+    independent: float = 1.0,
 ) -> Predicted:
     """The best pose of every image (N,), and how much better it is than the others.
 
@@ -96,6 +97,8 @@ def predict_poses(
     volume_ft : of the map that the encoder was taught.
     group : (g, 3, 3) point group; copies under it are one answer.
     known : (N,) poses that are kept, and only compared with the encoder's.
+    independent : share of the coefficients that are independent of each other. A disc that takes away noise outside of the
+        particle makes neighbours alike; a log-likelihood counts them all, and is that share of what they say.
     """
     model.eval()
     proposed = encode(model, images)
@@ -107,8 +110,8 @@ def predict_poses(
         for band in bands:
             pose = refine_poses(volume_ft, images.band(band), pose, 1).pose
         answers.append(refine_poses(volume_ft, images, pose, 1))
-    expected = images.noise_variance.sum(), images.noise_variance.square().sum().sqrt()
-    compared = _compared(answers, group, config, known is not None)
+    expected = images.noise_variance.sum(), (images.noise_variance.square().sum() / independent).sqrt()
+    compared = _compared(answers, group, config, known is not None, independent)
     found = compared.pose, compared.rivals, (compared.excess - expected[0]) / expected[1], compared.gap
     return Predicted(*found, _spread(proposed, compared.pose, group, model.config.mates))
 
@@ -127,31 +130,36 @@ def _likeliest(volume_ft: VolumeFT, images: WorkingSet, proposed: Pose, n: int) 
     return Pose(proposed.rotation[rows_of, order], proposed.shift_px[rows_of, order])
 
 
-def _compared(answers: list[LocalResult], group: Tensor, config: PredictConfig, keep_first: bool) -> Predicted:
+def _compared(
+    answers: list[LocalResult], group: Tensor, config: PredictConfig, keep_first: bool, independent: float = 1.0
+) -> Predicted:
     """The best of several answers per image, or the first, and the others beside it; ``excess`` is the residual yet."""
     residual = torch.stack([a.residual for a in answers], 1)
     pose = Pose.stack([a.pose for a in answers])
     rows = torch.arange(len(residual))
     chosen = torch.zeros_like(rows) if keep_first else residual.argmin(1)
     kept, left = Pose(pose.rotation[rows, chosen], pose.shift_px[rows, chosen]), residual[rows, chosen]
-    # for whitened images the log-likelihood is minus the residual; several ways to one answer count once
-    likelihood, found = left[:, None] - residual, [kept.rotation]
-    rivals = torch.full((len(rows), residual.shape[1]), -torch.inf)
-    for k in likelihood.mean(0).argsort(descending=True).tolist():
-        rotation = pose.rotation[:, k]
-        near = torch.stack([_angle(rotation, other, group) <= config.distinct_deg for other in found]).any(0)
-        rivals[:, k] = torch.where(near, -torch.inf, likelihood[:, k])
-        found.append(rotation)
-    best = rivals.amax(1)
+    # for whitened images the log-likelihood is minus the residual
+    likelihood = independent * (left[:, None] - residual)
+    # several ways to one answer count once: an answer near to a likelier one that counts is left out
+    counted, rivals = [(kept.rotation, torch.ones(len(rows), dtype=torch.bool))], []
+    for k in likelihood.argsort(1, descending=True).T:
+        rotation = pose.rotation[rows, k]
+        near = [(_angle(rotation, other, group) <= config.distinct_deg) & counts for other, counts in counted]
+        distinct = ~torch.stack(near).any(0)
+        rivals.append(torch.where(distinct, likelihood[rows, k], -torch.inf))
+        counted.append((rotation, distinct))
+    others = torch.stack(rivals, 1)
+    best = others.amax(1)
     gap = torch.where(best.isfinite(), -best, torch.nan)
-    return Predicted(kept, rivals.clamp(max=80).exp().sum(1), left, gap, torch.empty(0))
+    return Predicted(kept, others.clamp(max=80).exp().sum(1), left, gap, torch.empty(0))
 
 
 def _spread(proposed: Pose, kept: Pose, group: Tensor, with_mates: bool) -> Tensor:
     """Median over the hypotheses, each the nearest of its mates, of the angle (N,) to the pose that was kept."""
     n = proposed.rotation.shape[1]
     angle = torch.stack([_angle(proposed.rotation[:, k], kept.rotation, group) for k in range(n)], 1)
-    return angle.view(len(angle), -1, 4 if with_mates else 1).amin(2).median(1).values
+    return angle.view(len(angle), -1, 4 if with_mates else 1).amin(2).quantile(0.5, dim=1)
 
 
 def _angle(rotation: Tensor, to: Tensor, group: Tensor) -> Tensor:

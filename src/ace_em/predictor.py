@@ -16,7 +16,7 @@ from ace_em.config import AceConfig, PredictConfig
 from ace_em.data.atomic import replace_atomically
 from ace_em.data.particles import Particles
 from ace_em.data.plain import Plain, packed, unpacked
-from ace_em.data.preprocess import Survey, working_set
+from ace_em.data.preprocess import Survey, disc_share, working_set
 from ace_em.data.working_set import WorkingSet
 from ace_em.errors import InputError
 from ace_em.maths.fourier import HalfPlane
@@ -136,7 +136,9 @@ class Predictor:
                 model, volume_ft = self.model(images.half_plane), volume_to_ft(self.volume)
                 group = point_group(self.symmetry).float()
             mine = None if known is None else known[torch.from_numpy(rows)].rescaled(self.working_box / particles.box)
-            found = predict_poses(model, volume_ft, images, self.diameter_px, group, self.config, mine)
+            found = predict_poses(
+                model, volume_ft, images, self.diameter_px, group, self.config, mine, independent=disc_share(self.box)
+            )
             parts.append(found)
             on_block(int(rows[-1]) + 1)
         all_of = Predicted.cat(parts)

@@ -50,7 +50,7 @@ def reflect(volume: torch.Tensor) -> torch.Tensor:
 
 
 def grey_scaled(halves: Halves, factor: float) -> Halves:
-    """Maps whose projections, summed along z, have the grey values of the normalised images (noise of deviation 1)."""
+    """Maps in the grey values of the normalised images (noise of deviation 1), as RELION has them."""
     maps = {f.name: getattr(halves, f.name) * factor for f in dataclasses.fields(halves) if f.name != "fsc"}
     return dataclasses.replace(halves, **maps)
 

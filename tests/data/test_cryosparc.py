@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from ace_em.data.aberrations import ignored_aberrations
+from ace_em.data.aberrations import ignored_aberrations, not_in_the_model
 from ace_em.data.cryosparc import read_cryosparc, write_cryosparc
 from ace_em.data.cs.file import load_fields, save_fields
 from ace_em.data.mrc import StackWriter, read_volume
@@ -196,6 +196,11 @@ def test_aberrations_that_are_not_zero_are_named(make_fields: Make, tmp_path: Pa
     optics = optics.assign(rlnMagMat00="1.000", rlnMagMat01="0.000", rlnMagMat11="1.01")
     found = ignored_aberrations(replace(table, optics=optics, cryosparc=None))
     assert found == ["rlnBeamTiltY", "rlnEvenZernike", "rlnMagMat11"]
+    # converted, but not in the CTF here
+    assert not_in_the_model(read_cryosparc(saved(tmp_path / "c.cs", fields))) == ["ctf/tilt_A"]
+    fields["ctf/bfactor"][:], fields["ctf/scale"][1] = 40, 0.9
+    table = read_cryosparc(saved(tmp_path / "d.cs", fields))
+    assert not_in_the_model(table) == ["ctf/tilt_A", "ctf/bfactor", "ctf/scale"] and ignored_aberrations(table) == ["ctf/tilt_A"]
 
 
 # --- cryoSPARC's own library --------------------------------------------------------------------------------------------------

@@ -43,6 +43,13 @@ def test_laws(n: int, dtype: torch.dtype) -> None:
     assert fourier_shell_correlation(a, b).abs().max() <= 1
 
 
+@pytest.mark.parametrize("grey", [3e4, 1e6, 1e-12])
+def test_grey_values_of_any_size(grey: float) -> None:
+    """Integers of 16 bits in a large box: the product of two powers would leave the range of float32."""
+    a, b = noise(96, 0).float(), (noise(96, 0) + noise(96, 1)).float()
+    torch.testing.assert_close(fourier_shell_correlation(grey * a, grey * b), fourier_shell_correlation(a, b), atol=1e-5, rtol=0)
+
+
 def test_signal_and_noise_have_the_known_expectation() -> None:
     """With signal power S and noise power N: S / (S + N) between two noisy copies, sqrt of it against the signal."""
     n = 48

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SimulationConfig
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.fourier import HalfPlane, radius_grid
 from ace_em.physics.ctf import CTFParameters, ctf
 from ace_em.physics.pose import Pose
 from ace_em.simulation.dataset import (
@@ -145,6 +145,19 @@ def test_map_is_resampled_to_the_images_box_and_pixel() -> None:
         # density per voxel becomes density per larger voxel: grey values are kept, not sums
         scale = (4.0 / pixel) ** 3
         torch.testing.assert_close(resampled.volume * scale, coarse.volume, atol=0.02 * coarse.volume.max().item(), rtol=0)
+
+
+@pytest.mark.parametrize(("n", "pixel", "wanted"), [(100, 1.0, 4.25), (64, 1.77, 8.5), (33, 3.1, 4.0)])
+def test_a_resampled_map_has_the_pixel_size_asked_for(n: int, pixel: float, wanted: float) -> None:
+    """A ball's radius of gyration, in Angstrom, before and after."""
+
+    def gyration(volume: torch.Tensor, pixel: float) -> float:
+        square = radius_grid(volume.shape[-1], 3).square()
+        return pixel * ((volume * square).sum() / volume.sum()).sqrt().item()
+
+    ball = torch.exp(-(radius_grid(n, 3) * pixel / 16).square() / 2)
+    resampled = specimen_from_map(ball, pixel, dataclasses.replace(CONFIG, box=32, pixel_size=wanted)).volume
+    assert gyration(resampled, wanted) == pytest.approx(gyration(ball, pixel), rel=5e-3)
 
 
 def test_distributions() -> None:

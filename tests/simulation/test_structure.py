@@ -85,6 +85,12 @@ def test_is_structure_goes_by_the_name() -> None:
         assert not is_structure(Path(name))
 
 
+def test_the_box_holds_every_orientation() -> None:
+    """A heavy end: the centre of mass is not in the middle."""
+    atoms = Atoms(torch.tensor([[-10.0, 0, 0], [90.0, 0, 0]]), torch.tensor([9.0, 1.0]))
+    assert atoms.diameter_angstrom == pytest.approx(100, rel=0.01) and atoms.least_box_angstrom == pytest.approx(180)
+
+
 def test_diameter_of_a_rod_and_a_point() -> None:
     rod = Atoms(torch.tensor([[0.0, 0, -30], [0, 0, 0], [0, 0, 30]]), torch.ones(3))
     assert rod.diameter_angstrom == pytest.approx(60, rel=0.03)

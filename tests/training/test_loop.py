@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
+from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.rotations import MATES, angular_distance_deg
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.pose_encoder import Hypotheses
 from ace_em.models.resnet_encoder import ResNetEncoder
+from ace_em.models.voxel_grid import VoxelGrid
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.training.loop import Hooks, Progress, TrainedModel, build_model, encode, optimiser, train
@@ -54,6 +56,32 @@ def test_learns(blobs: WorkingSet, pip: bool) -> None:
     assert volume.shape == (16, 16, 16) and not volume.requires_grad
     # the blob it started from is a ball; what it learnt is not
     assert (volume - volume.transpose(0, 2)).norm() > 0.1 * volume.norm()
+
+
+def test_a_model_that_is_handed_over_is_where_the_images_are(blobs: WorkingSet) -> None:
+    """The half-plane is no parameter: a model moves without it."""
+
+    class Moved(WorkingSet):
+        def to(self, device: torch.device) -> WorkingSet:
+            return dataclasses.replace(WorkingSet(**vars(self)), half_plane=elsewhere)
+
+    elsewhere = HalfPlane(16, blobs.half_plane.k.clone(), blobs.half_plane.radius.clone())
+    model = build_model(blobs, DIAMETER, SMALL, torch.Generator().manual_seed(0))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    trained = train(Moved(**vars(blobs)), DIAMETER, dataclasses.replace(SMALL, steps=1), fabric, 0, model=model)
+    assert trained.model.half_plane is elsewhere
+
+
+def test_a_decoder_says_its_own_rate(blobs: WorkingSet) -> None:
+    class Slow(VoxelGrid):
+        def learning_rate(self, config: AceConfig) -> float:
+            return config.lr_decoder / 100
+
+    for name, rate in (("voxel", SMALL.lr_decoder), ("fouriernet", SMALL.lr_fouriernet)):
+        model = build_model(blobs, DIAMETER, dataclasses.replace(SMALL, decoder=name), torch.Generator().manual_seed(0))
+        assert optimiser(model, SMALL).param_groups[1]["lr"] == rate
+    model.decoder = Slow(16, 7.0, 2.0)
+    assert optimiser(model, SMALL).param_groups[1]["lr"] == SMALL.lr_decoder / 100
 
 
 def test_same_seed_same_bits(blobs: WorkingSet) -> None:

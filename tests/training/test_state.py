@@ -114,6 +114,17 @@ def test_parts_learn_what_the_whole_learns(blobs: WorkingSet) -> None:
     assert not torch.equal(one, four)
 
 
+def test_going_on_elsewhere_takes_other_random_numbers(blobs: WorkingSet) -> None:
+    """A generator's state means nothing to that of another device, and is refused by it."""
+    states: list[Plain] = []
+    run(blobs, Hooks(on_safe=lambda state, model: states.append(state)))
+    assert states[0]["device"] == "cpu"
+    moved = states[0] | {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}
+    steps: list[int] = []
+    run(blobs, Hooks(on_step=lambda progress: steps.append(progress.step)), moved)
+    assert steps[0] == states[0]["step"] + 1
+
+
 def test_going_on_takes_the_same_steps(blobs: WorkingSet) -> None:
     states: list[Plain] = []
     whole = run(blobs, Hooks(on_safe=lambda state, model: states.append(state)))

@@ -81,6 +81,11 @@ def particle_disc(box: int) -> Tensor:
     return soft_disc(box, box / 2 - edge, edge)
 
 
+def disc_share(box: int) -> float:
+    """Share of white noise's power that the disc leaves: so many of the coefficients are independent afterwards."""
+    return particle_disc(box).square().mean().item()
+
+
 def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Survey:
     """Look at up to a thousand images: contrast, noise, size and SNR.
 
@@ -236,7 +241,7 @@ class Whitener:
     @staticmethod
     def of(particles: Particles, look: Survey, half_plane: HalfPlane) -> "Whitener":
         # the disc takes away noise outside of the particle: a share of its power in every shell
-        whitening = look.whitening_power[half_plane.shell] * particle_disc(particles.box).square().mean()
+        whitening = look.whitening_power[half_plane.shell] * disc_share(particles.box)
         return Whitener(particles, look, half_plane, whitening.sqrt())
 
     @property

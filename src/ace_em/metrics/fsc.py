@@ -14,8 +14,9 @@ def fourier_shell_correlation(a: Tensor, b: Tensor) -> Tensor:
     n = a.shape[-1]
     shells = radius_grid(n, 3, a.device).round().long().flatten()
     cross = shell_sums((a_ft * b_ft.conj()).real, shells, n // 2 + 1)
-    power = shell_sums(a_ft.abs().square(), shells, n // 2 + 1) * shell_sums(b_ft.abs().square(), shells, n // 2 + 1)
-    return cross / power.sqrt().clamp(min=torch.finfo(cross.dtype).tiny)
+    # roots before the product: that of two powers leaves the range of float32 at the grey values of 16-bit integers
+    power_a, power_b = (shell_sums(v.abs().square(), shells, n // 2 + 1).sqrt() for v in (a_ft, b_ft))
+    return cross / (power_a * power_b).clamp(min=torch.finfo(cross.dtype).tiny)
 
 
 def resolution_shell(fsc: Tensor, threshold: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ace_em.config import AceConfig
 from ace_em.maths.fourier import HalfPlane
 
 Projector = Callable[[HalfPlane, Tensor], Tensor]
@@ -20,6 +21,9 @@ class Decoder(nn.Module, ABC):
     """
 
     height: Tensor
+    begins_as_blob = True
+    """Whether the untrained volume is bright in the middle, so that its ``height`` can be fitted to the images; that of one
+    without a shape gives its projections the power of the images' signal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +32,10 @@ class Decoder(nn.Module, ABC):
     def scale_to(self, height: float) -> None:
         """Multiply the volume by ``height``, leaving the parameters as they are."""
         self.height.fill_(height)
+
+    def learning_rate(self, config: AceConfig) -> float:
+        """AdamW's rate for parameters near one."""
+        return config.lr_decoder * config.lr_decoder_scale
 
     @abstractmethod
     def projector(self) -> Projector:

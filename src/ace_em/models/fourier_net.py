@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ace_em.config import AceConfig
 from ace_em.maths.fourier import HalfPlane, centred_ifft, frequencies
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.decoder import Decoder, Projector
@@ -58,6 +59,8 @@ class FourierNet(Decoder):
     lattice : project by slicing the network's values on the grid of the box, padded in real space, as if they were voxels.
     """
 
+    begins_as_blob = False
+
     mask: Tensor
 
     def __init__(self, box: int, radius_px: float, lattice: bool = False) -> None:
@@ -66,6 +69,9 @@ class FourierNet(Decoder):
         self.modulant = Siren(3, 2, width=256, depth=3, omega=40.0)
         self.envelope = Siren(3, 2, width=256, depth=2, omega=30.0)
         self.register_buffer("mask", soft_ball(box, radius_px))
+
+    def learning_rate(self, config: AceConfig) -> float:
+        return config.lr_fouriernet
 
     def transform(self, k: Tensor) -> Tensor:
         """``V_hat`` (...) complex at frequencies ``k`` (..., 3) in cycles per box, x, y, z order."""

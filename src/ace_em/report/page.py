@@ -24,7 +24,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 _SCORES = {
     "fsc05_px": "FSC 0.5 against the truth (px of the map)",
     "fsc05_angstrom": "FSC 0.5 against the truth (Å)",
-    "bound_px": "the same for the true poses, the bound (px of the map)",
+    "bound_px": "the same for the true poses in C1, the bound (px of the map)",
     "rot_mean": "Rot. error, mean (squared Frobenius)",
     "rot_median": "Rot. error, median (squared Frobenius)",
     "trans": "Trans. error, mean squared (px² of the images)",

@@ -1,1 +1,1 @@
-"""Ground truth (appendix B): structures, densities and particle stacks, never made with the decoders they will judge."""
+"""Ground truth (appendix B): structures, densities, particle stacks; from atoms never made with the decoders they will judge."""

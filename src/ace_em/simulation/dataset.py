@@ -18,6 +18,8 @@ from ace_em.simulation.density import density_map, project_atoms
 from ace_em.simulation.structure import Atoms
 
 BLOCK = 100
+PADDING = 64
+"""Voxels that a map may be padded by, so that its pixel size comes out right."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,14 @@ def specimen_from_atoms(atoms: Atoms, config: SimulationConfig) -> Specimen:
 
 
 def specimen_from_map(volume: Tensor, pixel_size_angstrom: float, config: SimulationConfig) -> Specimen:
-    """A cubic map (n, n, n), resampled to the images' box and pixel size."""
-    n = round(volume.shape[-1] * pixel_size_angstrom / config.pixel_size)
-    return Specimen(None, resize(fourier_resize(volume, n, 3), config.box, 3))
+    """A cubic map (n, n, n), resampled to the images' box and pixel size.
+
+    It is padded first, to the edge of which a whole number of new pixels differs least.
+    """
+    n, ratio = volume.shape[-1], pixel_size_angstrom / config.pixel_size
+    padded = min(range(n, n + PADDING), key=lambda m: abs(round(m * ratio) / (m * ratio) - 1))
+    resampled = fourier_resize(resize(volume, padded, 3), round(padded * ratio), 3)
+    return Specimen(None, resize(resampled, config.box, 3))
 
 
 def sample_poses(config: SimulationConfig, generator: torch.Generator) -> Pose:

@@ -26,6 +26,11 @@ class Atoms:
         return len(self.weight)
 
     @property
+    def least_box_angstrom(self) -> float:
+        """Edge of the smallest box that holds the atoms whatever their orientation."""
+        return 2 * self.position_angstrom.norm(dim=-1).max().item()
+
+    @property
     def diameter_angstrom(self) -> float:
         """Largest extent, as twice the distance of the farthest atom from the centre of the extremes, over a few axes."""
         axes = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=self.position_angstrom.dtype)

@@ -88,10 +88,11 @@ def simulate(
         if given.resolve() in {f.resolve() for f in files}:
             raise InputError(f"{given}: would be replaced by the set that is made from it; expected another folder")
     specimen = read_specimen(structure, config)
-    if specimen.atoms is not None and specimen.atoms.diameter_angstrom > config.box * config.pixel_size:
+    if specimen.atoms is not None and specimen.atoms.least_box_angstrom > config.box * config.pixel_size:
+        least, edge = specimen.atoms.least_box_angstrom, config.box * config.pixel_size
         raise InputError(
-            f"--pixel-size {config.pixel_size:g}: {structure} is {specimen.atoms.diameter_angstrom:.0f} A across, and a box of "
-            f"{config.box} px only {config.box * config.pixel_size:.0f} A; expected a larger pixel or --box"
+            f"--pixel-size {config.pixel_size:g}: {structure} needs {least:.0f} A to turn in, and a box of {config.box} px has "
+            f"only {edge:.0f} A; expected a larger pixel or --box"
         )
     generator = torch.Generator().manual_seed(config.seed)
     pose, parameters = sample_poses(config, generator), sample_ctf(config, generator)

@@ -58,10 +58,10 @@ def build_model(images: Images, diameter_px: float, config: AceConfig, generator
     decoder: Decoder
     if config.decoder == "voxel":
         decoder = VoxelGrid(box, radius_px, diameter_px / 6, integral=config.voxel_projector == "integral")
-        decoder.scale_to(_blob_height(decoder, images, generator))
     else:
         decoder = FourierNet(box, radius_px, lattice=config.fouriernet_projector == "lattice")
-        decoder.scale_to(_signal_height(decoder, images, generator))
+    height = _blob_height if decoder.begins_as_blob else _signal_height
+    decoder.scale_to(height(decoder, images, generator))
     encoder = build_encoder(images.half_plane, diameter_px, config)
     power = torch.view_as_real(images.rows(slice(0, 1000)).image_ft).square().sum((-1, -2)).mean().item()
     return AutoEncoder(
@@ -103,14 +103,13 @@ def _blob_height(decoder: Decoder, images: Images, generator: torch.Generator) -
 
 
 def optimiser(model: AutoEncoder, config: AceConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's and the decoder's settings (voxels are stored in units of the volume's height)."""
-    voxel_rate = config.lr_decoder * config.lr_decoder_scale
+    """AdamW with the encoder's and the decoder's settings."""
     return torch.optim.AdamW(
         [
             {"params": list(model.encoder.parameters()), "lr": config.lr_encoder, "weight_decay": 1e-3},
             {
                 "params": list(model.decoder.parameters()),
-                "lr": voxel_rate if config.decoder == "voxel" else config.lr_fouriernet,
+                "lr": model.decoder.learning_rate(config),
                 "weight_decay": 0.0,
                 "betas": (0.9, 0.95),
             },
@@ -161,6 +160,8 @@ def train(
     images = images.to(fabric.device)
     generator = torch.Generator(fabric.device).manual_seed(1 + seed * 1009 + fabric.global_rank)
     model = build_model(images, diameter_px, config, generator) if model is None else model.to(fabric.device)
+    # no parameter, so that it does not move with the model
+    model.half_plane = images.half_plane
     adam = optimiser(model, config)
     base_rates = [group["lr"] for group in adam.param_groups]
     state = TrainingState(model, adam, generator)

@@ -36,12 +36,16 @@ class TrainingState:
         """A copy, on the CPU, that the coming updates do not change."""
         numbers = {name: getattr(self, name) for name in ("step", "rate", "restored", "parts")}
         networks = {"model": _cpu(self.model.state_dict()), "adam": _cpu(self.adam.state_dict())}
-        return numbers | networks | {"generator": self.generator.get_state()}
+        return numbers | networks | {"generator": self.generator.get_state(), "device": self.generator.device.type}
 
     def load(self, data: Plain) -> None:
         """Go back, or on, to a packed state."""
         self._load_networks(data)
-        self.generator.set_state(data["generator"])
+        if data.get("device", "cpu") == self.generator.device.type:
+            self.generator.set_state(data["generator"])
+        else:
+            # another device has random numbers of its own: others than those that the run would have had, but not the same again
+            self.generator.manual_seed(self.generator.initial_seed() + data["step"])
         self.rate, self.restored, self.parts = data["rate"], data["restored"], data["parts"]
 
     def take_back(self, data: Plain) -> None:
