@@ -92,6 +92,7 @@ def test_the_frame_and_the_hand_do_not_matter(truth: Path, tmp_path: Path, mirro
 
 def test_the_page_of_a_run_shows_the_truth_from_then_on(truth: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", truth, true_pose(truth))
+    (run / "metrics.jsonl").touch()
     write_report(run)
     assert "Against the truth" not in (run / "report.html").read_text()
     evaluate(run, truth)

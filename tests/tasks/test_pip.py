@@ -1,16 +1,23 @@
 """Pose -> image -> pose: what is drawn, what the encoder sees, and who learns."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ace_em.config import AceConfig
+from ace_em.config import AceConfig, SimulationConfig
+from ace_em.data.particles import Particles
+from ace_em.data.preprocess import survey, working_set
+from ace_em.maths.fourier import HalfPlane, radius_grid
 from ace_em.models.fourier_encoder import FourierEncoder
 from ace_em.models.pose_encoder import Hypotheses
 from ace_em.physics.imaging import shift_phase
+from ace_em.simulation.write import simulate
 from ace_em.tasks.pip import background_noise, draw_poses, pose_image_pose
+
+STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
 
 
 def seeded(seed: int = 3) -> torch.Generator:
@@ -44,13 +51,27 @@ def test_draws_follow_the_generator() -> None:
 
 
 def test_noise_has_the_given_variance() -> None:
-    variance = torch.tensor([0.0, 0.25, 1.0, 9.0])
-    noise = background_noise(20000, variance, seeded())
-    torch.testing.assert_close(noise.abs().square().mean(0), variance, rtol=0.05, atol=0)
-    torch.testing.assert_close(noise.real.square().mean(0), variance / 2, rtol=0.05, atol=0)
-    assert (noise.real * noise.imag).mean(0).abs().max() < 0.1
+    half_plane = HalfPlane.within(16)
+    variance = torch.where(half_plane.radius < 3, 0.25, 4.0)
+    noise = background_noise(20000, half_plane, variance, seeded())
+    torch.testing.assert_close(noise.abs().square().mean(0), variance, rtol=0.06, atol=0)
     assert noise.mean(0).abs().max() < 0.1
-    assert torch.equal(noise, background_noise(20000, variance, seeded()))
+    assert torch.equal(noise, background_noise(20000, half_plane, variance, seeded()))
+    assert background_noise(10, half_plane, 0 * variance, seeded()).abs().max() == 0
+
+
+def test_noise_is_that_of_the_images(tmp_path: Path) -> None:
+    """Images of noise alone, as they are read: as strong in the middle, as weak in the corners."""
+    config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=50.0, snr_db=-60.0, shift_sd=0.0)
+    simulate(STRUCTURE, tmp_path, config)
+    particles = Particles.open(tmp_path / "particles.star")
+    images = working_set(particles, survey(particles, sign=1.0), 32)
+    drawn = background_noise(2000, images.half_plane, images.noise_variance, seeded())
+    real, made = (images.half_plane.to_image(ft).var(0) for ft in (images.image_ft, drawn))
+    radius = radius_grid(32, 2)
+    for ring in (radius < 5, (radius > 8) & (radius < 12), radius > 18):
+        assert made[ring].mean() == pytest.approx(real[ring].mean().item(), rel=0.05, abs=0.01 * real.max().item())
+    assert made[radius < 5].mean() > 1.3 * made.mean() and made[radius > 18].mean() < 0.1 * made.mean()
 
 
 def loss_and_input(planted: Any, noise: float, seed: int = 3) -> tuple[Tensor, Tensor, Tensor]:

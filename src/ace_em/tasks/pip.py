@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
+from ace_em.data.preprocess import particle_disc
 from ace_em.data.working_set import WorkingSet
+from ace_em.maths.fourier import HalfPlane
 from ace_em.models.decoder import Projector
 from ace_em.models.pose_encoder import PoseEncoder
 from ace_em.physics.imaging import shift_phase
@@ -22,10 +24,15 @@ def draw_poses(n: int, shift_sd_px: Tensor | float, generator: torch.Generator) 
     return Pose(rotation, torch.randn(n, 2, device=device, generator=generator) * shift_sd_px)
 
 
-def background_noise(n: int, variance: Tensor, generator: torch.Generator) -> Tensor:
-    """Complex Gaussian noise (n, m) of ``variance`` (m,): the background of whitened images (epsilon of eq. 12)."""
-    parts = torch.randn(n, len(variance), 2, device=variance.device, generator=generator)
-    return torch.view_as_complex(parts) * (variance / 2).sqrt()
+def background_noise(n: int, half_plane: HalfPlane, variance: Tensor, generator: torch.Generator) -> Tensor:
+    """The background of whitened images (epsilon of eq. 12): complex Gaussian noise (n, m) of ``variance`` (m,).
+
+    Like that of the images it is confined to the disc about the particle, with the same power in every coefficient, and so
+    stronger where the particle is than noise over the whole box would be.
+    """
+    disc = particle_disc(half_plane.box).to(variance.device)
+    white = torch.randn(n, *disc.shape, device=variance.device, generator=generator)
+    return half_plane.from_image(white * disc) * (variance / disc.square().sum()).sqrt()
 
 
 def pose_image_pose(
@@ -41,7 +48,7 @@ def pose_image_pose(
     with torch.no_grad() if config.pip_freeze_decoder else contextlib.nullcontext():
         clean = project(batch.half_plane, drawn.rotation)
         image_ft = clean * batch.transfer * shift_phase(batch.half_plane, drawn.shift_px)
-        image_ft = image_ft + background_noise(len(batch), batch.noise_variance, generator)
+        image_ft = image_ft + background_noise(len(batch), batch.half_plane, batch.noise_variance, generator)
     predicted = encoder(image_ft)
     box = batch.box
     return pose_loss(drawn.rotation, drawn.shift_px / box, predicted.rotation, predicted.shift_px / box, config.pip_spread)
