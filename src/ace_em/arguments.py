@@ -228,7 +228,7 @@ def _refuse_idle_preset(args: Namespace) -> None:
         if held not in PRESETS or held == args.preset:
             continue
         names = (name.split(".") for name in PRESETS[held] | PRESETS[args.preset])
-        if all(name[-1] in (settings.get(name[0], {}) if len(name) > 1 else settings) for name in names):
+        if all(name[-1] in ((settings.get(name[0]) or {}) if len(name) > 1 else settings) for name in names):
             raise InputError(f"--preset {args.preset}: {file} holds every setting of preset {held}; expected one of the two")
 
 

@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def search_device(self) -> torch.device:
-        """Where poses are searched and refined. Apple's devices cannot sample a volume (grid_sample in 3-D): the CPU does it."""
+        """Where poses are searched and refined. On Apple's devices that was never tried: beside them the CPU does it."""
         return torch.device(self.device if self.device == "cuda" else "cpu")
 
     @property
