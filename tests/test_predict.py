@@ -26,7 +26,7 @@ from ace_em.simulation.write import simulate
 
 STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
 SIMULATED = {"box": 24, "pixel_size": 22.0, "resolution": 50.0, "snr_db": 10.0, "shift_sd": 10.0}
-SMALL = ["--ace.steps", 150, "--ace.batch", 128, "--ace.width", 128, "--search.explore_rounds", 6, "--search.max_rounds", 3]
+SMALL = ["--ace.steps", 300, "--ace.batch", 128, "--ace.width", 128, "--search.explore_rounds", 6, "--search.max_rounds", 3]
 SMALL += ["--search.first_band", 4.5, "--search.last_band", 6, "--starts", 1, "--threads", 1, "--predict.steps", 400]
 
 
