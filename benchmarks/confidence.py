@@ -1,7 +1,9 @@
-"""How often poses are right that say how probable they are: the table of said and found.
+r"""How often poses are right that say how probable they are: the table of said and found.
 
-    ace-em simulate STRUCTURE -o SEEN --seed 1 ...; ace-em reconstruct SEEN/particles.star -o RUN
-    ace-em simulate STRUCTURE -o NEW --seed 2 ...; ace-em predict NEW/particles.star --run RUN -o NEW/poses.star
+    make demo    # RUN is demo/run, SEEN is demo/data
+    ace-em simulate examples/data/5nrl_every10th_atom.npz -o NEW --n 2000 --box 128 --pixel-size 4.25 --snr-db -10 \
+        --shift-sd 20 --resolution 12 --seed 2
+    ace-em predict NEW/particles.star --run RUN -o NEW/poses.star
     python benchmarks/confidence.py RUN SEEN NEW
 
 Right is within 15 degrees of the truth, both in the frame of the run's map.

@@ -14,8 +14,6 @@ from ace_em.data.plain import Plain
 from ace_em.data.working_set import CPU, Images
 from ace_em.journal import Journal
 from ace_em.maths.rotations import angular_distance_deg
-from ace_em.maths.slices import volume_to_ft
-from ace_em.memory import where_it_fits
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
 from ace_em.progress import Reporter
@@ -23,7 +21,7 @@ from ace_em.refinement.backprojection import accumulate, reconstruct_halves
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import explained_share
 from ace_em.refinement.half_sets import HalfSetState
-from ace_em.refinement.local import refine_poses
+from ace_em.refinement.local import reference_on, refine_poses
 from ace_em.training.loop import Hooks, Progress, TrainedModel, encode, train
 from ace_em.training.step import AutoEncoder
 
@@ -138,7 +136,7 @@ def amortised(
     one, two = (accumulate(images, pose, torch.nonzero(half_set == number)[:, 0], device=device) for number in (1, 2))
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
     # no steps: the residuals where the poses are, block by block
-    left = refine_poses(where_it_fits(device, volume_to_ft(volume).to), images, pose, steps=0).residual
+    left = refine_poses(reference_on(device, volume), images, pose, steps=0).residual
     explained = explained_share(images, left)
     calibration = Calibration.none(images.box, len(images))
     return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, explained, calibration), trained.networks

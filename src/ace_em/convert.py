@@ -68,7 +68,7 @@ def _box(table: ParticleTable, box: int) -> int:
         return box
     name = str(table.particles["rlnImageName"].iloc[0]).partition("@")
     try:
-        return stack_shape(find_images(table.path, name[2] or name[0], None))[2]
+        return stack_shape(find_images(table, 0, name[2] or name[0], None))[2]
     except InputError:
         return 0
 

@@ -1,6 +1,5 @@
 """Poses of particles that no map was made from: the encoder's hypotheses, and a local step from the likeliest of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +86,6 @@ def predict_poses(
     group: Tensor,
     config: PredictConfig,
     known: Pose | None = None,
-    encode: Callable[[AutoEncoder, WorkingSet], Pose] = candidates,
     independent: float = 1.0,
 ) -> Predicted:
     """The best pose of every image (N,), and how much better it is than the others.
@@ -101,7 +99,7 @@ def predict_poses(
         particle makes neighbours alike; a log-likelihood counts them all, and is that share of what they say.
     """
     model.eval()
-    proposed = encode(model, images)
+    proposed = candidates(model, images)
     bands = [band * images.box / diameter_px for band in config.bands]
     best = _likeliest(volume_ft, images.band(bands[0]) if bands else images, proposed, config.hypotheses)
     answers = [] if known is None else [refine_poses(volume_ft, images, known, 1)]

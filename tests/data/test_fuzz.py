@@ -144,7 +144,7 @@ CS_WORDS = [
 ]
 
 
-def attempt_table(path: Path, content: bytes) -> bool:
+def assert_read_or_refused(path: Path, content: bytes) -> bool:
     """Whether the content is read as particles; an InputError must be one line that names the file."""
     path.write_bytes(content)
     try:
@@ -161,7 +161,7 @@ def attempt_table(path: Path, content: bytes) -> bool:
     return True
 
 
-def attempt_mrc(path: Path, content: bytes) -> bool:
+def assert_images_read_or_refused(path: Path, content: bytes) -> bool:
     path.write_bytes(content)
     good = 0
     for read in (read_volume, lambda p: read_images(p, np.arange(min(stack_shape(p)[0], 5)))):
@@ -175,29 +175,29 @@ def attempt_mrc(path: Path, content: bytes) -> bool:
 
 @pytest.mark.parametrize(("name", "content"), [("p.star", STAR), ("p.cs", CS)])
 def test_the_unspoilt_tables_are_read(tmp_path: Path, name: str, content: bytes) -> None:
-    assert attempt_table(tmp_path / name, content)
+    assert assert_read_or_refused(tmp_path / name, content)
 
 
 def test_the_unspoilt_images_are_read(tmp_path: Path) -> None:
-    assert attempt_mrc(tmp_path / "a.mrcs", STACK) and attempt_mrc(tmp_path / "a.mrc", VOLUME)
+    assert assert_images_read_or_refused(tmp_path / "a.mrcs", STACK) and assert_images_read_or_refused(tmp_path / "a.mrc", VOLUME)
 
 
 @fuzzed
 @given(content=st.binary(max_size=2000).map(lambda tail: b"data_\nloop_\n_rlnImageName\n" + tail) | st.binary(max_size=200))
 def test_star_of_noise(tmp_path: Path, content: bytes) -> None:
-    attempt_table(tmp_path / "p.star", content)
+    assert_read_or_refused(tmp_path / "p.star", content)
 
 
 @fuzzed
 @given(content=spoilt(STAR, STAR_WORDS))
 def test_star_spoilt(tmp_path: Path, content: bytes) -> None:
-    attempt_table(tmp_path / "p.star", content)
+    assert_read_or_refused(tmp_path / "p.star", content)
 
 
 @fuzzed
 @given(words=st.lists(st.sampled_from([*STAR_WORDS, b"_rlnDefocusU", b"data_optics", b"1@a.mrcs", b"7"]), max_size=40))
 def test_star_of_its_words(tmp_path: Path, words: list[bytes]) -> None:
-    attempt_table(tmp_path / "p.star", b"data_\n" + b" ".join(words))
+    assert_read_or_refused(tmp_path / "p.star", b"data_\n" + b" ".join(words))
 
 
 @fuzzed
@@ -205,31 +205,31 @@ def test_star_of_its_words(tmp_path: Path, words: list[bytes]) -> None:
     content=st.sampled_from([b"\x93NUMPY\x01\0", b"\x93NUMPY", b"\x95CSDAT", b""]).flatmap(lambda m: st.binary().map(m.__add__))
 )
 def test_cs_of_noise(tmp_path: Path, content: bytes) -> None:
-    attempt_table(tmp_path / "p.cs", content)
+    assert_read_or_refused(tmp_path / "p.cs", content)
 
 
 @fuzzed
 @given(content=spoilt(CS, CS_WORDS, first=CS.index(b"\n")))
 def test_cs_spoilt(tmp_path: Path, content: bytes) -> None:
-    attempt_table(tmp_path / "p.cs", content)
+    assert_read_or_refused(tmp_path / "p.cs", content)
 
 
 @fuzzed
 @given(content=spoilt(CS, CS_WORDS))
 def test_cs_spoilt_anywhere(tmp_path: Path, content: bytes) -> None:
-    attempt_table(tmp_path / "p.cs", content)
+    assert_read_or_refused(tmp_path / "p.cs", content)
 
 
 @fuzzed
 @given(content=st.binary(max_size=3000) | st.binary(min_size=1024, max_size=1100))
 def test_mrc_of_noise(tmp_path: Path, content: bytes) -> None:
-    attempt_mrc(tmp_path / "a.mrcs", content)
+    assert_images_read_or_refused(tmp_path / "a.mrcs", content)
 
 
 @fuzzed
 @given(content=spoilt(STACK, NUMBERS, first=224) | spoilt(VOLUME, NUMBERS, first=224))
 def test_mrc_spoilt(tmp_path: Path, content: bytes) -> None:
-    attempt_mrc(tmp_path / "a.mrcs", content)
+    assert_images_read_or_refused(tmp_path / "a.mrcs", content)
 
 
 @fuzzed
@@ -238,4 +238,4 @@ def test_mrc_with_another_header_field(tmp_path: Path, field: str, value: bytes,
     offset = mrcfile.dtypes.HEADER_DTYPE.fields[field][1]
     content = bytearray(STACK)
     content[offset : offset + 4] = value[::-1] if big else value
-    attempt_mrc(tmp_path / "a.mrcs", bytes(content))
+    assert_images_read_or_refused(tmp_path / "a.mrcs", bytes(content))

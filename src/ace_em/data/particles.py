@@ -194,10 +194,10 @@ def pixel_size_of(table: ParticleTable) -> float:
     return float(values[0])
 
 
-def find_images(star: Path, name: str, project_root: Path | None, where: str = "") -> Path:
-    """The file of an image path; ``where`` tells, in the message when there is none, which row names it."""
+def find_images(table: ParticleTable, row: int, name: str, project_root: Path | None) -> Path:
+    """The file of an image path, which stands at ``row``, from 0, of a table."""
     folders = [] if project_root is None else [Path(project_root)]
-    folders += [*star.absolute().parents, Path.cwd()]
+    folders += [*table.path.absolute().parents, Path.cwd()]
     tried = list(dict.fromkeys(folder / name for folder in folders))  # an absolute name gives itself, once
     if Path(name).is_absolute() and project_root is not None:
         # of another machine or drive: its end, the longest first, may be below the project
@@ -207,7 +207,7 @@ def find_images(star: Path, name: str, project_root: Path | None, where: str = "
         if candidate.is_file():
             return candidate
     advice = "give the folder that holds them with --project" if project_root is None else "is --project the right folder?"
-    raise InputError(f"{where or star}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
+    raise InputError(f"{table.cell(row, 'rlnImageName')}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
 
 
 def _split_name(table: ParticleTable, row: int, name: str) -> tuple[int | None, str]:
@@ -233,7 +233,7 @@ def _locate_images(
         index, file = _split_name(table, row, name)
         if file not in stacks:
             stacks[file] = len(paths)
-            paths.append(find_images(table.path, file, root, table.cell(row, "rlnImageName")))
+            paths.append(find_images(table, row, file, root))
             shapes.append(_checked_shape(paths[-1], paths[0], shapes[:1]))
         stack = stacks[file]
         count = shapes[stack][0]

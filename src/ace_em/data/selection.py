@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ace_em.data.cs.images import images_of_table
 from ace_em.data.particle_table import ParticleTable
 from ace_em.data.split import subset as random_subset
 from ace_em.data.tables import is_cryosparc, read_particle_table
@@ -81,8 +82,8 @@ def _text_rows(path: Path) -> np.ndarray:
 
 def _image_keys(table: ParticleTable) -> np.ndarray:
     """Image names (N,) that are the same where they mean the same: ``7@./a.mrcs`` is ``000007@a.mrcs``."""
-    parts = (name.rpartition("@") for name in table.particles["rlnImageName"])
-    return np.array([f"{index.lstrip('0')}@{posixpath.normpath(path)}" for index, _, path in parts])
+    paths, indices = images_of_table(table)
+    return np.array([f"{index + 1}@{posixpath.normpath(path)}" for path, index in zip(paths, indices, strict=True)])
 
 
 def _rows_of(table: ParticleTable, other: ParticleTable) -> np.ndarray:

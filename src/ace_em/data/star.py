@@ -44,9 +44,9 @@ def _read_text(path: Path) -> str:
 
 
 def _uneven_row(text: str) -> str:
-    """Which line of a loop has more or fewer values than the loop has columns, for a message; "" where none has."""
+    """Which line of a loop has more or fewer values than columns, for a message, or ""; the text is without comments."""
     block, columns, part = "", 0, "none"
-    for number, line in enumerate(_COMMENT.sub("", text).splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if line.startswith("data_"):
             block, part = line, "none"
@@ -91,14 +91,14 @@ def _refuse_apostrophes(path: Path, text: str) -> None:
     for number, line in enumerate(text.splitlines(), start=1):
         if "'" not in line:
             continue
-        for token in _TOKEN.findall(line.partition(" #")[0]):
+        for token in _TOKEN.findall(line):
             inside = token[1:-1] if len(token) > 1 and token[0] == token[-1] == "'" else token
-            if "'" in inside and not token.startswith("#"):
+            if "'" in inside:
                 raise InputError(f"{path}: line {number}: {token} has an apostrophe inside, expected values without")
 
 
 def _parse(path: Path) -> dict[str, Block]:
-    text = _read_text(path)
+    text = _COMMENT.sub("", _read_text(path))
     _refuse_apostrophes(path, text)
     names_of_blocks = re.findall(r"^\s*data_(\S*)", text, re.MULTILINE)
     twice = next((name for n, name in enumerate(names_of_blocks) if name and name in names_of_blocks[:n]), None)
@@ -119,7 +119,6 @@ def _parse(path: Path) -> dict[str, Block]:
         if isinstance(block, pd.DataFrame) and not block.columns.is_unique:
             raise InputError(f"{path}: block data_{name} has column {block.columns[block.columns.duplicated()][0]} twice")
     frames = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
-    text = _COMMENT.sub("", text)
     _refuse_short_rows(path, frames, text)
     return blocks | _with_nan_strings(frames, text)
 

@@ -16,11 +16,10 @@ from ace_em.config import SearchConfig
 from ace_em.data.working_set import CPU, Images, mean_power
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
 from ace_em.maths.rotations import angular_distance_deg
-from ace_em.maths.slices import VolumeFT, volume_to_ft
-from ace_em.memory import where_it_fits
 from ace_em.metrics.fsc import randomise_phases, resolution_shell
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
+from ace_em.refinement.local import reference_on
 from ace_em.refinement.search import SearchSpace, find_poses
 
 
@@ -68,10 +67,6 @@ class Explorer:
     config: SearchConfig
     device: torch.device = CPU
 
-    def reference(self, volume: Tensor) -> VolumeFT:
-        """A map's transform, where images are compared with it."""
-        return where_it_fits(self.device, volume_to_ft(volume).to)
-
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
     """Band of round ``number`` (from 1), in cycles per diameter: grows while exploring."""
@@ -109,7 +104,7 @@ def explore(
         looked_at, before = images.rows(rows), pose[rows]
         grid = explorer.space.grid(band, generator)
         report = partial(on_block, number, len(rows))
-        found = find_poses(explorer.reference(volume), looked_at.band(band), before, grid, config, on_block=report)
+        found = find_poses(reference_on(explorer.device, volume), looked_at.band(band), before, grid, config, on_block=report)
         moved = angular_distance_deg(before.rotation, found.pose.rotation)
         pose = _updated(pose, rows, found.pose)
         half = len(rows) // 2
@@ -159,9 +154,9 @@ def judge_held_out(explorer: Explorer, last: Round, rows: Tensor, generator: tor
     """Search images that no round has looked at; the state with their poses, and how well the map explains them."""
     grid = explorer.space.grid(last.band, generator)
     images, volume = explorer.images.rows(rows).band(last.band), last.halves.combined
-    found = find_poses(explorer.reference(volume), images, last.pose[rows], grid, explorer.config)
+    found = find_poses(reference_on(explorer.device, volume), images, last.pose[rows], grid, explorer.config)
     null = with_spectrum_of(randomise_phases(volume, 1, generator) * explorer.mask, volume)
-    by_chance = find_poses(explorer.reference(null), images, last.pose[rows], grid, explorer.config)
+    by_chance = find_poses(reference_on(explorer.device, null), images, last.pose[rows], grid, explorer.config)
     gain = by_chance.residual - found.residual
     z = gain.mean() / (gain.std() / len(gain) ** 0.5).clamp(min=1e-12)
     n_made_from = min(explorer.config.explore_images, len(explorer.images) - len(rows))

@@ -18,8 +18,7 @@ from ace_em.data.working_set import CPU, Images, WorkingSet, blocks
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
 from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg, squared_frobenius
-from ace_em.maths.slices import VolumeFT, volume_to_ft
-from ace_em.memory import where_it_fits
+from ace_em.maths.slices import VolumeFT
 from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose
@@ -27,7 +26,7 @@ from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_hal
 from ace_em.refinement.calibration import Calibration, recalibrated_, residuals
 from ace_em.refinement.defocus import DefocusFit, Optics, refine_defocus, with_defocus_
 from ace_em.refinement.exploring import explained_share
-from ace_em.refinement.local import LocalResult, refine_poses
+from ace_em.refinement.local import LocalResult, reference_on, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
 from ace_em.refinement.symmetry import symmetrise
 
@@ -54,10 +53,6 @@ class HalfSets:
     mask: Tensor
     group: Tensor
     device: torch.device = CPU
-
-    def reference(self, volume: Tensor) -> VolumeFT:
-        """A map's transform, where images are compared with it."""
-        return where_it_fits(self.device, volume_to_ft(volume).to)
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -130,7 +125,7 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
 
 def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate) -> HalfSetState:
     inner, rows = sets.images.band(band), sets.rows
-    references = [sets.reference(v) for v in (state.halves.half1, state.halves.half2)]
+    references = [reference_on(sets.device, v) for v in (state.halves.half1, state.halves.half2)]
     found, left = [], []
     for reference, mine in zip(references, rows, strict=True):
         parts: list[LocalResult] = []
@@ -255,7 +250,7 @@ def refine_defocus_rounds(
     for _ in range(2):
         inner, offset, at_limit = sets.images.band(state.band), torch.zeros(len(total)), 0
         for mine, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
-            volume_ft = sets.reference(volume)
+            volume_ft = reference_on(sets.device, volume)
             for some in blocks(sets.images, mine):
                 limits = config.defocus_range, config.defocus_sd
                 fit = refine_defocus(volume_ft, inner.rows(some), optics.rows(some), state.pose[some], *limits, total[some])

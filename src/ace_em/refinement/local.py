@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ace_em.data.working_set import Images, WorkingSet, at_a_time
-from ace_em.maths.slices import VolumeFT, central_slices
-from ace_em.memory import in_blocks
+from ace_em.maths.slices import VolumeFT, central_slices, volume_to_ft
+from ace_em.memory import in_blocks, where_it_fits
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 
@@ -52,6 +52,11 @@ def better(one: LocalResult, other: LocalResult) -> LocalResult:
     rotation = torch.where(first[:, None, None], one.pose.rotation, other.pose.rotation)
     shift = torch.where(first[:, None], one.pose.shift_px, other.pose.shift_px)
     return LocalResult(Pose(rotation, shift), torch.where(first, one.residual, other.residual))
+
+
+def reference_on(device: torch.device, volume: Tensor) -> VolumeFT:
+    """A map's transform where images are compared with it: on a device that has room for it, or else on the CPU."""
+    return where_it_fits(device, volume_to_ft(volume).to)
 
 
 @torch.no_grad()
