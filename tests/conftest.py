@@ -1,11 +1,31 @@
-"""Settings of the whole test run: few threads, and RELION's tests skipped where it is not installed."""
+"""Settings of the whole test run: few threads, and RELION's tests skipped where it is not installed.
+
+``--threads`` and ``--factors`` repeat the tests under other arithmetic; `make test-arithmetic` does.
+"""
 
 import shutil
+from typing import get_args
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from ace_em.maths.products import Factors, product
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.addoption("--factors", choices=get_args(Factors), help="rounding of the search's products where the processor has the choice")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+@pytest.fixture(autouse=True)
+def forced_factors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced = request.config.getoption("--factors")
+    if forced is not None:
+        monkeypatch.setattr("ace_em.refinement.search.product", lambda a, b, factors: product(a, b, forced if factors == "processor" else factors))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -157,6 +157,9 @@ class SearchConfig:
     """orientations per image that local steps are tried from"""
     local_steps: int = 3
     """Gauss-Newton steps after each search"""
+    factors: Literal["processor", "float32", "bfloat16"] = "processor"
+    """numbers that scores are multiplied from: 'processor' lets it round them to bfloat16 where it is faster at that; 'float32'
+    never, 'bfloat16' always rounds"""
     shared_band: float = 4.5
     """the two half-sets start from the explored map cut at this, in cycles per diameter; nothing finer is shared"""
     max_rounds: int = 8

@@ -31,6 +31,14 @@ class Particle:
     def volume_ft(self) -> VolumeFT:
         return volume_to_ft(self.volume)
 
+    def double(self) -> "Particle":
+        """The same in float64: what is computed from it is the algebra itself, whatever the processor."""
+        i, h = self.images, self.images.half_plane
+        half_plane = HalfPlane(h.box, h.k.double(), h.radius.double())
+        images = WorkingSet(half_plane, i.image_ft.to(torch.complex128), i.transfer.double(), i.noise_variance.double())
+        pose = Pose(self.pose.rotation.double(), self.pose.shift_px.double())
+        return Particle(self.volume.double(), images, pose, self.mask.double())
+
 
 def make_particle(
     n: int, box: int = 20, seed: int = 0, noise: float = 0.0, brightness: float = 10.0, closed_form: bool = False

@@ -13,6 +13,8 @@ DENSITY_FRACTION = 0.15
 # a particle whose density is fewer deviations above the solvent is looked for after a harder low-pass, down to a shell
 CLEAR_LEVELS = 6.0
 LEAST_SHELL = 2.5
+# bound of an FFT's error, in units of the largest value's last digit: it grows with the logarithm of the box only
+FFT_ROUNDING = 64
 # parts smaller than this fraction of the largest are dust
 DUST_FRACTION = 0.1
 # and so are parts of fewer cells of half the low-pass period than this: a single hot voxel becomes 3
@@ -50,7 +52,9 @@ def _core(volume: Tensor, shell: float, region: Tensor) -> Tensor:
     while region.any() and shell >= LEAST_SHELL:
         smooth = _smoothed(volume, shell)
         solvent, noise, density = _levels(smooth[region])
-        if density > CLEAR_LEVELS * noise:
+        # a constant map differs from its solvent by the FFT's rounding alone
+        rounding = FFT_ROUNDING * torch.finfo(volume.dtype).eps * volume.abs().max().item()
+        if density > CLEAR_LEVELS * noise + rounding:
             core = (smooth > solvent + max(NOISE_LEVELS * noise, DENSITY_FRACTION * density)) & region
             return _without_dust(core, DUST_CELLS * (volume.shape[-1] / (2 * shell)) ** 3)
         shell *= 0.75

@@ -5,8 +5,7 @@ and the shift moved to the image's side, the first term for all images, shifts a
 per block, and the second another.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from ace_em.config import SearchConfig
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.point_group import in_asymmetric_unit
+from ace_em.maths.products import Factors, product
 from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.memory import in_blocks
@@ -58,8 +58,12 @@ def search(
     centre_px: Tensor,
     top_k: int = 1,
     on_block: Callable[[int], None] = lambda done: None,
+    factors: Factors = "processor",
 ) -> SearchResult:
     """Score all rotations and shifts for every image.
+
+    A score is a sum over hundreds of coefficients of unit noise. Rounding its factors (:func:`product`) moves it by far less
+    than that noise, and the poses kept are judged again in full precision.
 
     Parameters
     ----------
@@ -69,11 +73,12 @@ def search(
     shifts_px : (t, 2), added to each image's ``centre_px`` (N, 2).
     top_k : orientations kept per image, each with its best shift.
     on_block : called with the number of images done, once for every lot of references that memory has room for.
+    factors : how they are multiplied.
     """
     per_slice = 12 * len(images.half_plane)
     kept = None
     for chunk in rotations.split(max(1, REFERENCE_BYTES // per_slice)):
-        found = _search_chunk(volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block)
+        found = _search_chunk(volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors)
         kept = found if kept is None else _merged(kept, found, top_k)
     assert kept is not None
     return kept
@@ -87,6 +92,7 @@ def _search_chunk(
     centre_px: Tensor,
     top_k: int,
     on_block: Callable[[int], None],
+    factors: Factors,
 ) -> SearchResult:
     device, home = volume_ft.device, centre_px.device
     half_plane, rotations, shifts_px = images.half_plane.to(device), rotations.to(device), shifts_px.to(device)
@@ -100,8 +106,7 @@ def _search_chunk(
         # conj(h S phase) y summed over k: transfer and shift are moved onto the image
         moved = batch.image_ft * batch.transfer * shift_phase(half_plane, -centre)
         rows = torch.view_as_real(moved[:, None] * phases).flatten(2)
-        with _short_products():
-            cross = (rows.flatten(0, 1) @ references).view(len(batch), len(shifts_px), -1)
+        cross = product(rows.flatten(0, 1), references, factors).view(len(batch), len(shifts_px), -1)
         best_cross, best_shift = cross.max(1)
         score = best_cross - batch.transfer.square() @ powers
         top = score.topk(top_k, dim=1)
@@ -111,21 +116,6 @@ def _search_chunk(
 
     kept = in_blocks(len(images), BLOCK_BYTES // (4 * len(shifts_px) * len(rotations)), score)
     return SearchResult(Pose.cat([k.pose for k in kept]), torch.cat([k.log_likelihood for k in kept]))
-
-
-@contextmanager
-def _short_products() -> Iterator[None]:
-    """Let matrix products round their factors to bfloat16 where the processor multiplies those faster; sums stay float32.
-
-    A score is a sum over hundreds of coefficients of unit noise: the rounding moves it by far less than that noise, and the
-    poses kept are judged again in full precision.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _merged(one: SearchResult, other: SearchResult, top_k: int) -> SearchResult:
@@ -192,7 +182,7 @@ def find_poses(
     before : (N,) poses; their shifts centre the grid's.
     keep_before : whether they may be right already; otherwise only the grid is looked at.
     """
-    found = search(volume_ft, images, grid.rotations, grid.shifts_px, before.shift_px, config.top_k, on_block)
+    found = search(volume_ft, images, grid.rotations, grid.shifts_px, before.shift_px, config.top_k, on_block, config.factors)
     best = refine_candidates(volume_ft, images, found.pose, config.local_steps)
     return better(best, refine_poses(volume_ft, images, before, config.local_steps)) if keep_before else best
 
