@@ -16,13 +16,18 @@ DEMO_FINAL_BOX ?= 64
 
 VENV := .venv
 PY := $(VENV)/bin/python
+# Test files side by side, each worker with one thread; `make test WORKERS=0` runs them one after the other.
+WORKERS ?= auto
+PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
+NUMERICAL_TESTS = $(addprefix tests/,maths physics models tasks metrics refinement training simulation \
+	data/test_preprocess.py data/test_working_set.py data/test_scratch.py)
 STAMP := $(VENV)/.stamp
 
 # Idle OpenMP threads that spin starve the others on a shared machine.
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup python demo test test-slow lint bench paper bench-speed docs site clean
+.PHONY: help setup python demo test test-slow test-arithmetic lint bench paper bench-speed docs site clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -59,10 +64,16 @@ demo: $(STAMP) ## simulate a spliceosome stack, reconstruct it, score it
 	@echo "report: demo/run/report.html"
 
 test: $(STAMP) ## run the tests, apart from the slow ones
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
+
+# What a processor without AVX-512, AVX2 or bfloat16 units would compute, and one with them.
+test-arithmetic: $(STAMP) ## repeat the numerical tests under other arithmetic
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE \
+		$(PYTEST) -m "not slow" $(NUMERICAL_TESTS) --threads 2 --factors bfloat16 $(ARGS)
+	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(NUMERICAL_TESTS) --threads 1 --factors float32 $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check .

@@ -14,7 +14,9 @@ from ace_em.maths.products import Factors, product
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.addoption("--factors", choices=get_args(Factors), help="rounding of the search's products where the processor has the choice")
+    parser.addoption(
+        "--factors", choices=get_args(Factors), help="rounding of the search's products where the processor has the choice"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def forced_factors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     forced = request.config.getoption("--factors")
     if forced is not None:
-        monkeypatch.setattr("ace_em.refinement.search.product", lambda a, b, factors: product(a, b, forced if factors == "processor" else factors))
+        monkeypatch.setattr(
+            "ace_em.refinement.search.product", lambda a, b, factors: product(a, b, forced if factors == "processor" else factors)
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,9 +14,10 @@ BFLOAT16_ROUNDOFF = 2.0**-8
 def product(a: Tensor, b: Tensor, factors: Factors) -> Tensor:
     """``a @ b`` of real matrices (..., m, k) and (k, n).
 
-    Factors of float64 are never rounded. Whichever way others are multiplied, an entry is within ``(2 u + u^2) |a| @ |b|`` of the exact one, and the rounding of the sum,
-    which is done in the matrices' own precision. ``u`` is :data:`BFLOAT16_ROUNDOFF`, or 0 for 'float32'. Where one factor is
-    noise of unit variance, the rounding moves an entry by some 0.3 % of what the noise itself does.
+    Factors of float64 are never rounded. Whichever way others are multiplied, an entry is within ``(2 u + u^2) |a| @ |b|`` of
+    the exact one, and the rounding of the sum, which is done in the matrices' own precision. ``u`` is
+    :data:`BFLOAT16_ROUNDOFF`, or 0 for 'float32'. Where one factor is noise of unit variance, the rounding moves an entry by
+    some 0.3 % of what the noise itself does.
 
     Parameters
     ----------
