@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import os
 import re
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from ace_em.data.mrc import write_volume
 from ace_em.data.particles import Particles
 from ace_em.data.star import numeric_column, read_particle_star
 from ace_em.errors import option
-from ace_em.plan import make_plan
+from ace_em.plan import announce, make_plan
+from ace_em.progress import Reporter
 
 N, BOX = 120, 16
 Result = tuple[int, str, str]
@@ -238,6 +240,18 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "apostrophe": (
         lambda: write_star(change={7: {"rlnImageName": "7@it's.mrcs"}}),
         ["p.star", "line", "7@it's.mrcs", "apostrophe"],
+    ),
+    "quotation mark not closed": (
+        lambda: write_star(change={7: {"rlnImageName": '"7@a.mrcs'}}),
+        ["p.star: line 18", "quotation mark", "not closed"],
+    ),
+    "block without columns": (
+        lambda: Path("p.star").write_text("data_particles\n"),
+        ["p.star", "block data_particles is empty", "expected loop_"],
+    ),
+    "loop_ left out": (
+        lambda: Path("p.star").write_text(Path("p.star").read_text().replace("loop_\n", "")),
+        ["p.star: line 3", "_rlnImageName", "0 values", "expected 1 (or loop_ before"],
     ),
     "half-set 3": (with_column("rlnRandomSubset", "3"), ["p.star", "row 1", "rlnRandomSubset: 3", "1 or 2"]),
     "1 particle": (lambda: write_star(1), ["p.star", "1 particles", "at least 100"]),
@@ -475,6 +489,44 @@ def test_odd_and_prime_boxes(reconstruct: Callable[..., Result], box: int) -> No
         assert len(images_ft) == N and bool(torch.isfinite(torch.view_as_real(images_ft)).all())
 
 
+def test_kind_of_file_behind_the_image_names(reconstruct: Callable[..., Result]) -> None:
+    Path("a.mrcs").rename("a.mrc")
+    write_star(N + 10, change={i: {"rlnImageName": f"{i:06d}@a.mrc:mrcs"} for i in range(1, N + 11)})
+    bad = [f"{i}@a.mrc" for i in range(N + 1, N + 11)]
+    Path("bad.star").write_text("data_\nloop_\n_rlnImageName\n" + "\n".join(bad) + "\n")
+    code, _, err = reconstruct("p.star", "-o", "run", *TINY, "--predict.steps", 0, "--exclude", "bad.star")
+    assert (code, err) == (3, "")
+    names = read_particle_star("run/poses.star").particles["rlnImageName"]
+    assert list(names) == [f"{i:06d}@a.mrc:mrcs" for i in range(1, N + 1)]
+
+
+def test_table_with_carriage_returns_alone(reconstruct: Callable[..., Result]) -> None:
+    wanted = read_particle_star("p.star")
+    Path("p.star").write_bytes(Path("p.star").read_bytes().replace(b"\n", b"\r"))
+    particles = Particles.open("p.star")
+    assert particles.table.particles.equals(wanted.particles) and np.array_equal(particles.images(slice(None)), images())
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_header_of_another_pixel_size_is_told(reconstruct: Callable[..., Result], quiet: bool) -> None:
+    def told() -> list[str]:
+        config, out = RunConfig(threads=1, device="cpu"), io.StringIO()
+        announce(make_plan(Particles.open("p.star"), config), config, Reporter(stream=out, mode="quiet" if quiet else "text"))
+        return [line.partition("] ")[2] for line in out.getvalue().splitlines() if "A/px" in line and "header" in line]
+
+    assert told() == []
+    for size, word in ((5.0, "5"), (8.1, "8.1")):
+        with mrcfile.open("a.mrcs", "r+") as file:
+            file.voxel_size = size
+        (line,) = told()
+        assert line.startswith("p.star says 8 A/px, but the header of ")
+        assert line.endswith(f"a.mrcs says {word}: the 8 of the table is used")
+    for size in (8.0, 8.05, 1.0, 0.0):
+        with mrcfile.open("a.mrcs", "r+") as file:
+            file.voxel_size = size
+        assert told() == []
+
+
 def test_every_row_of_the_table_has_a_test() -> None:
     text = (Path(__file__).parents[1] / "docs/bad-input.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| Input")]
@@ -533,7 +585,7 @@ def test_images_of_noise_alone(reconstruct: Callable[..., Result], tmp_path: Pat
     write_stack(np.random.default_rng(5).normal(size=(N, 16, 16)).astype(np.float32))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY)
     assert (code, err) == (3, "")
-    assert "not converged" in out and "probabilities of its poses, and confident.star, mean nothing" in out
+    assert "not converged" in out and "the probability of every pose is written as 0, and no confident.star" in out
 
 
 def test_defocus_in_nanometre_is_asked_about(reconstruct: Callable[..., Result], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -241,3 +242,41 @@ def test_help_says_what_every_setting_is(capsys: pytest.CaptureFixture[str]) -> 
     reconstruct_parser().print_help()
     shown = " ".join(capsys.readouterr().out.split())
     assert "point group (Cn, Dn, T, O, I; RELION's axes)" in shown and "rotations per image" in shown
+
+
+def test_evaluate_takes_a_device(
+    ace_em: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device {auto,cpu,cuda,mps}" in ace_em("evaluate", "--help")[1]
+    code, out, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "cuda")
+    assert (code, out) == (2, "") and "--device cuda: no such device here" in err and len(err.splitlines()) == 1
+    code, _, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "tpu")
+    assert code == 2 and "--device tpu" in err
+
+
+def test_a_time_that_is_not_known_is_no_promise(tmp_path: Path) -> None:
+    import io
+
+    from ace_em.pipeline import open_particles
+    from ace_em.plan import announce, make_plan
+    from ace_em.progress import Reporter
+    from ace_em.simulation.write import simulate
+
+    structure = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
+    simulate(structure, tmp_path, SimulationConfig(n=100, box=24, pixel_size=22.0, resolution=40.0))
+    config = RunConfig(device="cpu", threads=1)
+    plan = make_plan(open_particles(tmp_path / "particles.star", config), config)
+    cases: list[tuple[str, Any, str]] = [
+        ("cuda", "all", "; time not known on this device; "),
+        ("cuda", "ace", "; time not known on this device; "),
+        ("cpu", "all", " on free server cores if the first start is good; "),
+        ("cpu", "ace", " on free server cores; "),
+    ]
+    for device, stages, words in cases:
+        lines = io.StringIO()
+        announce(dataclasses.replace(plan, device=device), RunConfig(threads=1, stages=stages), Reporter(stream=lines))
+        (line,) = (line for line in lines.getvalue().splitlines() if "seed 0" in line)
+        assert words in line

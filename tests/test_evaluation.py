@@ -1,10 +1,12 @@
 """``ace-em evaluate`` on runs made by hand, whose scores are known."""
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +14,18 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em import cli
+from ace_em import cli, evaluation, progress
 from ace_em.config import SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import posed_table
-from ace_em.data.preprocess import survey, working_set
+from ace_em.data.preprocess import Survey, survey, working_set
 from ace_em.data.star import read_particle_star, write_star
+from ace_em.data.working_set import WorkingSet
 from ace_em.errors import InputError
 from ace_em.evaluation import Evaluation, evaluate
 from ace_em.maths.fourier import radius_grid
 from ace_em.physics.pose import Pose
-from ace_em.refinement.backprojection import accumulate, reconstruct_halves
+from ace_em.refinement.backprojection import Accumulator, accumulate, reconstruct_halves
 from ace_em.report.page import write_report
 from ace_em.run_folder import RunFolder
 from ace_em.simulation.write import simulate
@@ -168,6 +171,62 @@ def test_the_command_prints_and_writes_the_same_numbers(truth: Path, tmp_path: P
     for name, value in written.items():
         if name != "fsc_truth":
             assert name in out and (value if isinstance(value, str) else f"{value:.5g}") in out
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "option", "expected"),
+    [
+        (True, False, [], "cuda"),
+        (True, False, ["--device", "cuda"], "cuda"),
+        (True, False, ["--device", "cpu"], "cpu"),
+        (False, False, [], "cpu"),
+        # never tried there, as in a run
+        (False, True, ["--device", "mps"], "cpu"),
+    ],
+)
+def test_the_command_takes_the_bound_to_the_device(
+    truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, option: list[str], expected: str
+) -> None:
+    devices = []
+
+    def accumulated(*args: Any, device: torch.device, **others: Any) -> Accumulator:
+        devices.append(device)
+        return accumulate(*args, **others)
+
+    run = write_run(tmp_path / "run", truth, true_pose(truth))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(evaluation, "accumulate", accumulated)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", str(run), "--truth", str(truth), *option])
+    assert ended.value.code == 0
+    assert devices == [torch.device(expected)] * 2
+
+
+def test_images_are_read_some_at_a_time(truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", truth, true_pose(truth))
+    at_once = evaluate(run, truth)
+    sizes, lines = [], io.StringIO()
+
+    def read(particles: Particles, look: Survey, box: int, rows: np.ndarray) -> WorkingSet:
+        sizes.append(len(rows))
+        return working_set(particles, look, box, rows)
+
+    monkeypatch.setattr(evaluation, "working_set", read)
+    monkeypatch.setattr(evaluation, "READ_AT_A_TIME", 81)
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    in_blocks = evaluate(run, truth, reporter=progress.Reporter(stream=lines))
+    # an even number each: the halves are the same images, added up in another order
+    assert sizes == [80, 80, 80, 60]
+    assert in_blocks.bound_px == pytest.approx(at_once.bound_px, rel=1e-5)
+    said = "inserting the images at their true poses: {} of 300"
+    assert all(said.format(done) in lines.getvalue() for done in (80, 160, 240, 300))
+    sizes.clear()
+    # an image of 32 px takes some 4.8 kB
+    monkeypatch.setattr(evaluation, "READ_BYTES", 2**20)
+    monkeypatch.setattr(evaluation, "READ_AT_A_TIME", 5000)
+    evaluate(run, truth)
+    assert len(sizes) == 2 and sum(sizes) == 300 and sizes[0] % 2 == 0
 
 
 def without_poses(truth: Path, run: Path) -> Path:

@@ -26,8 +26,11 @@ from ace_em.data.star import numeric_column, read_particle_star, write_star
 from ace_em.evaluation import evaluate
 from ace_em.maths.fourier import radius_grid
 from ace_em.maths.point_group import point_group
-from ace_em.metrics.alignment import Frame, turn_volume
+from ace_em.maths.radial_mean import features
+from ace_em.maths.rotations import angular_distance_deg
+from ace_em.metrics.alignment import Frame, align_poses, apply_frame, turn_volume
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
+from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.refinement.half_sets import low_pass
 from ace_em.refinement.symmetry import symmetrise_volume
 from ace_em.simulation.density import density_map
@@ -50,7 +53,6 @@ FILES = {
     "checkpoint.previous.pt",
     "status.json",
     "encoder.pt",
-    "confident.star",
     "report.html",
 }
 CONFIDENCE_COLUMNS = ["rlnMaxValueProbDistribution", "aceLikelihoodGap", "aceHypothesisSpread"]
@@ -123,7 +125,9 @@ def rich_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_and_no_other(run: Path) -> None:
+    # what has not converged names no confident particle
     assert {p.name for p in run.iterdir()} == FILES
+    assert (numeric_column(read_particle_star(run / "poses.star"), CONFIDENCE_COLUMNS[0]) == 0).all()
     assert all(p.stat().st_size > 100 for p in run.iterdir())
 
 
@@ -176,7 +180,7 @@ def test_maps_and_their_fsc(run: Path) -> None:
     assert correlation(maps["volume_sharp"], (low["half1"] + low["half2"]) * maps["mask"]) > 0.8
     with open(run / "fsc.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    curves = ["fsc", "fsc_masked", "fsc_randomised", "fsc_corrected"]
+    curves = ["fsc", "fsc_features", "fsc_masked", "fsc_randomised", "fsc_corrected"]
     assert list(rows[0]) == ["shell", "frequency_per_angstrom", "resolution_angstrom", *curves]
     assert [int(r["shell"]) for r in rows] == list(range(BOX // 2 + 1)) and rows[0]["resolution_angstrom"] == "inf"
     for r in rows[1:]:
@@ -186,6 +190,9 @@ def test_maps_and_their_fsc(run: Path) -> None:
     end = records_of(run)[-1]
     for name, key in (("fsc", "resolution_angstrom"), ("fsc_corrected", "masked_resolution_angstrom")):
         assert end[key] == pytest.approx(BOX * PIXEL / resolution_shell(column[name], 0.143), rel=1e-3)
+    ball = soft_ball(BOX, ball_radius_px(BOX, records_of(run)[1]["diameter_angstrom"] / PIXEL))
+    features_fsc = fourier_shell_correlation(*(features(maps[name] * ball) for name in ("half1", "half2")))
+    torch.testing.assert_close(column["fsc_features"], features_fsc, atol=2e-3, rtol=0)
     # another program gets the same curve from the files, but for the ball's edge
     masked = fourier_shell_correlation(maps["half1"] * maps["mask"], maps["half2"] * maps["mask"])
     torch.testing.assert_close(column["fsc_masked"], masked, atol=0.01, rtol=0)
@@ -370,7 +377,8 @@ def test_images_of_nothing_do_not_converge(tmp_path: Path, capsys: pytest.Captur
     said, end = capsys.readouterr().out, records_of(run)[-1]
     assert "protein is black (as told" in said
     assert end["converged"] is False and "more particles" in end["message"]
-    assert "explains images held out no better than one of random phases" in end["message"] and end["message"] in said
+    assert "explains images held out no better than its radial mean and random phases" in end["message"]
+    assert end["message"] in said
     volume, pixel_size = read_volume(run / "volume.mrc")
     assert volume.shape == (24, 24, 24) and pixel_size == pytest.approx(PIXEL * BOX / 24)
 
@@ -426,3 +434,42 @@ def test_structure_is_solved_from_nothing(tmp_path: Path) -> None:
     assert result.within_10deg > 0.95 and result.rot_median < 0.002 and result.trans < 1.0
     assert result.fsc05_px < 1.1 * result.bound_px
     assert records_of(run)[-1]["converged"] is True
+
+
+def with_noise_images(folder: Path, n: int, noise: int) -> np.ndarray:
+    """Shuffle so many images of pure noise into a simulated set of ``n``; which images show the particle (n + noise,)."""
+    random = np.random.default_rng(0)
+    with mrcfile.open(folder / "particles.mrcs") as file:
+        images = file.data.copy()
+    # the corners of an image hold nothing but its noise
+    sd = images[:, :8, :8].std()
+    junk = (sd * random.standard_normal((noise, *images.shape[1:]))).astype(np.float32)
+    order = random.permutation(n + noise)
+    with mrcfile.new(folder / "particles.mrcs", np.concatenate([images, junk])[order], overwrite=True) as file:
+        file.voxel_size = 8.5
+        file.set_image_stack()
+    for name in ("particles.star", "truth.star"):
+        table = read_particle_star(folder / name)
+        rows = table.particles.iloc[np.concatenate([np.arange(n), np.arange(noise)])[order]].reset_index(drop=True)
+        rows["rlnImageName"] = [f"{i + 1:06d}@particles.mrcs" for i in range(n + noise)]
+        write_star(folder / name, dataclasses.replace(table, particles=rows))
+    return order < n
+
+
+@pytest.mark.slow
+def test_images_of_noise_do_not_bend_the_map(tmp_path: Path) -> None:
+    """A quarter of the stack is pure noise: the first start solves it, and none of the noise is called confident."""
+    simulate(STRUCTURE, tmp_path, SimulationConfig(n=1500, box=64, pixel_size=8.5, resolution=20.0, snr_db=-10.0, seed=5))
+    shows = torch.from_numpy(with_noise_images(tmp_path, 1500, 500))
+    run = tmp_path / "run"
+    run_cli("reconstruct", tmp_path / "particles.star", "-o", run, "--predict.steps", 0, "--starts", 1)
+    poses = [Particles.open(tmp_path / name, tmp_path).poses() for name in ("run/poses.star", "truth.star")]
+    found, true = (pose[shows] for pose in poses if pose is not None)
+    error = angular_distance_deg(apply_frame(found, align_poses(found, true)).rotation, true.rotation)
+    assert (error < 10).float().mean() > 0.97
+    records = records_of(run)
+    assert records[-1]["converged"] is True
+    assert [r["shown"] for r in records if r["stage"] == "refine"][-1] == pytest.approx(0.75, abs=0.01)
+    confident = set(read_particle_star(run / "confident.star").particles["rlnImageName"])
+    listed = torch.tensor([name in confident for name in read_particle_star(run / "poses.star").particles["rlnImageName"]])
+    assert listed[shows].float().mean() > 0.9 and listed[~shows].float().mean() < 0.02

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ace_em.config import RunConfig, SearchConfig
 from ace_em.maths.point_group import point_group
+from ace_em.models.voxel_grid import soft_ball
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import HeldOut
 from ace_em.refinement.half_sets import HalfSetState
-from ace_em.verdict import Verdict, agreement_beyond, explains, judge, judge_amortised
+from ace_em.refinement.symmetry import symmetrise_volume
+from ace_em.verdict import Verdict, agreement_beyond, agreement_by_chance, explains, judge, judge_amortised
 
 N_SHELLS = 33
 
@@ -44,15 +46,24 @@ def state(resolution: float = 20, stable: float = 0.9, curve: Tensor | None = No
     fsc = torch.where(torch.arange(N_SHELLS) <= resolution, 0.9, 0.0) if curve is None else curve
     nothing, moved = torch.zeros(1), torch.where(torch.arange(100) < 100 * stable, 1.0, 90.0)
     halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
-    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, 0.9, Calibration.none(64, 100))
+    shown = torch.ones(100, dtype=torch.bool)
+    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, shown, 0.9, Calibration.none(64, 100))
 
 
 # what the map explains of the signal held out, what noise allows at least, and z against random phases
 GOOD = HeldOut(0.92, 0.95, 40.0)
 
 
-def verdict(held_out: HeldOut = GOOD, searched: HalfSetState | None = None, last: HalfSetState | None = None) -> Verdict:
-    return judge(plan(), RunConfig(), held_out, searched or state(), last or state())
+def verdict(
+    held_out: HeldOut = GOOD,
+    searched: HalfSetState | None = None,
+    last: HalfSetState | None = None,
+    features_fsc: Tensor | None = None,
+) -> Verdict:
+    last = last or state()
+    return judge(
+        plan(), RunConfig(), held_out, searched or state(), last, last.halves.fsc if features_fsc is None else features_fsc
+    )
 
 
 def test_a_good_run_has_converged() -> None:
@@ -63,13 +74,17 @@ def test_a_good_run_has_converged() -> None:
 
 
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
-    "no better than chance": ({"held_out": HeldOut(0.95, 0.95, 4.9)}, "no better than one of random phases"),
+    "no better than chance": ({"held_out": HeldOut(0.95, 0.95, 4.9)}, "no better than its radial mean and random phases"),
     "explains little": (
         {"held_out": HeldOut(0.74, 0.95, 40.0)},
         "only explains 74% of the signal in images held out, where noise allows 95%",
     ),
     "poses jump": ({"searched": state(stable=0.69)}, "only 69% of the poses are stable"),
     "halves do not agree": ({"last": state(resolution=9)}, "hardly agree beyond the 36 A that they started from"),
+    "halves agree on a shell": (
+        {"features_fsc": torch.where(torch.arange(N_SHELLS) <= 11, 0.9, 0.05)},
+        "agree on their radial mean alone, as any arrangement of poses would (FSC without it 0.05)",
+    ),
 }
 
 
@@ -110,7 +125,7 @@ def test_poses_are_judged_after_the_search_and_maps_after_the_refinement() -> No
 def test_all_reasons_are_given_at_once() -> None:
     message = verdict(HeldOut(0.1, 0.9, 1.0), state(stable=0.2), state(resolution=5)).message
     # a map that is no better than chance explains nothing, whatever the share says
-    for words in ("no better than one of random phases", "only 20% of the poses", "hardly agree"):
+    for words in ("no better than its radial mean", "only 20% of the poses", "hardly agree"):
         assert words in message
     assert "only explains" not in message
 
@@ -121,7 +136,7 @@ def test_all_reasons_are_given_at_once() -> None:
 )
 def test_advice_names_what_to_try(n: int, group: str, said: list[str], unsaid: list[str]) -> None:
     config = RunConfig(starts=7, ace=dataclasses.replace(RunConfig().ace, steps=123))
-    message = judge(plan(n, group), config, HeldOut(0.1, 0.9, 1.0), state(), state()).message
+    message = judge(plan(n, group), config, HeldOut(0.1, 0.9, 1.0), state(), state(), state().halves.fsc).message
     for words in ("--seed", "--starts (now 7)", "--ace.steps, now 123", "--diameter, if 160 A is wrong", *said):
         assert words in message
     for words in unsaid:
@@ -145,6 +160,31 @@ def test_agreement_of_shared_shells_alone_is_none() -> None:
     curve = torch.where(torch.arange(N_SHELLS) <= 9 + 2, 0.95, 0.02)
     assert not verdict(last=state(curve=curve)).converged
     assert verdict(last=state(curve=torch.where(torch.arange(N_SHELLS) <= 14, 0.95, 0.02))).converged
+
+
+@pytest.mark.parametrize("group", ["C1", "D7", "O"])
+def test_noise_with_a_point_group_agrees_by_chance_no_more_than_is_allowed(group: str) -> None:
+    """Both halves noise, symmetrised alike: the larger the group, the fewer coefficients there are to disagree."""
+    operators, ball, shared, n = point_group(group).float(), soft_ball(32, 12.0), 4.0, 32
+
+    def half(seed: int) -> Tensor:
+        noise = torch.randn(n, n, n, generator=torch.Generator().manual_seed(seed))
+        return symmetrise_volume(noise * ball, operators) * ball
+
+    nothing = torch.zeros(1)
+    found = [agreement_beyond(Halves(*[nothing] * 4, half(2 * i), half(2 * i + 1)).features_fsc(ball), shared) for i in range(12)]
+    allowed = agreement_by_chance(shared, n // 2 + 1, ball.mean().item(), len(operators))
+    assert max(found) < allowed
+    # it is no more than noise needs
+    assert allowed < 8 * torch.tensor(found).std()
+
+
+def test_a_point_group_of_noise_is_no_agreement() -> None:
+    """0.16 of octahedral half-maps is what noise may reach; of half-maps without symmetry it is agreement."""
+    curve = torch.where(torch.arange(N_SHELLS) <= 11, 0.9, 0.16)
+    in_octahedral = judge(plan(group="O"), RunConfig(), GOOD, state(), state(), curve)
+    assert not in_octahedral.converged and "radial mean alone" in in_octahedral.message
+    assert judge(plan(), RunConfig(), GOOD, state(), state(), curve).converged
 
 
 def alone(explained: float, stable: float = 0.9, tilt_deg: float = 180.0) -> Verdict:

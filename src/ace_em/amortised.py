@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em import run_log
 from ace_em.config import RunConfig
 from ace_em.data.plain import Plain
-from ace_em.data.working_set import CPU, Images
+from ace_em.data.working_set import CPU, Images, image_power
 from ace_em.journal import Journal
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.physics.pose import Pose
@@ -22,6 +21,7 @@ from ace_em.refinement.calibration import Calibration
 from ace_em.refinement.exploring import explained_share
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.local import reference_on, refine_poses
+from ace_em.training.fabric import make_fabric
 from ace_em.training.loop import Hooks, Progress, TrainedModel, encode, train
 from ace_em.training.step import AutoEncoder
 
@@ -62,8 +62,7 @@ def train_start(
     watch: PoseWatch | None = None,
 ) -> TrainedModel:
     """Stage 1 from the random weights of start ``number`` (from 1), or on from its last safe point; ``show`` gets the map."""
-    accelerator = "gpu" if plan.device == "cuda" else plan.device
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=config.precision)
+    fabric = make_fabric(plan.device, config)
     name = f"start {number}: ace"
     begun = journal.safe_point(name)
     if begun is not None and watch is not None:
@@ -137,6 +136,6 @@ def amortised(
     halves = dataclasses.replace(reconstruct_halves(one, two, plan.mask(images.box)), combined=volume)
     # no steps: the residuals where the poses are, block by block
     left = refine_poses(reference_on(device, volume), images, pose, steps=0).residual
-    explained = explained_share(images, left)
-    calibration = Calibration.none(images.box, len(images))
-    return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, explained, calibration), trained.networks
+    explained = explained_share(image_power(images), left, images.noise_variance)
+    calibration, shown = Calibration.none(images.box, len(images)), torch.ones(len(images), dtype=torch.bool)
+    return HalfSetState(pose, halves, images.box / 2, trained.moved_deg, shown, explained, calibration), trained.networks

@@ -65,6 +65,8 @@ class AceConfig:
     """also score one random 180-degree mate of every hypothesis per step (paper: off)"""
     mate_weight: float = 0.3
     """pull of the nearest hypothesis to a mate that won"""
+    blank: bool = True
+    """an image may show no particle: when the zero image fits it better than every hypothesis, it has no gradient (paper: off)"""
     symmetric_loss: Literal["none", "half-turn", "generalised"] = "none"
     """'none' (eq. 5), 'half-turn' (eq. 6: the better of the image and its 180-degree turn) or 'generalised' (eq. 7: the better
     of two random in-plane turns and mirrors)"""

@@ -3,15 +3,28 @@
 import time
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ace_em.config import RunConfig
 from ace_em.journal import Journal
 from ace_em.plan import Plan
 from ace_em.progress import Reporter
+from ace_em.refinement.search import SearchSpace
 from ace_em.run_folder import RunFolder
 
 SHOW_MAP_EVERY_S = 60.0
+
+
+def search_space(plan: Plan, box: int, config: RunConfig) -> SearchSpace:
+    """Which poses are searched at a working box, symmetric copies left out."""
+    return SearchSpace(box, plan.diameter_px(box), config.search, plan.group)
+
+
+def poses_tried(plan: Plan, config: RunConfig) -> int:
+    """For every image, by a search at its finest."""
+    space = search_space(plan, plan.working_box, config)
+    return len(space.grid(space.band(config.search.last_band), torch.Generator()))
 
 
 @dataclass

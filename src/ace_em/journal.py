@@ -16,7 +16,7 @@ from ace_em.progress import Reporter
 from ace_em.run_folder import RunFolder
 
 T = TypeVar("T")
-FORMAT = 1
+FORMAT = 2
 
 
 class StopAsked(KeyboardInterrupt):

@@ -21,7 +21,7 @@ from ace_em.data.selection import selected_rows
 from ace_em.data.split import half_sets
 from ace_em.data.star import refuse_unwritable
 from ace_em.data.tables import read_particle_table
-from ace_em.data.working_set import Images
+from ace_em.data.working_set import Images, image_power
 from ace_em.errors import Diverged, InputError, option
 from ace_em.job import Job
 from ace_em.journal import Journal
@@ -34,7 +34,7 @@ from ace_em.refinement.half_sets import HalfSetState, refine_defocus_rounds
 from ace_em.results import Outcome, write_results
 from ace_em.run_folder import RunFolder
 from ace_em.run_log import defocus_fitted
-from ace_em.stages import Start, best_start, refine, search
+from ace_em.stages import Start, best_start, half_sets_of, judge_poses, refine, search
 from ace_em.teaching import teach, untaught
 from ace_em.verdict import Verdict, judge, judge_amortised
 
@@ -256,12 +256,14 @@ def all_stages(job: Job, images: Images | None) -> Outcome:
         last, fit = refine_defocus_rounds(sets, last, plan.particles.ctf, pixel_size, config.refine)
         defocus_fitted(fit, plan, last, reporter)
         defocus = fit.offset_angstrom
-    del sets
     reporter.past("refinement")
-    verdict = judge(plan, config, start.held_out, searched, last)
+    evidence, features_fsc = judge_poses(sets, last, job), last.halves.features_fsc(sets.mask)
+    del sets
+    verdict = judge(plan, config, start.held_out, searched, last, features_fsc)
+    reporter.past("confidence")
     predictor = predictor_of(last, start.networks, job)
     reporter.past("lesson")
-    return Outcome(last, job.half_set.numpy(), verdict, defocus, predictor)
+    return Outcome(last, job.half_set.numpy(), verdict, evidence, features_fsc, defocus, predictor)
 
 
 def predictor_of(last: HalfSetState, networks: dict[str, torch.Tensor], job: Job) -> Predictor | None:
@@ -280,7 +282,10 @@ def autoencoder_alone(job: Job, images: Images | None) -> Outcome:
     images = images or working_images(job.plan, job.config, job.run.path, job.reporter)
     last, networks = amortised(job.plan, images, job.half_set, job.config, job.reporter, job.journal, job.show)
     job.reporter.past("start")
-    verdict = judge_amortised(last, expected_share(images, images.box / 2, len(images)), job.config)
+    expected = expected_share(image_power(images), images.noise_variance, images.box / 2, len(images))
+    verdict = judge_amortised(last, expected, job.config)
+    sets = half_sets_of(images, job)
+    evidence, features_fsc = judge_poses(sets, last, job), last.halves.features_fsc(sets.mask)
     # encoder and map were trained together: there is nothing to teach
     predictor = untaught(last, networks, job) if job.config.predict.steps else None
-    return Outcome(last, job.half_set.numpy(), verdict, None, predictor)
+    return Outcome(last, job.half_set.numpy(), verdict, evidence, features_fsc, None, predictor)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ace_em.config import RunConfig
 from ace_em.data.aberrations import not_in_the_model
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import Survey, survey
+from ace_em.data.preprocess import Survey, disc_share, survey
 from ace_em.data.working_set import BLOCK_BYTES
 from ace_em.errors import InputError, option
 from ace_em.maths.point_group import point_group
@@ -63,6 +63,11 @@ class Plan:
     def fits(self, box: int) -> bool:
         """Whether the images of a box may be in memory all at once."""
         return image_bytes(len(self.particles), box) <= self.image_memory_bytes
+
+    @property
+    def independent(self) -> float:
+        """Share of an image's coefficients that are independent of each other."""
+        return disc_share(self.particles.box)
 
     def mask(self, box: int) -> Tensor:
         """Soft ball that holds the particle."""
@@ -212,6 +217,11 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
+    other = p.stack_of_another_pixel_size
+    if other is not None:
+        stack, size = other
+        said = f"{p.table.path} says {p.pixel_size_angstrom:.4g} A/px, but the header of {stack} says {size:.4g}"
+        reporter.say(f"{said}: the {p.pixel_size_angstrom:.4g} of the table is used", always=True)
     defocus = p.ctf.defocus_u_angstrom.median().item()
     if defocus < LITTLE_DEFOCUS_ANGSTROM:
         reporter.say(f"the median defocus is {defocus:.0f} A, which is little: is the column in nanometre?", always=True)
@@ -221,10 +231,12 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
     if config.stages == "ace":
         reporter.say(f"the autoencoder alone (preset {config.preset}): no search, no refinement")
     # two threads took as long as one (the demo: 97 s against 94 s of one core)
-    time = "time not known" if plan.expected_s is None else f"about {clock(plan.expected_s)} on free server cores"
     hope = " if the first start is good" if config.stages == "all" else ""
+    time = "time not known on this device"
+    if plan.expected_s is not None:
+        time = f"about {clock(plan.expected_s)} on free server cores{hope}"
     memory = plan.memory_bytes / 2**30
-    reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}{hope}; {memory:.1f} GiB of memory")
+    reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}; {memory:.1f} GiB of memory")
     for box in dict.fromkeys((plan.working_box, *plan.boxes)):
         if not plan.fits(box):
             size = image_bytes(len(p), box) / 2**30
@@ -266,16 +278,17 @@ def stage_seconds(plan: Plan, config: RunConfig) -> dict[str, float]:
         lattice = ace.fouriernet_projector == "lattice"
         per_step += 3e-5 * (2 / 3 * math.pi * (box / 2) ** 3 if lattice else ace.batch * passes * coefficients)
     training = ace.steps * per_step
-    results = 4 + n * coefficients * 4.5e-6
+    judging = n * coefficients * 4.5e-6
     if config.stages == "ace":
-        return {"start": training, "results": results}
+        return {"start": training, "results": 4.0 + judging}
     return {
         "start": training + coefficients * 0.05 * config.search.explore_images / 800,
         "search": coefficients * 1.5e-5 * n,
         "refinement": n * sum(b**2 for b in plan.boxes) * 1.1e-6,
+        "confidence": judging,
         # poses to images and back, without a gradient of the decoder
         "lesson": config.predict.steps * ace.batch * (coefficients + 400) * 1.9e-7,
-        "results": results if config.predict.steps else 4.0,
+        "results": 4.0 + (n * coefficients * 1e-6 if config.predict.steps else 0.0),
     }
 
 

@@ -56,9 +56,11 @@ def predict(
     with reporter.beating(), reporter.task("predicting poses", len(particles)) as task:
         found = predictor.predict(particles, sign=sign, on_block=task.update)
     done = posed_table(particles, predictor.handed(found.pose), None)
-    probability = found.probability(predictor.usual)
+    probability = predictor.probability(found)
     done = with_confidence(done, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
     write_particle_table(out, done, particles.box, sign)
+    if not predictor.converged:
+        reporter.say(f"the run in {run} did not converge: the probability of every pose is written as 0", always=True)
     sure, least = (probability >= predictor.config.confident).float().mean().item(), predictor.config.confident
     rate = len(particles) / max(reporter.elapsed_s, 1e-9)
     reporter.say(f"{sure:.0%} of the poses are at least {100 * least:.4g}% probable; {rate:.0f} particles a second")

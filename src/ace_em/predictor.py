@@ -25,12 +25,15 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import Frame, apply_frame
 from ace_em.models.fixed_map import FixedMap
 from ace_em.physics.pose import Pose
-from ace_em.prediction import Predicted, Usual, predict_poses
+from ace_em.prediction import Predicted, hypothesis_spread, predict_poses
+from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.calibration import Calibration
+from ace_em.refinement.confidence import Usual, pose_probability, residual_excess
+from ace_em.refinement.local import refine_poses
 from ace_em.training.loop import Hooks, build_encoder, train
 from ace_em.training.step import AutoEncoder
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 2000
 """Images that are in memory at a time."""
 
@@ -50,6 +53,8 @@ class Predictor:
     shift_sd_px : spread of the particles' shifts along an axis, pixels of the working box.
     symmetry, flip_hand : of the run.
     usual : the residuals of the run's own particles.
+    poses_tried : in a search; an empty image is as likely before as one that shows the particle in any of them.
+    converged : whether the run did; where it did not, no pose is said to be probable.
     """
 
     box: int
@@ -65,6 +70,8 @@ class Predictor:
     ace: AceConfig
     config: PredictConfig
     usual: Usual
+    poses_tried: float
+    converged: bool
 
     @property
     def working_box(self) -> int:
@@ -119,36 +126,55 @@ class Predictor:
         trained = train(images, self.diameter_px, steps_config, fabric, seed, hooks, begun, model).model.cpu()
         return replace(self, encoder=trained.encoder.state_dict())
 
-    def predict(
-        self,
-        particles: Particles,
-        known: Pose | None = None,
-        sign: float | None = None,
-        on_block: Callable[[int], None] = lambda done: None,
-    ) -> Predicted:
-        """Poses of all particles, shifts in pixels of the images, block by block; ``known`` poses are kept and judged.
+    def probability(self, found: Predicted) -> Tensor:
+        """Of each pose (N,) that it is right."""
+        probability = pose_probability(found.against, found.excess, self.usual)
+        return probability if self.converged else torch.zeros_like(probability)
 
-        Both are in the frame of the run before its hand was flipped.
-        """
+    @property
+    def group(self) -> Tensor:
+        return point_group(self.symmetry).float()
+
+    def predict(
+        self, particles: Particles, sign: float | None = None, on_block: Callable[[int], None] = lambda done: None
+    ) -> Predicted:
+        """Poses of all particles, shifts in pixels of the images, block by block; in the frame before the hand was flipped."""
         parts: list[Predicted] = []
-        for rows, images in self._blocks(particles, sign):
+        blank, volume_ft = BlankTest(self.poses_tried, disc_share(self.box)), volume_to_ft(self.volume)
+        for rows, images in self._blocks(particles, np.arange(len(particles)), sign):
             if not parts:
-                model, volume_ft = self.model(images.half_plane), volume_to_ft(self.volume)
-                group = point_group(self.symmetry).float()
-            mine = None if known is None else known[torch.from_numpy(rows)].rescaled(self.working_box / particles.box)
-            found = predict_poses(
-                model, volume_ft, images, self.diameter_px, group, self.config, mine, independent=disc_share(self.box)
-            )
-            parts.append(found)
+                model = self.model(images.half_plane)
+            parts.append(predict_poses(model, volume_ft, images, self.diameter_px, self.group, self.config, blank))
             on_block(int(rows[-1]) + 1)
         all_of = Predicted.cat(parts)
         pose = all_of.pose.rescaled(particles.box / self.working_box)
         return replace(all_of, pose=pose)
 
-    def _blocks(self, particles: Particles, sign: float | None) -> Iterator[tuple[np.ndarray, WorkingSet]]:
-        for start in range(0, len(particles), BLOCK):
-            rows = np.arange(start, min(start + BLOCK, len(particles)))
-            yield rows, self.images(particles, rows, sign)
+    def spread_deg(self, particles: Particles, pose: Pose, on_block: Callable[[int], None] = lambda done: None) -> Tensor:
+        """Median angle (N,) between known poses, in pixels of the images, and what the encoder says of each particle."""
+        parts: list[Tensor] = []
+        for rows, images in self._blocks(particles, np.arange(len(particles))):
+            if not parts:
+                model = self.model(images.half_plane)
+            parts.append(hypothesis_spread(model, images, pose[torch.from_numpy(rows)], self.group))
+            on_block(int(rows[-1]) + 1)
+        return torch.cat(parts)
+
+    def with_usual(self, particles: Particles, pose: Pose, rows: np.ndarray) -> "Predictor":
+        """With the residuals that ``rows`` of the run's own particles leave at their poses, in pixels of the images."""
+        found, volume_ft = [], volume_to_ft(self.volume)
+        for some, images in self._blocks(particles, rows):
+            at = pose[torch.from_numpy(some)].rescaled(self.working_box / particles.box)
+            residual = refine_poses(volume_ft, images, at, 1).residual
+            found.append(residual_excess(residual, images.noise_variance, disc_share(self.box)))
+        return replace(self, usual=Usual.of(torch.cat(found)))
+
+    def _blocks(
+        self, particles: Particles, rows: np.ndarray, sign: float | None = None
+    ) -> Iterator[tuple[np.ndarray, WorkingSet]]:
+        for start in range(0, len(rows), BLOCK):
+            some = rows[start : start + BLOCK]
+            yield some, self.images(particles, some, sign)
 
     def handed(self, pose: Pose) -> Pose:
         """Poses in the frame of the maps that the run wrote: mirrored when it flipped the hand."""

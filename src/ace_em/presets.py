@@ -18,6 +18,7 @@ PUBLISHED: dict[str, Any] = {
     "ace.march": 0.0,
     "ace.schedule": "multistep",  # 4.1: WarmupMultiStepLR; the paper gives none of its numbers
     "ace.warmup_steps": 1000,
+    "ace.blank": False,
     "ace.pip_weight": 0.07,  # 4.1: 0.05-0.09 at -10 dB, 0.9 at 200 dB
 }
 VOXEL: dict[str, Any] = {

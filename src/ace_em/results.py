@@ -1,6 +1,7 @@
 """The end of a run: maps, FSC, poses, the last record and the report."""
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 
@@ -8,16 +9,15 @@ import numpy as np
 import torch
 
 from ace_em.config import RunConfig
-from ace_em.data.particle_table import ParticleTable
 from ace_em.data.pose_columns import posed_table, with_confidence
 from ace_em.maths.point_group import mirrored_axes
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
 from ace_em.physics.pose import Pose
 from ace_em.plan import Plan
-from ace_em.prediction import Usual
 from ace_em.predictor import Predictor
 from ace_em.progress import Reporter, clock
 from ace_em.refinement.backprojection import Halves
+from ace_em.refinement.confidence import Evidence, Usual, arrangement_probability, pose_probability
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.mask import soft_mask
 from ace_em.refinement.postprocessing import PostProcessed, postprocess
@@ -27,6 +27,8 @@ from ace_em.verdict import Verdict
 MASK_LOW_PASS_ANGSTROM = 15.0
 MASK_DILATE_ANGSTROM = 6.0
 MASK_EDGE_ANGSTROM = 12.0
+USUAL_PARTICLES = 2000
+"""So many tell which residual right poses leave."""
 
 
 def mirrored(halves: Halves, pose: Pose, symmetry: str) -> tuple[Halves, Pose]:
@@ -65,12 +67,23 @@ def mask_of(halves: Halves, plan: Plan, pixel_size: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of the refinement, the half 1 or 2 of every particle (N,), the verdict, defocus offsets (N,) if fitted, and what
-    new particles can be told by, if it was kept."""
+    """The end of a run.
+
+    Attributes
+    ----------
+    last : the end of the refinement.
+    half_set : (N,) the half 1 or 2 of every particle.
+    evidence : for and against their poses.
+    features_fsc : of the half-maps without their radial means.
+    defocus_offset_angstrom : (N,) if fitted.
+    predictor : what new particles can be told by, if it was kept.
+    """
 
     last: HalfSetState
     half_set: np.ndarray
     verdict: Verdict
+    evidence: Evidence
+    features_fsc: torch.Tensor
     defocus_offset_angstrom: torch.Tensor | None
     predictor: Predictor | None
 
@@ -103,19 +116,17 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
         },
         pixel_size,
     )
-    curves = {"fsc": halves.fsc, "fsc_masked": final.curves.masked, "fsc_randomised": final.curves.randomised}
-    run.write_fsc(curves | {"fsc_corrected": final.curves.corrected}, plan.box_angstrom)
+    curves = {"fsc": halves.fsc, "fsc_features": outcome.features_fsc, "fsc_masked": final.curves.masked}
+    curves |= {"fsc_randomised": final.curves.randomised, "fsc_corrected": final.curves.corrected}
+    run.write_fsc(curves, plan.box_angstrom)
     defocus = outcome.defocus_offset_angstrom
-    if not verdict.converged:
-        reporter.say("the run did not converge: the probabilities of its poses, and confident.star, mean nothing")
     table = posed_table(plan.particles, pose, outcome.half_set, None if defocus is None else defocus.numpy())
-    sure = None
+    probability, own = said_probability(outcome, config, reporter), last.pose.rescaled(plan.particles.box / box)
+    spread_deg = None
     if outcome.predictor is not None:
-        own = last.pose.rescaled(plan.particles.box / box)
-        table, probability, usual = with_own_confidence(table, outcome.predictor, plan, own, reporter)
-        sure = probability >= config.predict.confident
-        dataclasses.replace(outcome.predictor, usual=usual).save(run.encoder)
-    run.write_poses(table, sure)
+        spread_deg = kept_predictor(outcome.predictor, outcome, own, plan, run, reporter)
+    table = with_confidence(table, probability.numpy(), outcome.evidence.gap.numpy(), spread_deg)
+    run.write_poses(table, (probability >= config.predict.confident).numpy() if verdict.converged else None)
     say_resolution(plan, last, final, verdict, reporter)
     write_report(run.path)
     reporter.say(verdict.message, always=True)
@@ -135,19 +146,40 @@ def peak_memory() -> str:
     return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB of memory at the peak"
 
 
-def with_own_confidence(
-    table: ParticleTable, predictor: Predictor, plan: Plan, pose: Pose, reporter: Reporter
-) -> tuple[ParticleTable, np.ndarray, Usual]:
-    """The table with how sure its poses are, each compared with what the encoder would have said; the probabilities (N,)."""
-    with reporter.task("confidence of the poses", len(plan.particles)) as task:
-        found = predictor.predict(plan.particles, pose, on_block=task.update)
-    usual = Usual.of(found.excess)
-    probability, least = found.probability(usual), predictor.config.confident
+def said_probability(outcome: Outcome, config: RunConfig, reporter: Reporter) -> torch.Tensor:
+    """Probability (N,) of each pose; 0 for those of a run that has not converged, and the user is told."""
+    found, shown, least = outcome.evidence, outcome.last.shown, config.predict.confident
+    probability = pose_probability(found.against, found.excess, Usual.of(found.excess[shown]))
+    arrangement = arrangement_probability(found.explained, found.expected, config.search)
+    if arrangement < 1:
+        reporter.say(
+            f"the map of each half explains {found.explained:.0%} of the signal in the other, where noise allows "
+            f"{found.expected:.0%}: every pose's probability is lowered to {arrangement:.0%} of what it was"
+        )
+    probability = arrangement * probability
     share = (probability >= least).float().mean().item()
-    reporter.say(f"{share:.0%} of the poses are at least {100 * least:.4g}% probable: confident.star")
-    reporter.record("confidence", share=round(share, 4), at_least=least)
-    done = with_confidence(table, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
-    return done, probability.numpy(), usual
+    shares = {"explained": round(found.explained, 4), "expected": round(found.expected, 4)}
+    reporter.record("confidence", share=round(share, 4) if outcome.verdict.converged else 0.0, at_least=least, **shares)
+    if outcome.verdict.converged:
+        reporter.say(f"{share:.0%} of the poses are at least {100 * least:.4g}% probable: confident.star")
+        return probability
+    reporter.say("the run did not converge: the probability of every pose is written as 0, and no confident.star")
+    return torch.zeros_like(probability)
+
+
+def kept_predictor(
+    predictor: Predictor, outcome: Outcome, pose: Pose, plan: Plan, run: RunFolder, reporter: Reporter
+) -> np.ndarray:
+    """Save what tells new particles; angles (N,) in degrees between the poses and what the encoder says of their images.
+
+    ``pose`` (N,) is that of the run's frame before its hand was flipped, in pixels of the images.
+    """
+    rows = torch.nonzero(outcome.last.shown)[:, 0].numpy()
+    some = rows[:: math.ceil(len(rows) / USUAL_PARTICLES)]
+    predictor = dataclasses.replace(predictor, converged=outcome.verdict.converged)
+    predictor.with_usual(plan.particles, pose, some).save(run.encoder)
+    with reporter.task("comparing poses with the encoder's", len(plan.particles)) as task:
+        return predictor.spread_deg(plan.particles, pose, task.update).numpy()
 
 
 def say_resolution(plan: Plan, last: HalfSetState, final: PostProcessed, verdict: Verdict, reporter: Reporter) -> None:

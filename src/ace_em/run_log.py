@@ -48,7 +48,7 @@ def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
     moved = state.moved_deg.median().item()
     reporter.say(
         f"exploring, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, {state.explained:.1%} of the "
-        "signal explained"
+        f"signal explained{without_particle(state.shown)}"
     )
     reporter.record(
         "explore",
@@ -60,7 +60,13 @@ def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
         moved_median_deg=round(moved, 3),
         explained=round(state.explained, 4),
         fsc143_angstrom=round(resolution, 2),
+        shown=round(state.shown, 4),
     )
+
+
+def without_particle(shown: float) -> str:
+    """The end of a sentence: how many images show no particle, if so many that it matters."""
+    return f"; {1 - shown:.0%} of the images show no particle" if shown < 0.995 else ""
 
 
 def start_judged(start: int, held_out: HeldOut, n: int, reporter: Reporter) -> None:
@@ -83,13 +89,13 @@ def half_set_round(
     stage: str, state: HalfSetState, number: int, box: int, plan: Plan, config: RunConfig, reporter: Reporter
 ) -> None:
     """A round of search or refinement, ``stage`` 'search' or 'refine'."""
-    resolution, moved = plan.box_angstrom / state.fsc143_shell, state.moved_deg.median().item()
-    stable = state.stable_share(config.search.stable_deg)
+    resolution, moved = plan.box_angstrom / state.fsc143_shell, state.particles_moved_deg.median().item()
+    stable, shown = state.stable_share(config.search.stable_deg), state.shown.float().mean().item()
     name = "search of all images" if stage == "search" else f"refinement at {box} px"
     # a box is entered with maps of the poses that there are
     as_they_were = stage == "refine" and number == 1
     poses = "poses as they were" if as_they_were else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
-    reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {poses}")
+    reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {poses}{without_particle(shown)}")
     reporter.record(
         stage,
         box=box,
@@ -100,6 +106,7 @@ def half_set_round(
         explained=None if as_they_were else round(state.explained, 4),
         fsc143_angstrom=round(resolution, 3),
         brightness_sd=round(state.calibration.scale.std().item(), 4),
+        shown=round(shown, 4),
     )
 
 

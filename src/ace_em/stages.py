@@ -9,11 +9,13 @@ from ace_em import run_log
 from ace_em.amortised import Trained, start_seed, train_start
 from ace_em.data.plain import unpacked
 from ace_em.data.working_set import Images
-from ace_em.job import Job
+from ace_em.job import Job, poses_tried, search_space
 from ace_em.metrics.alignment import apply_frame, turn_volume
 from ace_em.physics.pose import Pose
 from ace_em.reading import read_images
+from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.calibration import Calibration
+from ace_em.refinement.confidence import Evidence, evidence
 from ace_em.refinement.exploring import Explorer, HeldOut, Round, explore, held_out_rows, judge_held_out
 from ace_em.refinement.exploring import without_past as rounds_without_past
 from ace_em.refinement.half_sets import (
@@ -56,7 +58,7 @@ def run_start(number: int, job: Job, images: Images) -> Start:
         journal.finish(f"{name}: trained", trained)
     no_group = torch.eye(3)[None]
     space = SearchSpace(images.box, plan.diameter_px(images.box), config.search, no_group)
-    explorer = Explorer(images, plan.mask(images.box), space, config.search, plan.search_device)
+    explorer = Explorer(images, plan.mask(images.box), space, config.search, plan.search_device, plan.independent)
     generator = torch.Generator().manual_seed(start_seed(config, number))
     # the same images for every start
     rows, seen = held_out_rows(len(images), config.search, torch.Generator().manual_seed(config.seed))
@@ -145,10 +147,17 @@ class HalfRounds:
     random: Tensor
 
 
+def half_sets_of(images: Images, job: Job) -> HalfSets:
+    """The half-sets at the images' box."""
+    plan = job.plan
+    blank = BlankTest(poses_tried(plan, job.config), plan.independent)
+    return HalfSets(images, job.half_set, plan.mask(images.box), plan.group, plan.search_device, blank)
+
+
 def search(start: Start, images: Images, job: Job) -> HalfSetState:
     """Every image against the map of its own half-set, at the working box; ``images`` are brought up to date in place."""
     plan, config, journal, box = job.plan, job.config, job.journal, job.plan.working_box
-    space = SearchSpace(box, plan.diameter_px(box), config.search, plan.group)
+    space = search_space(plan, box, config)
     generator, n = torch.Generator().manual_seed(config.seed), len(plan.particles)
     begun = journal.safe_point("search")
     if begun is None:
@@ -160,7 +169,7 @@ def search(start: Start, images: Images, job: Job) -> HalfSetState:
         generator.set_state(rounds.random)
     for step in history[-1].applied:
         step.apply_(images)
-    sets = HalfSets(images, job.half_set, plan.mask(box), plan.group, plan.search_device)
+    sets = half_sets_of(images, job)
     with job.reporter.task("search of all images", config.search.max_rounds) as task:
 
         def on_block(number: int, done: int) -> None:
@@ -196,7 +205,7 @@ def refine(searched: HalfSetState, job: Job) -> tuple[HalfSetState, HalfSets]:
         images = read_images(plan, next_box, job.config, job.run.path, job.reporter)
         for step in history[-1].applied:
             step.apply_(images)
-        sets = HalfSets(images, job.half_set, plan.mask(next_box), plan.group, plan.search_device)
+        sets = half_sets_of(images, job)
         box = next_box
         if done is None:
             refine_at(box, sets, history, job)
@@ -204,6 +213,23 @@ def refine(searched: HalfSetState, job: Job) -> tuple[HalfSetState, HalfSets]:
         state = history[-1]
     assert sets is not None
     return state, sets
+
+
+def judge_poses(sets: HalfSets, state: HalfSetState, job: Job) -> Evidence:
+    """What the other half's map says of every pose; ``sets`` are those of the ``state``."""
+    done = job.journal.result(Evidence, "confidence")
+    if done is not None:
+        return done
+    with job.reporter.task("confidence of the poses", len(sets.images)) as task:
+
+        def on_block(n: int) -> None:
+            job.journal.heed_stop()
+            task.update(n)
+
+        space = search_space(job.plan, sets.images.box, job.config)
+        found = evidence(sets, state, space, job.config.predict.distinct_deg, on_block)
+    job.journal.finish("confidence", found)
+    return found
 
 
 def refine_at(box: int, sets: HalfSets, history: list[HalfSetState], job: Job) -> None:

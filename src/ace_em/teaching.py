@@ -6,17 +6,17 @@ Stage 1's encoder knows stage 1's map, in which views may have stood in wrong pl
 from dataclasses import replace
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em import run_log
 from ace_em.data.preprocess import working_set
 from ace_em.data.split import subset
-from ace_em.job import Job
-from ace_em.prediction import Usual
+from ace_em.job import Job, poses_tried
 from ace_em.predictor import Predictor
 from ace_em.refinement.calibration import Calibration
+from ace_em.refinement.confidence import Usual
 from ace_em.refinement.half_sets import HalfSetState, change_box
+from ace_em.training.fabric import make_fabric
 from ace_em.training.loop import Hooks, Progress
 
 
@@ -42,6 +42,8 @@ def untaught(state: HalfSetState, networks: dict[str, Tensor], job: Job) -> Pred
         ace=config.ace,
         config=config.predict,
         usual=Usual(0.0, 1.0),
+        poses_tried=float(poses_tried(plan, config)),
+        converged=False,
     )
 
 
@@ -75,7 +77,7 @@ def teach(state: HalfSetState, networks: dict[str, Tensor], job: Job) -> Predict
 
         hooks = Hooks(on_step, lambda safe, model: journal.at("encoder", {"training": safe}), job.reporter.say)
         begun = journal.safe_point("encoder")
-        fabric = Fabric(accelerator="gpu" if plan.device == "cuda" else plan.device, devices=1, precision=config.precision)
+        fabric = make_fabric(plan.device, config)
         taught = predictor.taught(images, lesson, fabric, config.seed, hooks, begun and begun["training"])
     journal.finish("encoder", taught)
     return taught

@@ -31,13 +31,31 @@ def explains(held_out: HeldOut, config: SearchConfig) -> bool:
     return held_out.explained >= held_out.expected - config.tolerance and held_out.against_null >= config.least_z
 
 
+def shells_beyond(shared: float, n_shells: int) -> range:
+    """Shells from somewhat beyond the shared band to about twice that."""
+    return range(math.ceil(shared) + 3, min(2 * math.ceil(shared) + 4, n_shells))
+
+
 def agreement_beyond(fsc: Tensor, shared: float) -> float:
-    """Mean FSC of the shells from somewhat beyond the shared band to about twice that; 1 where the box ends before."""
-    beyond = fsc[math.ceil(shared) + 3 : 2 * math.ceil(shared) + 4]
-    return beyond.mean().item() if len(beyond) else 1.0
+    """Mean FSC of the shells beyond the shared band; 1 where the box ends before."""
+    shells = shells_beyond(shared, len(fsc))
+    return fsc[list(shells)].mean().item() if shells else 1.0
 
 
-def judge(plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetState, last: HalfSetState) -> Verdict:
+def agreement_by_chance(shared: float, n_shells: int, ball_share: float, n_copies: int) -> float:
+    """Mean FSC beyond the shared band that half-maps of noise reach once in a thousand times.
+
+    Half of a shell of radius r has ``2 pi r^2`` coefficients. Those of a map that is 0 outside of a ball are independent as far
+    as that fills the box, and a point group makes ``n_copies`` of them alike: the fewer there are, the more noise agrees.
+    """
+    shells = shells_beyond(shared, n_shells)
+    variance = [1 / (2 * (2 * math.pi * r**2 * ball_share / n_copies)) for r in shells]
+    return 3 * math.sqrt(sum(variance)) / len(shells) if shells else 0.0
+
+
+def judge(
+    plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetState, last: HalfSetState, features_fsc: Tensor
+) -> Verdict:
     """The verdict on a run.
 
     Parameters
@@ -45,6 +63,7 @@ def judge(plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetSta
     held_out : how well the chosen start's map explains images held out.
     searched : after the last search of all images, whose poses may still jump.
     last : the end of the refinement.
+    features_fsc : (n // 2 + 1,) FSC of its half-maps without their radial means.
     """
     search, stable = config.search, searched.stable_share(config.search.stable_deg)
     shared = search.shared_band * plan.box_angstrom / plan.diameter_angstrom
@@ -52,13 +71,20 @@ def judge(plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetSta
     wrong = []
     short = f"explains {held_out.explained:.0%} of the signal in images held out, where noise allows {held_out.expected:.0%}"
     if held_out.against_null < search.least_z:
-        wrong.append("the map explains images held out no better than one of random phases")
+        wrong.append("the map explains images held out no better than its radial mean and random phases")
     elif held_out.explained < held_out.expected - search.shortfall:
         wrong.append(f"the map only {short}")
     if stable < search.settled_share:
         wrong.append(f"only {stable:.0%} of the poses are stable")
+    ball_share = plan.mask(plan.boxes[-1]).mean().item()
+    by_chance = agreement_by_chance(shared, len(features_fsc), ball_share, len(plan.group))
     if agreement_beyond(last.halves.fsc, shared) < 0.143:
         wrong.append(f"the half-maps hardly agree beyond the {start:.0f} A that they started from")
+    elif agreement_beyond(features_fsc, shared) < max(0.143, by_chance):
+        wrong.append(
+            f"beyond the {start:.0f} A that they started from the half-maps agree on their radial mean alone, as any arrangement "
+            f"of poses would (FSC without it {agreement_beyond(features_fsc, shared):.2f})"
+        )
     if wrong:
         return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. {advice(plan, config)}")
     message = f"converged: {stable:.0%} of the poses stable; half-maps agree to {resolution:.1f} A (FSC 0.143)"

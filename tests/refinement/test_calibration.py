@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.fourier import HalfPlane
 from ace_em.physics.imaging import clean_image_ft
 from ace_em.refinement.calibration import Calibration, Residuals, recalibrated_, residuals
@@ -113,7 +113,8 @@ def test_calibrated_images_still_say_what_is_explained(particle: Any) -> None:
 
     def explained() -> float:
         predicted = clean_image_ft(p.volume_ft, images.transfer, images.half_plane, p.pose)
-        return explained_share(images, (images.image_ft - predicted).abs().square().sum(-1))
+        residual = (images.image_ft - predicted).abs().square().sum(-1)
+        return explained_share(image_power(images), residual, images.noise_variance)
 
     assert explained() < 0.93  # noise that the survey did not know counts as signal
     for _ in range(3):

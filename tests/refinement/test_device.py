@@ -6,6 +6,8 @@ tensors of two devices, and NumPy's look at a tensor that is not on the CPU.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ace_em import memory
-from ace_em.config import RefineConfig, SearchConfig
+from ace_em.config import AceConfig, RefineConfig, SearchConfig, SimulationConfig
+from ace_em.data.mrc import read_volume
+from ace_em.data.particles import Particles
+from ace_em.evaluation import bound
 from ace_em.maths.slices import Insertion
 from ace_em.physics.ctf import CTFParameters
 from ace_em.refinement import backprojection
@@ -32,6 +37,8 @@ from ace_em.refinement.half_sets import (
     shared_start,
 )
 from ace_em.refinement.search import SearchSpace
+from ace_em.simulation.write import simulate
+from ace_em.training.loop import train
 
 DEVICE = torch.device("cuda")
 
@@ -46,7 +53,8 @@ _DEVICE_OF = Tensor.device.__get__  # type: ignore[attr-defined]
 
 
 def _elsewhere(value: Any) -> Any:
-    return value.as_subclass(Elsewhere) if isinstance(value, Tensor) else value
+    # one that is there stays the tensor that it is: a copy of a parameter is no parameter
+    return value.as_subclass(Elsewhere) if isinstance(value, Tensor) and not isinstance(value, Elsewhere) else value
 
 
 def _here(value: Any) -> Any:
@@ -89,14 +97,14 @@ class SecondDevice(TorchFunctionMode):
     @staticmethod
     def _moved(args: Any, kwargs: Any) -> Any:
         target = kwargs.pop("device", None)
-        rest = []
+        rest: list[Any] = []
         for value in args[1:]:
             if isinstance(value, Tensor):
                 target = DEVICE if isinstance(value, Elsewhere) else torch.device("cpu")
                 rest.append(value.dtype)
             elif isinstance(value, torch.device | str):
                 target = value
-            else:
+            elif isinstance(value, torch.dtype):
                 rest.append(value)
         moved = Tensor.to(args[0], *rest, **kwargs) if rest or kwargs else args[0]
         stays = isinstance(args[0], Elsewhere) if target is None else _is_second(target)
@@ -104,7 +112,7 @@ class SecondDevice(TorchFunctionMode):
 
     @staticmethod
     def _refuse_mixture(func: Callable[..., Any], args: Any, tensors: list[Tensor], there: list[Tensor]) -> None:
-        if not there or func == Tensor.copy_:
+        if not there or func in (Tensor.copy_, torch._has_compatible_shallow_copy_type):
             return
         # a tensor may be indexed by one of the CPU; numbers of the CPU go with anything
         indexed = func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Elsewhere)
@@ -202,3 +210,43 @@ def test_a_map_too_large_for_the_device_is_made_on_the_cpu(
     monkeypatch.setattr(memory, "free_cached", lambda: None)
     assert torch.equal(accumulate(p.images, p.pose, device=DEVICE).grid, wanted)
     assert "too large for the cuda device" in caplog.text
+
+
+class SetUp(Exception):
+    """What was to be seen has been seen."""
+
+
+@pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
+def test_a_model_is_in_one_place_before_it_is_set_up(
+    particle: Callable[..., Any], second: SecondDevice, monkeypatch: pytest.MonkeyPatch, decoder: Any
+) -> None:
+    """Lightning moves what is elsewhere, but complains of it."""
+    generator = torch.Generator
+    # a GPU's random numbers are the one thing that the second device has not
+    monkeypatch.setattr(torch, "Generator", lambda device=None: generator())
+    # a parameter that is moved in place would stay the tensor that it was, of the CPU
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    seen: list[torch.device] = []
+
+    def setup(model: torch.nn.Module, adam: torch.optim.Optimizer) -> None:
+        parts = [*model.parameters(), *model.buffers(), *(p for group in adam.param_groups for p in group["params"])]
+        seen.extend(part.device for part in parts)
+        raise SetUp
+
+    fabric: Any = SimpleNamespace(device=DEVICE, global_rank=0, setup=setup)
+    config = AceConfig(decoder=decoder, steps=1, width=16, depth=1)
+    with pytest.raises(SetUp):
+        train(particle(100, noise=1.0).images, 12.0, config, fabric, 0)
+    assert len(seen) > 10 and set(seen) == {DEVICE}
+
+
+def test_the_bound_of_a_simulated_set_is_the_same_elsewhere(tmp_path: Path, second: SecondDevice) -> None:
+    structure = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
+    simulate(structure, tmp_path, SimulationConfig(n=100, box=24, pixel_size=22.0, resolution=40.0, snr_db=-18.0))
+    truth = Particles.open(tmp_path / "truth.star")
+    pose, volume = truth.poses(), torch.from_numpy(read_volume(tmp_path / "volume.mrc")[0])
+    assert pose is not None
+    here = bound(truth, pose, volume, list(range(100)))
+    assert second.used == 0
+    assert bound(truth, pose, volume, list(range(100)), DEVICE) == here
+    assert second.used > 100

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.fourier import centred_fft, radius_grid
+from ace_em.maths.radial_mean import features
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
+from ace_em.refinement import exploring as exploring_module
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
 from ace_em.refinement.exploring import (
     Explorer,
@@ -55,13 +57,13 @@ def random_pose(n: int, seed: int, shift_px: Tensor) -> Pose:
 
 def round_of(explained: float) -> Round:
     nothing = torch.zeros(1)
-    return Round(1, Pose(nothing, nothing), Halves(*[nothing] * 6), 5.0, nothing, 0.0, explained)
+    return Round(1, Pose(nothing, nothing), Halves(*[nothing] * 6), 5.0, nothing, 0.0, explained, 1.0)
 
 
 def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
     """A state with this map."""
     halves = Halves(volume, volume, volume, torch.ones(len(volume) // 2 + 1), volume, volume)
-    return Round(1, pose, halves, band, torch.zeros(1), 1.0, 1.0)
+    return Round(1, pose, halves, band, torch.zeros(1), 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,8 @@ def test_explained_share_tells_right_from_wrong(particle: Any, noise: float) -> 
 
     def share(volume_ft: Any, pose: Pose) -> float:
         predicted = clean_image_ft(volume_ft, images.transfer, images.half_plane, pose)
-        return explained_share(images, (images.image_ft - predicted).abs().square().sum(-1))
+        residual = (images.image_ft - predicted).abs().square().sum(-1)
+        return explained_share(image_power(images), residual, images.noise_variance)
 
     assert share(p.volume_ft, p.pose) == pytest.approx(1, abs=0.02)
     nothing = dataclasses.replace(p.volume_ft, grid=0 * p.volume_ft.grid)
@@ -228,16 +231,18 @@ def test_the_right_map_explains_what_is_expected(particle: Any, brightness: floa
     others, pose, band = p.images.rows(slice(300, None)), p.pose[300:], 7.0
     images = others.band(band)
     predicted = clean_image_ft(volume_ft, images.transfer, images.half_plane, pose)
-    explained = explained_share(images, (images.image_ft - predicted).abs().square().sum(-1))
-    expected = expected_share(images, band, 300)
+    residual, power = (images.image_ft - predicted).abs().square().sum(-1), image_power(images)
+    explained = explained_share(power, residual, images.noise_variance)
+    expected = expected_share(power, images.noise_variance, band, 300)
     assert expected < explained < 1.0
     # it allows for no more than a few times what the noise of such a map takes away
     noise = (others.band(band).image_ft.abs().square().sum(1).mean() - len(images.half_plane)).item()
     in_noise_powers = (1 - expected) * noise / len(images.half_plane)
     assert 0.06 < in_noise_powers < 0.12
     # fewer images make a worse map; where the signal drowns, nothing is expected
-    assert expected_share(images, band, 50) < expected
-    assert expected_share(particle(300, noise=1.0, brightness=0.05).images.band(band), band, 50) == 0
+    assert expected_share(power, images.noise_variance, band, 50) < expected
+    drowned = particle(300, noise=1.0, brightness=0.05).images.band(band)
+    assert expected_share(image_power(drowned), drowned.noise_variance, band, 50) == 0
 
 
 def test_with_spectrum_of_keeps_the_phases(particle: Any) -> None:
@@ -265,3 +270,21 @@ def test_noise_is_explained_by_chance_alone(particle: Any) -> None:
     found = judge_held_out(explorer, last, held_out, generator(3))[1]
     assert found.explained > 0.5 and found.expected == 0
     assert abs(found.against_null) < 5
+
+
+def test_a_shell_is_no_evidence_for_an_arrangement(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a shell, and a map of it with lumps that are nowhere: all of the signal is explained, and nothing is known."""
+    n, rows = 300, torch.arange(0, 300, 2)
+    p = particle(n, noise=1.0, brightness=0.0)
+    shell = 3 * torch.exp(-(radius_grid(20, 3) - 5).square() / 3)
+    lumps = p.mask * features(torch.randn(20, 20, 20, generator=generator(4))) * 0.15
+    clean = clean_image_ft(volume_to_ft(shell), p.images.transfer, p.images.half_plane, p.pose)
+    images = dataclasses.replace(p.images, image_ft=p.images.image_ft + clean)
+    explorer = explorer_of(p, dataclasses.replace(FINE, top_k=2), images)
+    start = round_with(shell + lumps, random_pose(n, 5, p.pose.shift_px), 7.0)
+    found = judge_held_out(explorer, start, rows, generator(0))[1]
+    assert found.explained > 0.8 and found.against_null < SearchConfig().least_z
+    # the shell itself beats random phases by far
+    monkeypatch.setattr(exploring_module, "radial_mean", torch.zeros_like)
+    monkeypatch.setattr(exploring_module, "features", lambda volume: volume)
+    assert judge_held_out(explorer, start, rows, generator(0))[1].against_null > 2 * SearchConfig().least_z

@@ -45,6 +45,11 @@ C1 = torch.eye(3)[None]
 DIAMETER = 13.0  # of the particles in a box of 20
 
 
+def every(images: WorkingSet) -> Tensor:
+    """All of them show a particle."""
+    return torch.ones(len(images), dtype=torch.bool)
+
+
 def noise_volume(n: int, seed: int = 0) -> Tensor:
     return torch.randn(n, n, n, generator=torch.Generator().manual_seed(seed))
 
@@ -82,7 +87,8 @@ def state_of(moved_deg: list[float], resolution: int = 4, box: int = 20) -> Half
     moved = torch.tensor(moved_deg)
     pose = Pose(torch.eye(3).expand(len(moved), 3, 3), torch.zeros(len(moved), 2))
     halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
-    return HalfSetState(pose, halves, 4.0, moved, 0.5, Calibration.none(box, len(moved)))
+    shown = torch.ones(len(moved), dtype=torch.bool)
+    return HalfSetState(pose, halves, 4.0, moved, shown, 0.5, Calibration.none(box, len(moved)))
 
 
 def test_low_pass_keeps_and_cuts() -> None:
@@ -115,6 +121,7 @@ def test_at_box_changes_maps_poses_and_calibration() -> None:
         Halves(maps[0], maps[1], maps[2], torch.linspace(1, 0, 9), maps[3], maps[4]),
         6.0,
         torch.arange(3.0),
+        torch.tensor([True, False, True]),
         0.5,
         Calibration(torch.linspace(0.5, 1.5, 9), torch.tensor([0.9, 1.0, 1.1])),
     )
@@ -460,7 +467,7 @@ def test_undoes_a_turn_and_a_move_of_the_second_half(particle: Any) -> None:
     turn = roma.rotvec_to_rotmat(torch.deg2rad(torch.tensor([2.0, -1.5, 1.0])))
     origin = torch.tensor([0.3, -0.2, 0.25])
     moved = Pose(turn.T @ p.pose.rotation, p.pose.shift_px - (p.pose.rotation.mT @ origin)[:, :2].flip(-1))
-    back = _into_frame_of(p.volume_ft, p.images, torch.arange(len(p.images)), moved)
+    back = _into_frame_of(p.volume_ft, p.images, torch.arange(len(p.images)), moved, every(p.images))
     assert angular_distance_deg(moved.rotation, p.pose.rotation).min() > 2.5
     assert angular_distance_deg(back.rotation, p.pose.rotation).max() < 0.1
     assert (moved.shift_px - p.pose.shift_px).norm(dim=-1).median() > 0.2
@@ -472,7 +479,8 @@ def test_the_frame_is_all_that_changes(particle: Any) -> None:
     p = particle(500, noise=1.0)
     start = perturbed(p.pose, 2.0, 0.3)
     turn = roma.rotvec_to_rotmat(torch.deg2rad(torch.tensor([2.0, -1.5, 1.0])))
-    back = _into_frame_of(p.volume_ft, p.images, torch.arange(len(p.images)), Pose(turn.T @ start.rotation, start.shift_px))
+    moved = Pose(turn.T @ start.rotation, start.shift_px)
+    back = _into_frame_of(p.volume_ft, p.images, torch.arange(len(p.images)), moved, every(p.images))
     one = back.rotation @ start.rotation.mT
     torch.testing.assert_close(one, one[:1].expand_as(one), atol=1e-5, rtol=0)
     # it is the turn, undone, up to what noise and pose errors leave of a mean over the images
@@ -491,7 +499,7 @@ def test_the_frame_is_the_same_wherever_memory_lies(particle: Any) -> None:
     found: set[bytes] = set()
     for size in torch.randint(1, 5000, (200,), generator=generator).tolist():
         kept = [*kept[-30:], torch.empty(size)]
-        found.add(_into_frame_of(p.volume_ft, images, torch.arange(len(images)), start).shift_px.numpy().tobytes())
+        found.add(_into_frame_of(p.volume_ft, images, torch.arange(len(images)), start, every(images)).shift_px.numpy().tobytes())
     assert len(found) == 1
 
 

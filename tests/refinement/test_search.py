@@ -216,12 +216,12 @@ def result_of(likelihood: list[list[float]], label: float) -> SearchResult:
 
 def test_merged_keeps_the_best_of_both() -> None:
     one, other = result_of([[9.0, 2.0], [4.0, 3.0]], 1.0), result_of([[5.0, 4.0], [8.0, 7.0]], 2.0)
-    best = search_module._merged(one, other, 3)
+    best = one.merged(other, 3)
     assert best.log_likelihood.tolist() == [[9, 5, 4], [8, 7, 4]]
     assert best.pose.rotation[..., 0, 0].tolist() == best.log_likelihood.tolist()
     assert best.pose.shift_px[..., 0].tolist() == [[1, 2, 2], [2, 2, 1]]
     # more than there are
-    assert search_module._merged(one, other, 9).log_likelihood.shape == (2, 4)
+    assert one.merged(other, 9).log_likelihood.shape == (2, 4)
 
 
 def far_from(pose: Pose, seed: int = 3) -> Pose:

@@ -108,7 +108,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_particles(project, run)
     shell = np.arange(BOX // 2 + 1)
     fsc = 1 - shell / 17
-    _write_fsc(run, {"fsc": fsc, "fsc_masked": fsc**0.5, "fsc_randomised": fsc**8, "fsc_corrected": 1 - (shell / 20) ** 2})
+    _write_fsc(
+        run,
+        {
+            "fsc": fsc,
+            "fsc_masked": fsc**0.5,
+            "fsc_randomised": fsc**8,
+            "fsc_corrected": 1 - (shell / 20) ** 2,
+            "fsc_features": fsc - 0.1,
+        },
+    )
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in _metrics()))
     (run / "evaluation.json").write_text(json.dumps({"rot_median": 0.125, "within_10deg": 0.75, "fsc_truth": list(fsc / 2)}))
     (run / "config.yaml").write_text(

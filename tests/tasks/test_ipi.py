@@ -100,6 +100,49 @@ def test_the_truth_costs_nothing_but_its_shifts(planted: Any) -> None:
     assert run(planted, answering(Hypotheses(rotations, -planted.pose.shift_px))).image > 0.01
 
 
+def half_noise(planted: Any) -> tuple[Any, Tensor]:
+    """The planted images, every second replaced by as strong a one of noise, and which."""
+    junk = torch.arange(len(planted.images)) % 2 == 1
+    parts = torch.randn(*planted.images.image_ft.shape, 2, generator=torch.Generator().manual_seed(5))
+    noise = torch.view_as_complex(parts) * planted.images.image_ft.abs().square().mean().sqrt() / 2**0.5
+    image_ft = torch.where(junk[:, None], noise, planted.images.image_ft)
+    return dataclasses.replace(planted, images=planted.images.with_images(image_ft)), junk
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -> None:
+    """Neither for its pose and shift, nor for the volume; without the blank hypothesis it pulls at all of them."""
+    mixed, junk = half_noise(planted)
+    rotations = planted.pose.rotation[:, None].clone().requires_grad_()
+    shift_px = (planted.pose.shift_px + 0.2).requires_grad_()
+    result = run(mixed, answering(Hypotheses(rotations, shift_px)), blank=blank, mates=False)
+    assert torch.equal(result.shown.bool(), ~junk if blank else torch.ones_like(junk))
+    (result.image + result.shift).backward()
+    assert rotations.grad is not None and shift_px.grad is not None
+    assert (rotations.grad.abs().sum((1, 2, 3)) > 0)[~junk].all() and (shift_px.grad.abs().sum(1) > 0)[~junk].all()
+    assert (rotations.grad.abs().sum((1, 2, 3)) == 0)[junk].all() == blank
+    assert (shift_px.grad.abs().sum(1) == 0)[junk].all() == blank
+    # the volume learns from the particles as if they were alone, and the others cost their own power
+    found, mixed.decoder.density.grad = mixed.decoder.density.grad, None
+    predicted = mixed.decoder.projector()(mixed.images.half_plane, planted.pose.rotation)
+    predicted = predicted * mixed.images.transfer * shift_phase(mixed.images.half_plane, planted.pose.shift_px + 0.2)
+    residual, power = (mixed.images.image_ft - predicted).abs().square().sum(1), mixed.images.image_ft.abs().square().sum(1)
+    (residual[~junk].sum() / len(junk) / mixed.power).backward()
+    wanted = mixed.decoder.density.grad
+    assert ((found - wanted).norm() < 1e-4 * wanted.norm()).item() == blank
+    if blank:
+        torch.testing.assert_close(result.image, (residual[~junk].sum() + power[junk].sum()) / len(junk) / mixed.power)
+        torch.testing.assert_close(result.shift_sd_px, planted.pose.shift_px[~junk].std())
+
+
+def test_a_volume_that_explains_nothing_tells_no_image_from_noise(planted: Any) -> None:
+    """A decoder without a shape yet fits every image worse than nothing does, and must learn from them all the same."""
+    with torch.no_grad():
+        planted.decoder.density.mul_(-1.0)
+    rotations, _ = heads_with(planted.pose.rotation, 0)
+    assert run(planted, answering(Hypotheses(rotations, planted.pose.shift_px))).shown.all()
+
+
 def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
     wrong = planted.pose.rotation.roll(1, 0)
     result = run(planted, answering(Hypotheses(wrong[:, None], planted.pose.shift_px)), mates=False)

@@ -27,11 +27,14 @@ def posed_table(
     return table if defocus_offset_angstrom is None else with_defocus_offset(table, defocus_offset_angstrom)
 
 
-def with_confidence(table: ParticleTable, probability: np.ndarray, gap: np.ndarray, spread_deg: np.ndarray) -> ParticleTable:
-    """With a column each for the probability of the pose, the log-likelihood gap to the best other answer, and the median
-    angle to the encoder's hypotheses in degrees, all (N,)."""
+def with_confidence(
+    table: ParticleTable, probability: np.ndarray, gap: np.ndarray, spread_deg: np.ndarray | None
+) -> ParticleTable:
+    """With a column each for the probability of the pose, the log-likelihood gap to the best other answer, and, where there is an
+    encoder, the median angle to its hypotheses in degrees, all (N,)."""
     particles = table.particles.copy()
     gap = np.clip(np.nan_to_num(gap, nan=MOST_GAP, posinf=MOST_GAP), -MOST_GAP, MOST_GAP)
-    for name, values, digits in ((PROBABILITY, probability, 6), (GAP, gap, 3), (SPREAD, spread_deg, 2)):
+    columns = [(PROBABILITY, probability, 6), (GAP, gap, 3), *([] if spread_deg is None else [(SPREAD, spread_deg, 2)])]
+    for name, values, digits in columns:
         particles[name] = [f"{value:.{digits}f}" for value in values]
     return replace(table, particles=particles)

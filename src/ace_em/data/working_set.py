@@ -76,10 +76,9 @@ def at_a_time(images: Images, most: int) -> int:
     return max(1, min(most, COEFFICIENTS_AT_A_TIME // len(images.half_plane)))
 
 
-def mean_power(images: Images) -> Tensor:
-    """Squared norm of an image, mean over all, a scalar."""
-    sums = [torch.view_as_real(images.rows(rows).image_ft).square().sum() for rows in blocks(images)]
-    return torch.stack(sums).sum() / len(images)
+def image_power(images: Images) -> Tensor:
+    """Squared norm (N,) of every image."""
+    return torch.cat([torch.view_as_real(images.rows(rows).image_ft).square().sum((-1, -2)) for rows in blocks(images)])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ace_em.data.working_set import CPU, Images, at_a_time
 from ace_em.maths.fourier import frequencies, shell_sums
+from ace_em.maths.radial_mean import features
 from ace_em.maths.slices import Insertion, complete_hermitian_, ft_to_volume, padded_size
 from ace_em.memory import where_it_fits
 from ace_em.metrics.fsc import fourier_shell_correlation
@@ -99,6 +100,13 @@ class Halves:
     fsc: Tensor
     unfiltered1: Tensor
     unfiltered2: Tensor
+
+    def features_fsc(self, mask: Tensor) -> Tensor:
+        """FSC (n // 2 + 1,) between the halves inside a ball, without their radial means.
+
+        A ball or a shell is the same from everywhere: any arrangement of poses gives it, and its FSC is no evidence for one.
+        """
+        return fourier_shell_correlation(*(features(half * mask) for half in (self.unfiltered1, self.unfiltered2)))
 
     def without_maps(self) -> "Halves":
         """The FSC alone."""

@@ -80,7 +80,7 @@ def recalibrated_(images: Images, before: Calibration, parts: list[tuple[Tensor,
     Parameters
     ----------
     images : as calibrated by ``before``.
-    parts : rows of ``images`` and their residuals; together all rows.
+    parts : rows of ``images`` that show a particle, and their residuals. The others keep their brightness beside these.
 
     Notes
     -----
@@ -99,7 +99,7 @@ def recalibrated_(images: Images, before: Calibration, parts: list[tuple[Tensor,
         # least squares of y ~ scale * p with a Gaussian prior about 1; <y, p> holds both parts, noise has variance 1/2 in each
         prior = 0.5 / SCALE_SD**2
         scale[rows] = ((r.overlap / old + prior) / (r.strength / old.square() + prior)).clamp(0.3, 3.0)
-    scale = scale / scale.mean()
+    scale = scale / scale[torch.cat([rows for rows, _ in parts])].mean()
     step = Calibration(factor, scale / before.scale)
     step.apply_(images)
     return Calibration(before.noise * factor, scale), step

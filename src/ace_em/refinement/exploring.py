@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import CPU, Images, mean_power
+from ace_em.data.working_set import CPU, Images, WorkingSet, image_power
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
+from ace_em.maths.radial_mean import features, radial_mean
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.metrics.fsc import randomise_phases, resolution_shell
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
-from ace_em.refinement.local import reference_on
-from ace_em.refinement.search import SearchSpace, find_poses
+from ace_em.refinement.blank import BlankTest
+from ace_em.refinement.local import LocalResult, reference_on
+from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Round:
     explained : share of the power above the noise, inside the band, of the images looked at that the map *before* the round
         accounts for with the best poses; near 1 when it is right. Half-right arrangements can be perfectly stable: this
         tells them.
+    shown : share of the images looked at that show a particle. The others are in no map, and ``stable`` and ``explained`` do
+        not count them.
     """
 
     number: int
@@ -48,6 +52,7 @@ class Round:
     moved_deg: Tensor
     stable: float
     explained: float
+    shown: float
 
     @property
     def fsc143_shell(self) -> float:
@@ -58,7 +63,8 @@ class Round:
 class Explorer:
     """What does not change from round to round: the whole working half-plane, a soft ball for maps, where to search.
 
-    Images are brought to ``device`` block by block; poses and maps are on the CPU.
+    Images are brought to ``device`` block by block; poses and maps are on the CPU. ``independent`` is the share of an image's
+    coefficients that are independent of each other (:class:`BlankTest`).
     """
 
     images: Images
@@ -66,6 +72,11 @@ class Explorer:
     space: SearchSpace
     config: SearchConfig
     device: torch.device = CPU
+    independent: float = 1.0
+
+    def shown(self, images: WorkingSet, found: LocalResult, grid: PoseGrid) -> Tensor:
+        """Which images (N,), searched on a grid, show a particle."""
+        return BlankTest(len(grid), self.independent).shown(image_power(images) - found.residual)
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
@@ -102,21 +113,20 @@ def explore(
         rows = rows_seen[torch.randperm(len(rows_seen), generator=generator)[: config.explore_images]]
         band = explorer.space.band(band_per_diameter(number, config))
         looked_at, before = images.rows(rows), pose[rows]
+        inner = looked_at.band(band)
         grid = explorer.space.grid(band, generator)
         report = partial(on_block, number, len(rows))
-        found = find_poses(reference_on(explorer.device, volume), looked_at.band(band), before, grid, config, on_block=report)
+        found = find_poses(reference_on(explorer.device, volume), inner, before, grid, config, on_block=report)
         moved = angular_distance_deg(before.rotation, found.pose.rotation)
         pose = _updated(pose, rows, found.pose)
-        half = len(rows) // 2
-        halves = reconstruct_halves(
-            accumulate(looked_at.rows(slice(0, half)), found.pose[:half], device=explorer.device),
-            accumulate(looked_at.rows(slice(half, None)), found.pose[half:], device=explorer.device),
-            explorer.mask,
-        )
+        shown = explorer.shown(inner, found, grid)
+        of_particles = torch.nonzero(shown)[:, 0]
+        one, two = (accumulate(looked_at, found.pose, p, device=explorer.device) for p in of_particles.tensor_split(2))
+        halves = reconstruct_halves(one, two, explorer.mask)
         volume = halves.combined
-        stable = (moved < config.stable_deg).float().mean().item()
-        explained = explained_share(looked_at.band(band), found.residual)
-        history.append(Round(number, pose, halves, band, moved, stable, explained))
+        stable = (moved[shown] < config.stable_deg).float().mean().item()
+        explained = explained_share(image_power(inner)[shown], found.residual[shown], inner.noise_variance)
+        history.append(Round(number, pose, halves, band, moved, stable, explained, shown.float().mean().item()))
         yield history[-1]
 
 
@@ -139,10 +149,12 @@ class HeldOut:
 
     Attributes
     ----------
-    explained : their log-likelihood, from that of noise alone (0) to that of the right map and poses (1).
+    explained : the log-likelihood of those that show a particle, from that of noise alone (0) to that of the right map and
+        poses (1).
     expected : what the right map of as many images would explain at least (see :func:`expected_share`).
-    against_null : by how many standard errors that beats a map of the same spectrum with random phases. A search finds some
-        likeness to anything; where there is no more, the map says nothing about the images.
+    against_null : by how many standard errors that beats a map of the same radial mean and spectrum, with random phases. A
+        search finds some likeness to anything, and every arrangement gives the radial mean; where there is no more, the map
+        says nothing about the images.
     """
 
     explained: float
@@ -155,25 +167,34 @@ def judge_held_out(explorer: Explorer, last: Round, rows: Tensor, generator: tor
     grid = explorer.space.grid(last.band, generator)
     images, volume = explorer.images.rows(rows).band(last.band), last.halves.combined
     found = find_poses(reference_on(explorer.device, volume), images, last.pose[rows], grid, explorer.config)
-    null = with_spectrum_of(randomise_phases(volume, 1, generator) * explorer.mask, volume)
+    radial = radial_mean(volume)
+    null = radial + with_spectrum_of(features(randomise_phases(volume - radial, 1, generator) * explorer.mask), volume - radial)
     by_chance = find_poses(reference_on(explorer.device, null), images, last.pose[rows], grid, explorer.config)
     gain = by_chance.residual - found.residual
     z = gain.mean() / (gain.std() / len(gain) ** 0.5).clamp(min=1e-12)
     n_made_from = min(explorer.config.explore_images, len(explorer.images) - len(rows))
-    held_out = HeldOut(explained_share(images, found.residual), expected_share(images, last.band, n_made_from), z.item())
+    shown, power, noise = explorer.shown(images, found, grid), image_power(images), images.noise_variance
+    explained = explained_share(power[shown], found.residual[shown], noise)
+    expected = expected_share(power[shown], noise, last.band, max(1, round(n_made_from * last.shown)))
+    held_out = HeldOut(explained, expected, z.item())
     return replace(last, pose=_updated(last.pose, rows, found.pose)), held_out
 
 
-def expected_share(images: Images, band: float, n_images: int) -> float:
+def expected_share(power: Tensor, noise_variance: Tensor, band: float, n_images: int) -> float:
     """Share of held-out images' power above the noise that the right map, made from ``n_images`` others, explains at least.
 
     Such a map has noise of its own: a coefficient of shell r is seen by ``n_images / 2r`` images, which leaves
     ``2 pi band^3 / 3 n_images`` times the noise of one coefficient in an image's half-plane. Twice that is allowed, and an
     error of 3 % in the noise power.
+
+    Parameters
+    ----------
+    power : (N,) squared norms of the held-out images, inside the band.
+    noise_variance : (n,) of their coefficients.
     """
-    power, noise = mean_power(images), images.noise_variance.sum()
-    allowed = 2 * (2 * math.pi * band**3 / (3 * n_images)) * images.noise_variance.mean() + 0.03 * noise
-    return max(0.0, (1 - allowed / (power - noise).clamp(min=1e-6)).item())
+    noise = noise_variance.sum()
+    allowed = 2 * (2 * math.pi * band**3 / (3 * n_images)) * noise_variance.mean() + 0.03 * noise
+    return max(0.0, (1 - allowed / (power.mean() - noise).clamp(min=1e-6)).item())
 
 
 def with_spectrum_of(volume: Tensor, other: Tensor) -> Tensor:
@@ -192,10 +213,10 @@ def _updated(pose: Pose, rows: Tensor, new: Pose) -> Pose:
     return Pose(rotation, shift)
 
 
-def explained_share(images: Images, residual: Tensor) -> float:
-    """``(power - residual) / (power - noise)``, means over images (N, n) and their residuals (N,)."""
-    power, noise = mean_power(images), images.noise_variance.sum()
-    return ((power - residual.mean()) / (power - noise).clamp(min=1e-6)).item()
+def explained_share(power: Tensor, residual: Tensor, noise_variance: Tensor) -> float:
+    """``(power - residual) / (power - noise)``, means over images' squared norms (N,) and residuals (N,)."""
+    mean, noise = power.mean(), noise_variance.sum()
+    return ((mean - residual.mean()) / (mean - noise).clamp(min=1e-6)).item()
 
 
 def still_exploring(history: list[Round], config: SearchConfig) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RefineConfig, SearchConfig
-from ace_em.data.working_set import CPU, Images, WorkingSet, blocks
+from ace_em.data.working_set import CPU, Images, WorkingSet, blocks, image_power
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
 from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg, squared_frobenius
@@ -23,6 +23,7 @@ from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
+from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.calibration import Calibration, recalibrated_, residuals
 from ace_em.refinement.defocus import DefocusFit, Optics, refine_defocus, with_defocus_
 from ace_em.refinement.exploring import explained_share
@@ -45,7 +46,8 @@ the half-set came before them."""
 class HalfSets:
     """The images (N, n) of one working box, the half 1 or 2 of each (N,), a soft ball for maps, the point group (g, 3, 3).
 
-    Images are brought to ``device`` block by block; poses and maps are on the CPU.
+    Images are brought to ``device`` block by block; poses and maps are on the CPU. ``blank`` tells images that show no
+    particle, within each half by itself.
     """
 
     images: Images
@@ -53,6 +55,7 @@ class HalfSets:
     mask: Tensor
     group: Tensor
     device: torch.device = CPU
+    blank: BlankTest = BlankTest()
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -68,7 +71,8 @@ class HalfSetState:
     pose : (N,).
     halves : the half-maps, the map of both, their FSC.
     band : last shell that the poses were judged by.
-    moved_deg : (N,) change of orientation, up to the point group.
+    moved_deg : (N,) change of orientation, up to the point group; those of the first images only, when no others are watched.
+    shown : (N,) bool, which images show a particle. The others are in no map, and nothing else here counts them.
     explained : share of the power above the noise, inside the band, that each half's reference and poses accounted for.
     calibration : noise and brightness; the images have been brought up to it.
     applied : by what the images were multiplied since they were read, in order. Their product is the calibration, but the
@@ -79,6 +83,7 @@ class HalfSetState:
     halves: Halves
     band: float
     moved_deg: Tensor
+    shown: Tensor
     explained: float
     calibration: Calibration
     applied: tuple[Calibration, ...] = ()
@@ -87,8 +92,13 @@ class HalfSetState:
     def fsc143_shell(self) -> float:
         return resolution_shell(self.halves.fsc, 0.143)
 
+    @property
+    def particles_moved_deg(self) -> Tensor:
+        """Change of orientation of the images that show a particle."""
+        return self.moved_deg[self.shown[: len(self.moved_deg)]]
+
     def stable_share(self, degrees: float) -> float:
-        return (self.moved_deg < degrees).float().mean().item()
+        return (self.particles_moved_deg < degrees).float().mean().item()
 
 
 def low_pass(volume: Tensor, shell: float) -> Tensor:
@@ -107,8 +117,8 @@ def shared_start(volume: Tensor, pose: Pose, shell: float, calibration: Calibrat
     """The state that both halves start from: one map, cut at ``shell``."""
     common = low_pass(volume, shell)
     fsc = (torch.arange(volume.shape[-1] // 2 + 1) <= shell).float()
-    moved = torch.full((len(pose),), 180.0)
-    return HalfSetState(pose, Halves(common, common, common, fsc, common, common), shell, moved, 0.0, calibration)
+    moved, shown = torch.full((len(pose),), 180.0), torch.ones(len(pose), dtype=torch.bool)
+    return HalfSetState(pose, Halves(common, common, common, fsc, common, common), shell, moved, shown, 0.0, calibration)
 
 
 def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate | None) -> HalfSetState:
@@ -116,9 +126,9 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
 
     Without an ``update`` the poses, and how far they moved last, stay.
     """
-    rows = sets.rows
     if update is not None:
         state = _with_new_poses(sets, state, band, update)
+    rows = [mine[state.shown[mine]] for mine in sets.rows]
     one, two = (symmetrise(accumulate(sets.images, state.pose, mine, device=sets.device), sets.group) for mine in rows)
     return replace(state, halves=reconstruct_halves(one, two, sets.mask))
 
@@ -126,20 +136,25 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
 def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate) -> HalfSetState:
     inner, rows = sets.images.band(band), sets.rows
     references = [reference_on(sets.device, v) for v in (state.halves.half1, state.halves.half2)]
-    found, left = [], []
+    found, left, shown, power = [], [], [], image_power(inner)
     for reference, mine in zip(references, rows, strict=True):
         parts: list[LocalResult] = []
         for some in blocks(sets.images, mine):
             images, done = sets.images.rows(some), sum(len(p.residual) for p in parts)
             parts.append(update(reference, images.band(band), state.pose[some], some, done))
-            left.append((some, residuals(reference, images, parts[-1].pose)))
         found.append(LocalResult.cat(parts))
-    refined = [found[0].pose, _into_frame_of(references[0], inner, rows[1], found[1].pose)]
-    pose = Pose.cat(refined)[torch.cat(rows).argsort()]
+        shown.append(sets.blank.shown(power[mine] - found[-1].residual))
+        of_particles = torch.nonzero(shown[-1])[:, 0]
+        for some in blocks(sets.images, of_particles):
+            left.append((mine[some], residuals(reference, sets.images.rows(mine[some]), found[-1].pose[some])))
+    refined = [found[0].pose, _into_frame_of(references[0], inner, rows[1], found[1].pose, shown[1])]
+    order = torch.cat(rows).argsort()
+    pose, of_all = Pose.cat(refined)[order], torch.cat(shown)[order]
     moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
-    explained = explained_share(inner, torch.cat([f.residual for f in found]))
+    residual = torch.cat([f.residual for f in found])[order]
+    explained = explained_share(power[of_all], residual[of_all], inner.noise_variance)
     calibration, step = recalibrated_(sets.images, state.calibration, left)
-    return HalfSetState(pose, state.halves, band, moved, explained, calibration, (*state.applied, step))
+    return HalfSetState(pose, state.halves, band, moved, of_all, explained, calibration, (*state.applied, step))
 
 
 @dataclass(frozen=True)
@@ -220,10 +235,11 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
     while len(history) < config.max_rounds + 2:
         state = history[-1]
         # a little beyond what the halves agree on, as far as the poses' last move lets a slice be found from its neighbour
-        moved = torch.deg2rad(state.moved_deg.median()).item()
+        median_deg = state.particles_moved_deg.median()
+        moved = torch.deg2rad(median_deg).item()
         reach = max(state.band * GROWTH, REACH / max(moved, 1e-6))
         band = min(max(first_band, state.fsc143_shell + 2), nyquist, reach)
-        if state.band >= band - 1 and state.moved_deg.median() < config.stable_deg:
+        if state.band >= band - 1 and median_deg < config.stable_deg:
             return
         history.append(next_round(sets, state, band, update))
         yield history[-1]
@@ -260,12 +276,18 @@ def refine_defocus_rounds(
     return state, DefocusFit(total, at_limit)
 
 
-def _into_frame_of(reference_ft: VolumeFT, images: Images, rows: Tensor, pose: Pose) -> Pose:
+def _into_frame_of(reference_ft: VolumeFT, images: Images, rows: Tensor, pose: Pose, shown: Tensor) -> Pose:
     """Turn and move the second half's frame as a whole onto the first's map, so that drift does not lower the FSC.
 
     Six numbers for the whole half-set, from how some of its images fit the other map: no image's pose learns from it.
+
+    Parameters
+    ----------
+    rows : (N,) of the half-set in ``images``.
+    shown : (N,) which of them show a particle.
     """
-    some = torch.linspace(0, len(pose) - 1, min(ALIGNMENT_IMAGES, len(pose))).long()
+    of_particles = torch.nonzero(shown)[:, 0]
+    some = of_particles[torch.linspace(0, len(of_particles) - 1, min(ALIGNMENT_IMAGES, len(of_particles))).long()]
     fitted = refine_poses(reference_ft, images.rows(rows[some]), pose[some], 2).pose
     error = squared_frobenius(fitted.rotation, pose.rotation[some])
     near = error <= 4 * error.median() + 1e-12

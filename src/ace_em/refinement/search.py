@@ -5,7 +5,7 @@ and the shift moved to the image's side, the first term for all images, shifts a
 per block, and the second another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ace_em.config import SearchConfig
 from ace_em.data.working_set import WorkingSet
+from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.point_group import in_asymmetric_unit
 from ace_em.maths.products import Factors, product
 from ace_em.maths.rotations import so3_grid
@@ -39,6 +40,19 @@ class SearchResult:
     @property
     def best(self) -> Pose:
         return Pose(self.pose.rotation[:, 0], self.pose.shift_px[:, 0])
+
+    @staticmethod
+    def cat(parts: "Sequence[SearchResult]") -> "SearchResult":
+        return SearchResult(Pose.cat([p.pose for p in parts]), torch.cat([p.log_likelihood for p in parts]))
+
+    def merged(self, other: "SearchResult", top_k: int) -> "SearchResult":
+        """The best ``top_k`` of this and another result for the same images."""
+        likelihood = torch.cat([self.log_likelihood, other.log_likelihood], dim=1)
+        top = likelihood.topk(min(top_k, likelihood.shape[1]), dim=1)
+        rows = torch.arange(len(likelihood))[:, None]
+        rotation = torch.cat([self.pose.rotation, other.pose.rotation], dim=1)[rows, top.indices]
+        shift = torch.cat([self.pose.shift_px, other.pose.shift_px], dim=1)[rows, top.indices]
+        return SearchResult(Pose(rotation, shift), top.values)
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Tensor:
@@ -75,13 +89,17 @@ def search(
     on_block : called with the number of images done, once for every lot of references that memory has room for.
     factors : how they are multiplied.
     """
-    per_slice = 12 * len(images.half_plane)
     kept = None
-    for chunk in rotations.split(max(1, REFERENCE_BYTES // per_slice)):
+    for chunk in chunks(rotations, images.half_plane):
         found = _search_chunk(volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors)
-        kept = found if kept is None else _merged(kept, found, top_k)
+        kept = found if kept is None else kept.merged(found, top_k)
     assert kept is not None
     return kept
+
+
+def chunks(rotations: Tensor, half_plane: HalfPlane) -> Sequence[Tensor]:
+    """The rotations (g, 3, 3) in lots whose references memory has room for."""
+    return rotations.split(max(1, REFERENCE_BYTES // (12 * len(half_plane))))
 
 
 def _search_chunk(
@@ -95,37 +113,53 @@ def _search_chunk(
     factors: Factors,
 ) -> SearchResult:
     device, home = volume_ft.device, centre_px.device
-    half_plane, rotations, shifts_px = images.half_plane.to(device), rotations.to(device), shifts_px.to(device)
-    slices = central_slices(volume_ft, half_plane, rotations)
-    references = 2 * torch.view_as_real(slices).flatten(1).T.contiguous()
-    powers = slices.abs().square().T.contiguous()
-    phases = shift_phase(half_plane, -shifts_px)
+    references = References.of(volume_ft, images.half_plane, rotations, shifts_px)
 
     def score(rows_of: slice) -> SearchResult:
         batch, centre = images.rows(rows_of).to(device), centre_px[rows_of].to(device)
-        # conj(h S phase) y summed over k: transfer and shift are moved onto the image
-        moved = batch.image_ft * batch.transfer * shift_phase(half_plane, -centre)
-        rows = torch.view_as_real(moved[:, None] * phases).flatten(2)
-        cross = product(rows.flatten(0, 1), references, factors).view(len(batch), len(shifts_px), -1)
+        cross, power = references.compare(batch, centre, factors)
         best_cross, best_shift = cross.max(1)
-        score = best_cross - batch.transfer.square() @ powers
-        top = score.topk(top_k, dim=1)
-        shift = centre[:, None] + shifts_px[best_shift.gather(1, top.indices)]
+        top = (best_cross - power).topk(top_k, dim=1)
+        shift = centre[:, None] + references.shifts_px[best_shift.gather(1, top.indices)]
         on_block(rows_of.stop)
-        return SearchResult(Pose(rotations[top.indices], shift).to(home), top.values.to(home))
+        return SearchResult(Pose(references.rotations[top.indices], shift).to(home), top.values.to(home))
 
-    kept = in_blocks(len(images), BLOCK_BYTES // (4 * len(shifts_px) * len(rotations)), score)
-    return SearchResult(Pose.cat([k.pose for k in kept]), torch.cat([k.log_likelihood for k in kept]))
+    return SearchResult.cat(in_blocks(len(images), references.at_a_time, score))
 
 
-def _merged(one: SearchResult, other: SearchResult, top_k: int) -> SearchResult:
-    """The best ``top_k`` of two results for the same images."""
-    likelihood = torch.cat([one.log_likelihood, other.log_likelihood], dim=1)
-    top = likelihood.topk(min(top_k, likelihood.shape[1]), dim=1)
-    rows = torch.arange(len(likelihood))[:, None]
-    rotation = torch.cat([one.pose.rotation, other.pose.rotation], dim=1)[rows, top.indices]
-    shift = torch.cat([one.pose.shift_px, other.pose.shift_px], dim=1)[rows, top.indices]
-    return SearchResult(Pose(rotation, shift), top.values)
+@dataclass(frozen=True)
+class References:
+    """Projections of a map at rotations (g, 3, 3), to be compared with images at shifts (t, 2), on the map's device.
+
+    ``slices`` (2 n, g) are twice their real and imaginary parts, ``powers`` (n, g) their squares.
+    """
+
+    half_plane: HalfPlane
+    rotations: Tensor
+    shifts_px: Tensor
+    slices: Tensor
+    powers: Tensor
+
+    @staticmethod
+    def of(volume_ft: VolumeFT, half_plane: HalfPlane, rotations: Tensor, shifts_px: Tensor) -> "References":
+        device = volume_ft.device
+        half_plane, rotations, shifts_px = half_plane.to(device), rotations.to(device), shifts_px.to(device)
+        slices = central_slices(volume_ft, half_plane, rotations)
+        doubled = 2 * torch.view_as_real(slices).flatten(1).T.contiguous()
+        return References(half_plane, rotations, shifts_px, doubled, slices.abs().square().T.contiguous())
+
+    @property
+    def at_a_time(self) -> int:
+        """Images whose scores memory has room for."""
+        return BLOCK_BYTES // (4 * len(self.shifts_px) * len(self.rotations))
+
+    def compare(self, batch: WorkingSet, centre_px: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
+        """``2 Re <y, h S>`` (b, t, g) of images at all shifts about their centres (b, 2), and ``|h S|^2`` (b, g)."""
+        # conj(h S phase) y summed over k: transfer and shift are moved onto the image
+        moved = batch.image_ft * batch.transfer * shift_phase(self.half_plane, -centre_px)
+        rows = torch.view_as_real(moved[:, None] * shift_phase(self.half_plane, -self.shifts_px)).flatten(2)
+        cross = product(rows.flatten(0, 1), self.slices, factors).view(len(batch), len(self.shifts_px), -1)
+        return cross, batch.transfer.square() @ self.powers
 
 
 @dataclass(frozen=True)
@@ -134,6 +168,10 @@ class PoseGrid:
 
     rotations: Tensor
     shifts_px: Tensor
+
+    def __len__(self) -> int:
+        """Poses that are tried for every image."""
+        return len(self.rotations) * len(self.shifts_px)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
     truth = (run.evaluation or {}).get("fsc_truth")
     truth = column([{"fsc": value} for value in truth], "fsc") if isinstance(truth, list) and truth else None
     caption = f"Half-map FSC in the ball around the particle: {_where(summary.crossings)}."
+    if run.curve.features is not None:
+        without = crossing_angstrom(run.curve.frequency_per_angstrom, run.curve.features, 0.143)
+        caption += (
+            f" Without the halves' radial means, which any arrangement of poses gives: {_where({0.143: without})}. Where this "
+            "curve falls long before the other, the map is a ball or a shell without features."
+        )
     if summary.corrected_crossings:
         caption += (
             f" Inside the mask, corrected by phase randomisation: {_where(summary.corrected_crossings)}. The curve of randomised "

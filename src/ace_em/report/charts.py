@@ -58,6 +58,7 @@ def _draw_curves(axes: "Axes", curve: Curve) -> list[np.ndarray]:
         "masked": (curve.masked, {"color": "#E69F00", "alpha": 0.7, "linewidth": 6}),
         "masked, phases randomised": (curve.randomised, {"color": "#CC79A7", "linestyle": ":"}),
         "masked, corrected": (curve.corrected, {"color": "#D55E00", "linestyle": "--"}),
+        "ball, without radial mean": (curve.features, {"color": "#009E73", "linestyle": (0, (4, 1.5, 1, 1.5)), "linewidth": 1.5}),
         "half-maps" if curve.masked is None else "ball": (curve.fsc, {"color": COLOURS[0]}),
     }
     there = {name: (fsc, style) for name, (fsc, style) in styles.items() if fsc is not None}

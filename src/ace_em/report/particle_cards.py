@@ -60,9 +60,9 @@ def _histograms(run: RunFiles, summary: Summary) -> Drawn:
         least = number(predict if isinstance(predict, dict) else None, "confident")
         least = 0.9 if math.isnan(least) else least
         share = float((numbers.confidence >= least).mean())
-        caption += (
-            f" Probability of a pose: at least {least:g} for {show_share(share)} of the particles, which are in confident.star."
-        )
+        caption += f" Probability of a pose: at least {least:g} for {show_share(share)} of the particles"
+        kept = run.readable("confident.star")
+        caption += ", which are in confident.star." if kept else "; 0 for all of a run that has not converged."
     if numbers.shift_angstrom is not None:
         caption += " Shift: of the particle from the middle of its image; a cloud off the centre means picks off the centre."
     return Drawn(histogram_figure(numbers), caption)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from ace_em.data.image_name import parse_image_name
 from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
 from ace_em.data.star import ParticleTable, numeric_column, read_particle_star
@@ -30,6 +31,7 @@ class Curve:
     Attributes
     ----------
     fsc : inside the ball, without a mask.
+    features : the same without the halves' radial means, which any arrangement of poses gives; None in older tables.
     masked, randomised, corrected : inside the mask, there with random phases, and the one corrected for the other; None where
         the table has no such column.
     """
@@ -39,6 +41,7 @@ class Curve:
     masked: np.ndarray | None = None
     randomised: np.ndarray | None = None
     corrected: np.ndarray | None = None
+    features: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def read_map(path: Path) -> Map:
 
 
 def _read_curve(path: Path) -> Curve:
-    names = ("frequency_per_angstrom", "fsc", "fsc_masked", "fsc_randomised", "fsc_corrected")
+    names = ("frequency_per_angstrom", "fsc", "fsc_masked", "fsc_randomised", "fsc_corrected", "fsc_features")
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         present = [name for name in names if name in (table.fieldnames or ())]
@@ -239,7 +242,7 @@ def _read_object(path: Path) -> Record:
 
 def _open_images(run: Path, table: ParticleTable, config: Record) -> Particles:
     """The images of poses.star, whose names are relative to --project, to the input's folder or one above it, or to the run."""
-    name = str(table.particles["rlnImageName"].iloc[0]).rpartition("@")[2]
+    _, name = parse_image_name(table, 0, str(table.particles["rlnImageName"].iloc[0]))
     project, source = config.get("project"), config.get("particles")
     folders = [Path(project)] if isinstance(project, str) and project else []
     if isinstance(source, str):

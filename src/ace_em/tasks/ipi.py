@@ -19,12 +19,21 @@ from ace_em.tasks.schedules import StepPlan
 
 @dataclass(frozen=True)
 class ImagePoseImage:
-    """Losses (scalars) and the batch's hypotheses."""
+    """Losses (scalars), the batch's hypotheses, and which of its images show a particle (b,), 1 or 0."""
 
     image: Tensor
     shift: Tensor
     mate: Tensor
     hypotheses: Hypotheses
+    shown: Tensor
+
+    @property
+    def shift_sd_px(self) -> Tensor:
+        """Standard deviation, along an axis, of the shifts of the images that show a particle."""
+        shift, weight = self.hypotheses.shift_px.detach(), self.shown[:, None]
+        n = (2 * weight.sum()).clamp(min=2)
+        mean = (weight * shift).sum() / n
+        return ((weight * (shift - mean).square()).sum() / (n - 1)).sqrt()
 
 
 def image_copies(batch: WorkingSet, config: AceConfig, generator: torch.Generator) -> WorkingSet:
@@ -65,13 +74,34 @@ def image_pose_image(
     transfer = inner.transfer * shift_phase(inner.half_plane, hypotheses.shift_px)
     rotation, is_mate = choose_rotation(project, inner, hypotheses.rotation, transfer, plan.mate if config.mates else 0)
     residual = image_residual(inner.image_ft, project(inner.half_plane, rotation) * transfer)
+    shown = shows_particle(inner, residual.detach()) if config.blank else torch.ones_like(residual)
+    residual = torch.where(shown > 0, residual, blank_residual(inner))
     nearest = squared_frobenius(rotation.detach()[:, None], hypotheses.rotation).amin(1)
     return ImagePoseImage(
         image_loss(residual.view(plan.copies, -1), power),
-        shift_loss(hypotheses.shift_px / batch.box),
-        (nearest * is_mate).mean() / 9,
+        shift_loss(shown[:, None] * hypotheses.shift_px / batch.box),
+        (shown * nearest * is_mate).mean() / 9,
         hypotheses,
+        shown,
     )
+
+
+def blank_residual(batch: WorkingSet) -> Tensor:
+    """Residual (b,) of the blank hypothesis, that an image shows no particle: what is predicted is zero, without a gradient.
+
+    Otherwise an image of noise pulls the volume towards its noise, at the view that fits it best by chance, and the volume
+    then draws more such images to that view.
+    """
+    return image_residual(batch.image_ft, torch.zeros_like(batch.image_ft))
+
+
+def shows_particle(batch: WorkingSet, residual: Tensor) -> Tensor:
+    """1 or 0 (b,): whether the best hypothesis, which leaves ``residual`` (b,), fits an image better than the blank one.
+
+    A volume that fits the batch as a whole no better than nothing, as one without a shape yet, tells no image from noise.
+    """
+    blank = blank_residual(batch)
+    return ((residual < blank) | (residual.mean() >= blank.mean())).to(residual.dtype)
 
 
 def low_passed(batch: WorkingSet, kernel: int) -> Tensor:

@@ -159,7 +159,9 @@ def train(
     torch.manual_seed(seed)
     images = images.to(fabric.device)
     generator = torch.Generator(fabric.device).manual_seed(1 + seed * 1009 + fabric.global_rank)
-    model = build_model(images, diameter_px, config, generator) if model is None else model.to(fabric.device)
+    model = build_model(images, diameter_px, config, generator) if model is None else model
+    # its parts are made on the CPU and where the images are; they have to be in one place before there is an optimiser
+    model = model.to(fabric.device)
     # no parameter, so that it does not move with the model
     model.half_plane = images.half_plane
     adam = optimiser(model, config)

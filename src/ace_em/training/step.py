@@ -67,7 +67,7 @@ class AutoEncoder(nn.Module):
             ipi = image_pose_image(self.encoder, project, batch, plan, self.power, self.config)
             image = ipi.image
             total = image + self.config.shift_weight * ipi.shift + self.config.mate_weight * ipi.mate
-            spread = ipi.hypotheses.shift_px.detach().std().clamp(min=self.least_shift_sd)
+            spread = ipi.shift_sd_px.clamp(min=self.least_shift_sd)
         if plan.beta > 0:
             first = batch.rows(slice(0, len(batch) // plan.copies))
             pose = pose_image_pose(self.encoder, project, first, self.shift_sd_px, generator, self.config)

@@ -1,0 +1,140 @@
+"""Images that show no particle: told by what their best pose explains, and in nothing that comes of the others."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ace_em.config import SearchConfig
+from ace_em.data.working_set import WorkingSet, image_power
+from ace_em.maths.slices import VolumeFT
+from ace_em.physics.pose import Pose
+from ace_em.refinement import half_sets as half_sets_module
+from ace_em.refinement.backprojection import accumulate
+from ace_em.refinement.blank import LEAST_SHOWN, BlankTest
+from ace_em.refinement.calibration import Calibration
+from ace_em.refinement.exploring import Explorer, explore
+from ace_em.refinement.half_sets import HalfSets, next_round, shared_start
+from ace_em.refinement.local import LocalResult, refine_poses
+from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
+
+C1 = torch.eye(3)[None]
+CONFIG = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
+N, JUNK = 160, 4
+"""Every fourth image is noise."""
+
+
+def is_junk(n: int = N) -> Tensor:
+    return torch.arange(n) % JUNK == 1
+
+
+def with_junk(p: Any) -> WorkingSet:
+    """The images, every fourth replaced by noise."""
+    image_ft = p.images.image_ft.clone()
+    parts = torch.randn(*image_ft.shape, 2, generator=torch.Generator().manual_seed(77)) * 0.5**0.5
+    image_ft[is_junk(len(image_ft))] = torch.view_as_complex(parts)[is_junk(len(image_ft))]
+    return dataclasses.replace(p.images, image_ft=image_ft, transfer=p.images.transfer.clone())
+
+
+def search_space() -> SearchSpace:
+    return SearchSpace(20, 13.0, CONFIG, C1)
+
+
+def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -> None:
+    p = particle(N, noise=1.0, brightness=4.0)
+    images, grid = with_junk(p).band(7), search_space().grid(7.0, torch.Generator().manual_seed(0))
+    far = Pose(torch.eye(3).expand(N, 3, 3), p.pose.shift_px)
+    found = find_poses(p.volume_ft, images, far, grid, CONFIG, keep_before=False)
+    gain = image_power(images) - found.residual
+    assert len(grid) > 1000
+    assert torch.equal(BlankTest(len(grid)).shown(gain), ~is_junk())
+    # by chance something is found in noise as well: the best of as many poses is no evidence
+    flat = dataclasses.replace(p.volume_ft, grid=0.04 * p.volume_ft.grid)
+    by_chance = image_power(images) - find_poses(flat, images, far, grid, CONFIG, keep_before=False).residual
+    assert by_chance[is_junk()].mean() > 1 and BlankTest(len(grid)).log_odds(by_chance[is_junk()]).max() < 0
+
+
+def gains(mean: float, sd: float, n: int, seed: int = 0) -> Tensor:
+    return mean + sd * torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def test_weak_images_are_kept_where_there_is_no_junk() -> None:
+    """The same images beside as many of noise are doubtful."""
+    blank = BlankTest(poses_tried=1000.0)
+    weak, noise = gains(12.0, 3.5, 500), gains(-12.0, 3.5, 1500)
+    assert blank.shown(weak).float().mean() > 0.98
+    among_noise = blank.shown(torch.cat([weak, noise]))
+    assert not among_noise[500:].any() and 0.8 < among_noise[:500].float().mean() < 0.97
+
+
+def test_images_whose_neighbours_are_alike_count_less() -> None:
+    gain = gains(12.0, 1.0, 100)
+    assert BlankTest(1000.0, 1.0).log_odds(gain).mean() == pytest.approx(12 - 6.9, abs=0.3)
+    assert BlankTest(1000.0, 0.5).log_odds(gain).mean() == pytest.approx(6 - 6.9, abs=0.3)
+
+
+@pytest.mark.parametrize("n", [1, LEAST_SHOWN - 1, 200])
+def test_with_too_few_particles_all_are_kept(n: int) -> None:
+    assert BlankTest(1000.0).shown(gains(-50.0, 1.0, n)).all()
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Tensor]:
+    """The rows that are back-projected."""
+    rows_of: list[Tensor] = []
+
+    def recording(images: Any, pose: Pose, rows: Tensor, **kwargs: Any) -> Any:
+        rows_of.append(rows)
+        return accumulate(images, pose, rows, **kwargs)
+
+    monkeypatch.setattr(module, "accumulate", recording)
+    return rows_of
+
+
+def test_exploring_leaves_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ace_em.refinement import exploring
+
+    p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, exploring)
+    images = with_junk(p)
+    config = dataclasses.replace(CONFIG, first_band=4.5, last_band=4.5, explore_images=N)
+    explorer = Explorer(images, p.mask, SearchSpace(20, 13.0, config, C1), config)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    last = next(explore(explorer, p.volume, p.pose, torch.arange(N), torch.Generator().manual_seed(1)))
+    assert last.shown == pytest.approx(0.75)
+    assert not is_junk()[order[torch.cat(inserted)]].any() and len(torch.cat(inserted)) == 0.75 * N
+    # what the map explains is that of the particles
+    assert last.explained == pytest.approx(1, abs=0.06) and last.stable > 0.9
+
+
+def follow(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
+    return refine_poses(reference, images, pose, 2)
+
+
+def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, half_sets_module)
+    half_set = 1 + (torch.arange(N) % 5 % 2)
+    sets = HalfSets(with_junk(p), half_set, p.mask, C1, blank=BlankTest(1000.0))
+    start = shared_start(p.volume, p.pose, 7.0, Calibration.none(20, N))
+    state = next_round(sets, start, 7.0, follow)
+    assert torch.equal(state.shown, ~is_junk())
+    for half, rows in enumerate(inserted, start=1):
+        assert torch.equal(rows, torch.nonzero((half_set == half) & ~is_junk())[:, 0])
+    # maps, noise and intensity scales are those of the particles by themselves
+    few = HalfSets(p.images.rows(~is_junk()), half_set[~is_junk()], p.mask, C1, blank=BlankTest(1000.0))
+    start = shared_start(p.volume, p.pose[~is_junk()], 7.0, Calibration.none(20, len(few.half_set)))
+    alone = next_round(few, start, 7.0, follow)
+    assert alone.shown.all()
+    torch.testing.assert_close(state.halves.unfiltered1, alone.halves.unfiltered1, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.halves.half2, alone.halves.half2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.calibration.noise, alone.calibration.noise)
+    torch.testing.assert_close(state.calibration.scale[~is_junk()], alone.calibration.scale)
+    assert state.calibration.scale[is_junk()].std() < 1e-6
+    assert state.explained == pytest.approx(1, abs=0.06)
+    # their poses may jump: nothing waits for them
+    jumping = dataclasses.replace(state, moved_deg=torch.where(is_junk(), 90.0, 1.0))
+    assert jumping.stable_share(10.0) == 1 and jumping.particles_moved_deg.max() == 1
+
+
+def test_a_grid_counts_its_poses() -> None:
+    assert len(PoseGrid(torch.eye(3).expand(7, 3, 3), torch.zeros(5, 2))) == 35
