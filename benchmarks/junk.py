@@ -13,6 +13,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Mixture:
     name: str
     noise: float = 0.0
     other: float = 0.0
-    options: tuple[str, ...] = ()
+    options: Sequence[str] = ()
 
 
 MIXTURES = [
@@ -47,8 +48,8 @@ MIXTURES = [
     Mixture("20 % noise", noise=0.2),
     Mixture("15 % another particle", other=0.15),
     Mixture("noise alone", noise=1.0),
-    # the published loss lets noise bend the arrangement, and one start is not enough to notice
-    Mixture("a wrong arrangement", noise=0.2, options=("--ace.blank", "false", "--starts", "1")),
+    # a training and an exploring that are far too short
+    Mixture("a wrong arrangement", options="--ace.steps 60 --search.explore_rounds 2 --search.max_rounds 2 --starts 1".split()),
 ]
 
 

@@ -78,6 +78,8 @@ def evaluate_parser() -> Parser:
     parser = Parser(description="Score a run against the truth of a simulated set.", exit_on_error=False)
     parser.add_argument("run", type=str, help="folder of a finished run")
     parser.add_argument("--truth", type=str, required=True, help="folder made by `ace-em simulate`")
+    devices = Literal["auto", "cpu", "cuda", "mps"]
+    parser.add_argument("--device", type=devices, default="auto", help="where the images are put into the map of the bound")
     return parser
 
 

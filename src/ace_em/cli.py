@@ -77,9 +77,10 @@ def run_evaluate(args: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ace_em.evaluation import evaluate
+    from ace_em.evaluation import evaluate, insertion_device
+    from ace_em.progress import Reporter
 
-    result = evaluate(Path(args.run), Path(args.truth))
+    result = evaluate(Path(args.run), Path(args.truth), insertion_device(args.device), Reporter())
     table = Table("measure", "value", title=f"{args.run} against {args.truth}")
     for name, value in asdict(result).items():
         if not isinstance(value, list):

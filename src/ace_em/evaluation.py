@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from ace_em.data.atomic import replace_atomically
 from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
+from ace_em.data.working_set import CPU
 from ace_em.errors import InputError
-from ace_em.maths.fourier import fourier_resize
+from ace_em.maths.fourier import HalfPlane, fourier_resize
 from ace_em.metrics.alignment import align_poses, apply_frame, nearest_estimate, turn_volume
 from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
-from ace_em.plan import group_of
-from ace_em.refinement.backprojection import accumulate, reconstruct_halves
+from ace_em.plan import choose_device, group_of
+from ace_em.progress import Reporter
+from ace_em.refinement.backprojection import Accumulator, accumulate, reconstruct_halves
 from ace_em.report.page import write_report
 from ace_em.run_folder import RunFolder
+
+READ_AT_A_TIME = 5000
+"""Images that are read before they are inserted; fewer where they would take more than ``READ_BYTES``."""
+READ_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -70,24 +77,51 @@ def matched_poses(estimate: Particles, truth: Particles) -> tuple[Pose, Pose, li
     return poses[0], poses[1][torch.tensor(rows)], rows
 
 
-def bound(truth: Particles, pose: Pose, volume: Tensor, rows: list[int]) -> float:
+def bound(
+    truth: Particles,
+    pose: Pose,
+    volume: Tensor,
+    rows: list[int],
+    device: torch.device = CPU,
+    on_block: Callable[[int], None] = lambda done: None,
+) -> float:
     """Shell at which the map of the images at ``pose`` falls below FSC 0.5 with the true volume (n, n, n).
 
     Parameters
     ----------
     pose : poses in the true frame, pixels of the images; the true ones give the bound.
     rows : their rows in ``truth``.
+    device : where the images are inserted.
+    on_block : told how many images are done.
     """
     box = volume.shape[-1]
     look = survey(truth)
-    images = working_set(truth, look, box, rows=np.array(rows))
-    even = torch.arange(len(images)) % 2 == 0
     at_box = pose.rescaled(box / truth.box)
+    sums: list[Accumulator] = []
+    block = _read_at_a_time(box)
+    for start in range(0, len(rows), block):
+        some = slice(start, start + block)
+        images = working_set(truth, look, box, rows=np.array(rows[some]))
+        # every other image is of the first half
+        halves = [torch.arange(first, len(images), 2) for first in (0, 1)]
+        inserted = [accumulate(images, at_box[some], half, device=device) for half in halves]
+        sums = [a + b for a, b in zip(sums, inserted, strict=True)] if sums else inserted
+        on_block(start + len(images))
     diameter_px = look.diameter_angstrom / (truth.box * truth.pixel_size_angstrom) * box
-    mask = soft_ball(box, ball_radius_px(box, diameter_px))
-    one, two = (accumulate(images.rows(half), at_box[half]) for half in (even, ~even))
-    halves = reconstruct_halves(one, two, mask)
-    return resolution_shell(fourier_shell_correlation(halves.combined, volume), 0.5)
+    maps = reconstruct_halves(sums[0], sums[1], soft_ball(box, ball_radius_px(box, diameter_px)))
+    return resolution_shell(fourier_shell_correlation(maps.combined, volume), 0.5)
+
+
+def _read_at_a_time(box: int) -> int:
+    """An even number of images, so that the next ones begin with the first half."""
+    most = min(READ_AT_A_TIME, READ_BYTES // (12 * len(HalfPlane.within(box))))
+    return max(2, most // 2 * 2)
+
+
+def insertion_device(name: str) -> torch.device:
+    """Where the images of the bound are inserted for a ``--device``. On Apple's devices that was never tried: the CPU does it."""
+    device = choose_device(name)
+    return torch.device(device if device == "cuda" else "cpu")
 
 
 def run_settings(run: RunFolder) -> dict[str, Any]:
@@ -97,11 +131,17 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
     return yaml.safe_load(run.config.read_text()) or {} if run.config.is_file() else {}
 
 
-def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
+def evaluate(run_path: Path, truth_path: Path, device: torch.device = CPU, reporter: Reporter | None = None) -> Evaluation:
     """Compare RUN/ with the folder that ``simulate`` made (truth.star, volume.mrc); writes evaluation.json.
 
     Poses of a run with ``--symmetry`` count as right up to its point group.
+
+    Parameters
+    ----------
+    device : where the images of the bound are inserted.
+    reporter : told how far that is; None: nobody.
     """
+    reporter = Reporter(mode="quiet") if reporter is None else reporter
     run = RunFolder(run_path)
     for needed in (run.poses, run.volume, truth_path / "truth.star", truth_path / "volume.mrc"):
         if not needed.is_file():
@@ -121,10 +161,12 @@ def evaluate(run_path: Path, truth_path: Path) -> Evaluation:
     at_box = dataclasses.replace(frame, origin_px=frame.origin_px * (box / truth.box))
     fsc = fourier_shell_correlation(turn_volume(torch.from_numpy(map_found), at_box), true_volume)
     shell = resolution_shell(fsc, 0.5)
+    with reporter.beating(), reporter.task("inserting the images at their true poses", len(rows)) as task:
+        bound_shell = bound(truth, true, true_volume, rows, device, task.update)
     result = Evaluation(
         fsc05_px=box / shell,
         fsc05_angstrom=box / shell * pixel_size,
-        bound_px=box / bound(truth, true, true_volume, rows),
+        bound_px=box / bound_shell,
         rot_mean=error.rot_mean,
         rot_median=error.rot_median,
         trans=error.trans,
