@@ -22,11 +22,13 @@ import torch
 
 from ace_em.data.mrc import StackWriter
 from ace_em.data.particles import Particles
+from ace_em.data.plain import unpacked
 from ace_em.data.pose_columns import PROBABILITY
 from ace_em.data.star import numeric_column, read_particle_star, write_star
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.noise import background_mask, background_mean_sd
+from ace_em.refinement.confidence import Evidence, Usual, pose_probability
 
 EDGES = (0.0, 0.1, 0.5, 0.9, 0.98, 1.0001)
 RIGHT_DEG = 15.0
@@ -173,6 +175,9 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
     if PROBABILITY not in table.particles:
         return
     said = torch.from_numpy(numeric_column(table, PROBABILITY))
+    if not end["converged"]:
+        print("0 is written as the probability of every pose; the table is of what it was before the verdict")
+        said = before_the_verdict(out)
     file = out / "confident.star"
     confident = set(read_particle_star(file).particles["rlnImageName"]) if file.exists() else set()
     listed = torch.tensor([name in confident for name in table.particles["rlnImageName"]])
@@ -184,6 +189,14 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
             values = f"{int(inside.sum())} | {said[inside].mean():.1%} | {right[inside].float().mean():.1%}"
             print(f"| {low:.2f} to {min(high, 1):.2f} | {values} |")
     print(flush=True)
+
+
+def before_the_verdict(out: Path) -> torch.Tensor:
+    """Probabilities (N,) of a run that has not converged, as they would have been, but for the whole arrangement's."""
+    finished = torch.load(out / "checkpoint.pt", weights_only=True)["finished"]
+    found, last = unpacked(Evidence, finished["confidence"]), list(finished)[list(finished).index("confidence") - 1]
+    shown = finished[last]["shown"]
+    return pose_probability(found.against, found.excess, Usual.of(found.excess[shown]))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ace_em.data.aberrations import ignored_aberrations
+from ace_em.data.image_name import parse_image_name
 from ace_em.data.mrc import stack_shape
 from ace_em.data.particle_table import ParticleTable, numeric_column
 from ace_em.data.particles import find_images
@@ -66,9 +67,9 @@ def _box(table: ParticleTable, box: int) -> int:
         return box
     if box:
         return box
-    name = str(table.particles["rlnImageName"].iloc[0]).partition("@")
+    _, path = parse_image_name(table, 0, str(table.particles["rlnImageName"].iloc[0]))
     try:
-        return stack_shape(find_images(table, 0, name[2] or name[0], None))[2]
+        return stack_shape(find_images(table, 0, path, None))[2]
     except InputError:
         return 0
 

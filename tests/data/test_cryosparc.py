@@ -484,7 +484,7 @@ GOOD = np.zeros(50, dtype=[("uid", "<u8"), ("blob/path", "S10")])
         (numpy_file(GOOD[:0]), "holds no particles"),
         (numpy_file(np.array([(1, "a")], dtype=[("uid", "<u8"), ("x", "O")])), "holds pickled Python objects"),
         (numpy_file(np.array([(1, (2,))], dtype=[("uid", "<u8"), ("x", [("y", "<u4")])])), "field x has type"),
-        (numpy_file(GOOD)[:700], "damaged or cut short"),
+        (numpy_file(GOOD)[:700], r"damaged or cut short \(700 bytes\), expected the whole file as cryoSPARC wrote it$"),
         (numpy_file(GOOD)[:40], "damaged or cut short"),
         (numpy_file(GOOD).replace(b"'<u8'", b"(((((", 1), "damaged or cut short"),
         (numpy_file(GOOD).replace(b"(50,)", b"(9" + b"0" * 2 + b"(", 1), "damaged or cut short"),

@@ -159,6 +159,18 @@ def test_not_mrc(tmp_path: Path, content: bytes) -> None:
         read_stack(tmp_path / "junk.mrcs")
 
 
+def test_a_file_without_a_header_is_refused_in_our_words(tmp_path: Path) -> None:
+    (tmp_path / "junk.mrcs").write_bytes(b"short")
+    with pytest.raises(InputError, match=r"junk\.mrcs: not an MRC file \(5 bytes, expected a header of 1024\)$"):
+        stack_shape(tmp_path / "junk.mrcs")
+    write_raw(tmp_path / "a.mrcs", numbered((2, 4, 4)))
+    raw = bytearray((tmp_path / "a.mrcs").read_bytes())
+    raw[92:96] = np.int32(-1).tobytes()  # length of the extended header
+    (tmp_path / "a.mrcs").write_bytes(raw)
+    with pytest.raises(InputError, match=r"a\.mrcs: not an MRC file \(its "):
+        stack_shape(tmp_path / "a.mrcs")
+
+
 def test_refusals_of_missing_folder_complex_and_bad_cell(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_stack(tmp_path / "none.mrcs")

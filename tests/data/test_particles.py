@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from ace_em.config import SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.errors import InputError
+from ace_em.simulation.write import simulate
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 PARTICLE_STARS = sorted(SHARED.glob("particles/*/*.star"))
@@ -248,6 +250,57 @@ def test_pixel_size_columns(tmp_path: Path) -> None:
         Particles.open(write_30(tmp_path / "p.star", ["1@a.mrcs"], {"rlnMagnification": "0"}))
 
 
+def set_header_pixel_size(path: Path, x: float, y: float | None = None) -> None:
+    with mrcfile.open(path, "r+") as file:
+        file.voxel_size = (x, x if y is None else y, 1)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("size", [5.0, 2.47, 2.53, 0.25])
+def test_header_of_another_pixel_size(tmp_path: Path, size: float, told: bool) -> None:
+    """Of every stack, not of the first alone; and the table's is used."""
+    for name in ("a.mrcs", "b.mrcs", "c.mrcs"):
+        write_stack(tmp_path / name, images(1))
+    set_header_pixel_size(tmp_path / "a.mrcs", 2.5)
+    set_header_pixel_size(tmp_path / "b.mrcs", size if told else 2.5)
+    particles = Particles.open(write_30(tmp_path / "p.star", ["1@a.mrcs", "1@b.mrcs", "1@c.mrcs"]))
+    assert particles.pixel_size_angstrom == pytest.approx(2.5)
+    assert particles.header_pixel_sizes == pytest.approx((2.5, size if told else 2.5, None))
+    wanted = (tmp_path / "b.mrcs", pytest.approx(size)) if told else None
+    assert particles.stack_of_another_pixel_size == wanted
+
+
+@pytest.mark.parametrize(
+    "size", [(0, 0), (1, 1), (2.49, 2.49), (2.52, 2.52), (5, 0), (5, 6), (-5, -5), (1e-10, 1e-10), (1e4, 1e4)]
+)
+def test_header_that_was_never_set_or_agrees(tmp_path: Path, size: tuple[float, float]) -> None:
+    write_stack(tmp_path / "a.mrcs", images(1))
+    set_header_pixel_size(tmp_path / "a.mrcs", *size)
+    assert Particles.open(write_30(tmp_path / "p.star", ["1@a.mrcs"])).stack_of_another_pixel_size is None
+
+
+def test_header_of_simulated_images_agrees(tmp_path: Path) -> None:
+    structure = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
+    simulate(structure, tmp_path / "sim", SimulationConfig(n=4, box=32, pixel_size=17.0, resolution=40.0, seed=5))
+    particles = Particles.open(tmp_path / "sim/particles.star")
+    assert particles.header_pixel_sizes == pytest.approx((17.0,)) and particles.stack_of_another_pixel_size is None
+
+
+def test_header_without_a_number_of_cells_says_no_pixel_size(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", images(1))
+    set_header_pixel_size(tmp_path / "a.mrcs", 5.0)
+    with mrcfile.open(tmp_path / "a.mrcs", "r+") as file:
+        file.header.mx = file.header.my = 0
+    assert Particles.open(write_30(tmp_path / "p.star", ["1@a.mrcs"])).header_pixel_sizes == (None,)
+
+
+def test_header_against_the_optics_group_of_the_images(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", images(1))
+    set_header_pixel_size(tmp_path / "a.mrcs", 2.0)
+    groups = [{"rlnVoltage": "300"}, {"rlnVoltage": "300", "rlnImagePixelSize": "9"}]
+    assert Particles.open(write_31(tmp_path / "p.star", ["1@a.mrcs"], groups)).stack_of_another_pixel_size is None
+
+
 ANGLES = {"rlnAngleRot": "20", "rlnAngleTilt": "50", "rlnAnglePsi": "-70"}
 
 
@@ -282,4 +335,6 @@ def test_real_particles_open_and_read(path: Path) -> None:
     found = particles.images(np.unique(np.linspace(0, len(particles) - 1, 20).astype(int)))
     assert found.shape[1:] == (particles.box, particles.box) and np.isfinite(found).all()
     assert 0.5 < particles.pixel_size_angstrom < 10
+    # one of them has 1 A in its header and 2.806 in its table, others have 0
+    assert particles.stack_of_another_pixel_size is None
     assert ((particles.ctf.defocus_u_angstrom > 1e3) & (particles.ctf.defocus_u_angstrom < 1e5)).all()

@@ -110,6 +110,33 @@ def test_block_that_is_not_a_loop(tmp_path: Path) -> None:
     assert same(read_particle_star(tmp_path / "out.star"), table)
 
 
+@pytest.mark.parametrize("text", [RELION30, RELION31])
+@pytest.mark.parametrize("end", ["\r", "\r\n", "mixed"])
+def test_line_ends_of_any_system(tmp_path: Path, text: str, end: str) -> None:
+    wanted = read_particle_star(star(tmp_path, text))
+    ends = {"mixed": ("\n", "\r", "\r\n")}.get(end, (end,))
+    lines = text.split("\n")
+    content = "".join(line + ends[i % len(ends)] for i, line in enumerate(lines))
+    (tmp_path / "p.star").write_bytes(content.encode())
+    assert same(read_particle_star(tmp_path / "p.star"), wanted)
+    # a row cut short is named by its line, as every editor counts it
+    number, row = next((n, line) for n, line in enumerate(lines, start=1) if "@" in line)
+    (tmp_path / "p.star").write_bytes(content.replace(row, row.split()[0]).encode())
+    with pytest.raises(InputError, match=rf"p\.star: line {number}: 1 value, expected"):
+        read_particle_star(tmp_path / "p.star")
+
+
+def test_nothing_is_left_of_a_file_that_was_read_with_other_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "p.star").write_bytes(RELION30.replace("\n", "\r").encode())
+    assert read_particle_star(tmp_path / "p.star").path == tmp_path / "p.star"
+    (tmp_path / "p.star").write_bytes(b"data_\rloop_\r_rlnImageName\r1@x 2 3\r")
+    with pytest.raises(InputError, match="line 4: 3 values, expected 1"):
+        read_particle_star(tmp_path / "p.star")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
     # starfile reads through a cache of the Python library that does not notice changes
     read_particle_star(star(tmp_path, RELION30))
@@ -132,9 +159,15 @@ def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
         (b"data_\nloop_\n_rlnImageName\n_rlnVoltage\n", "data_ has no rows"),
         (b"data_\nloop_\n_rlnImageName\n_rlnVoltage\n1@x 300\n2@x\n", "line 6: 1 value, expected 2"),
         (b"data_\nloop_\n_rlnImageName\n_rlnVoltage\n1@x 300\n2@x 300 5 # 6 7\n", "line 6: 3 values, expected 2"),
-        (b"data_\nloop_\n_rlnImageName\n_rlnImageName\n1@x 2@x\n", "cannot be parsed|rlnImageName twice"),
-        (b"data_\n", "no particles|cannot be parsed"),
-        (b"data_\nloop_\n", "no particles|cannot be parsed"),
+        (b"data_\nloop_\n_rlnImageName\n_rlnImageName\n1@x 2@x\n", "data_ has column rlnImageName twice"),
+        (b"data_\n", "no particles: block data_ is empty, expected loop_, names of columns, and rows"),
+        (b"data_\nloop_\n", "no particles: no block has a column rlnImageName"),
+        (b"data_\nloop_\n1@x 300\n", "line 3: 2 values, expected 0 for the columns of data_"),
+        (b"data_\n_rlnImageName\n1@x\n", "line 2: _rlnImageName of data_ has 0 values, expected 1 \\(or loop_ before"),
+        (b"data_\n_rlnImageName 1@x 2\n", "line 2: _rlnImageName of data_ has 2 values, expected 1"),
+        (b'data_\nloop_\n_rlnImageName\n_a\n1@x "b\n2@x c\n', "line 5: a quotation mark is opened and not closed"),
+        (b"data_\n_rlnImageName \x1c 1@x\n", "line 2: holds a control character"),
+        (b"data_\nloop_ x\nloop_\n", "cannot be read as a STAR file; expected blocks data_"),
     ],
 )
 def test_refusals_are_one_line_naming_the_file(tmp_path: Path, content: bytes, message: str) -> None:

@@ -5,6 +5,7 @@ Array order is z, y, x for volumes and image, y, x for stacks. Pixel sizes are i
 
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ _REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
 _IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
 # relative difference of voxel edges that rounding of the cell's size in the header can explain
 _CUBIC_TOLERANCE = 1e-2
+# from 1 A, rounding of a cell of as many Angstrom as there are pixels
+_NEVER_SET_TOLERANCE = 1e-4
 # first bytes of compressed files, whatever their names
 _COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
@@ -38,7 +41,9 @@ def _read_header(path: Path) -> np.recarray:
             with MrcFile(path, permissive=True, header_only=True) as file:
                 header = file.header
     except ValueError as error:
-        raise InputError(f"{path}: not an MRC file ({error})") from error
+        length = path.stat().st_size
+        what = f"{length} bytes, expected a header of 1024" if length < 1024 else "its first 1024 bytes are no MRC header"
+        raise InputError(f"{path}: not an MRC file ({what})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     nx, ny, nz, mode, nsymbt = (int(header[name]) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
@@ -139,15 +144,41 @@ def write_volume(path: Path | str, volume: np.ndarray, pixel_size_angstrom: floa
         _clear_labels(file)
 
 
-def stack_shape(path: Path | str) -> tuple[int, int, int]:
-    """(n, y, x) of an image stack from its header, checked as by :func:`read_images`."""
+def _image_pixel_size(header: np.recarray) -> float | None:
+    """Pixel size in Angstrom, None where the header was never set: 0, or 1 as many programs leave it, or no square pixels."""
+    if min(int(header.mx), int(header.my)) < 1:
+        return None
+    x, y = (float(header.cella[axis]) / int(header[f"m{axis}"]) for axis in "xy")
+    if not (np.isfinite(x) and np.isfinite(y)) or min(x, y) <= 0 or max(x, y) / min(x, y) - 1 > _CUBIC_TOLERANCE:
+        return None
+    return None if abs(x - 1) < _NEVER_SET_TOLERANCE else x
+
+
+@dataclass(frozen=True)
+class StackHeader:
+    """An image stack: ``n`` images of ``ny`` rows and ``nx`` columns; the pixel size is None where it was never set."""
+
+    n: int
+    ny: int
+    nx: int
+    pixel_size_angstrom: float | None
+
+
+def stack_header(path: Path | str) -> StackHeader:
+    """Header of an image stack, checked as by :func:`read_images`."""
     path = Path(path)
     header = _read_header(path)
     order = _axis_order(path, header)
     if order != [3, 2, 1]:
         # read as they lie, the images would be mirrored, and the map have the other hand
         raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected images of rows along x: 1, 2, 3")
-    return int(header.nz), int(header.ny), int(header.nx)
+    return StackHeader(int(header.nz), int(header.ny), int(header.nx), _image_pixel_size(header))
+
+
+def stack_shape(path: Path | str) -> tuple[int, int, int]:
+    """(n, y, x) of an image stack from its header."""
+    header = stack_header(path)
+    return header.n, header.ny, header.nx
 
 
 def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ace_em.data.mrc import read_images, stack_shape
+from ace_em.data.image_name import parse_image_name
+from ace_em.data.mrc import StackHeader, read_images, stack_header
 from ace_em.data.particle_checks import check_image_size, check_values
 from ace_em.data.particle_table import ParticleTable, numeric_column
 from ace_em.data.pixel_size import origin_px, pixel_sizes
@@ -21,6 +22,8 @@ MIN_BOX = 16
 # relative difference of pixel sizes that is rounding (of a magnification, say) and moves no CTF ring by a pixel
 _PIXEL_SIZE_TOLERANCE = 1e-4
 _PIXEL_SIZE_ANGSTROM = (0.05, 100.0)
+# relative difference between table and header that calibration or rounding explains
+_HEADER_TOLERANCE = 1e-2
 # sums of squares of more leave the range of float32
 _LARGEST_VALUE = 1e12
 # field of CTFParameters: column, value where the column is missing (None: it must be there)
@@ -51,6 +54,7 @@ class Particles:
     stack_paths : the files that hold the images.
     stack_of_row : (N,) index into ``stack_paths``.
     index_in_stack : (N,) image within its stack, counted from 0.
+    header_pixel_sizes : Angstrom, for each of ``stack_paths``; None where its header was never set.
     """
 
     table: ParticleTable
@@ -61,6 +65,7 @@ class Particles:
     stack_paths: tuple[Path, ...]
     stack_of_row: np.ndarray
     index_in_stack: np.ndarray
+    header_pixel_sizes: tuple[float | None, ...]
 
     @staticmethod
     def open(path: Path | str, project_root: Path | None = None, passthrough: Sequence[Path] = ()) -> "Particles":
@@ -80,12 +85,14 @@ class Particles:
     def of(table: ParticleTable, project_root: Path | None = None) -> "Particles":
         """The particles of a table, checked as by :meth:`open`."""
         names = tuple(table.particles["rlnImageName"])
-        stack_paths, stack_of_row, index_in_stack, box = _locate_images(table, names, project_root)
+        stack_paths, headers, stack_of_row, index_in_stack = _locate_images(table, names, project_root)
+        box = headers[0].nx
         check_image_size(table, box)
         _refuse_repeats(table, names, stack_paths, stack_of_row, index_in_stack)
         pixel_size, ctf = pixel_size_of(table), ctf_parameters(table)
         check_values(table)
-        particles = Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack)
+        in_headers = tuple(header.pixel_size_angstrom for header in headers)
+        particles = Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack, in_headers)
         _ = particles.sign_on_disk  # both signs in one file are refused
         return particles
 
@@ -108,6 +115,16 @@ class Particles:
                 f"{self.table.path}: field blob/sign has {signs[0]:g} and {signs[-1]:g}, expected one for all particles"
             )
         return float(signs[0]) if signs[0] in (-1, 1) else None
+
+    @property
+    def stack_of_another_pixel_size(self) -> tuple[Path, float] | None:
+        """The first stack whose header gives another pixel size than the table, by more than 1 %, and that size; else None."""
+        least, most = _PIXEL_SIZE_ANGSTROM  # a size beyond is no pixel's
+        for path, size in zip(self.stack_paths, self.header_pixel_sizes, strict=True):
+            other = size is not None and abs(size / self.pixel_size_angstrom - 1) > _HEADER_TOLERANCE
+            if size is not None and other and least <= size <= most:
+                return path, size
+        return None
 
     def images(self, rows: np.ndarray | slice) -> np.ndarray:
         """Images (B, box, box), float32, of ``rows`` in the order asked for; grey values as in the file.
@@ -210,39 +227,29 @@ def find_images(table: ParticleTable, row: int, name: str, project_root: Path | 
     raise InputError(f"{table.cell(row, 'rlnImageName')}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
 
 
-def _split_name(table: ParticleTable, row: int, name: str) -> tuple[int | None, str]:
-    """Index from 1 (None: the file is one image) and path of an image name; ``row`` counts from 0."""
-    index, at, path = name.partition("@")
-    if not at:
-        return None, name
-    if not index.isdecimal() or int(index) < 1 or not path:
-        raise InputError(f"{table.cell(row, 'rlnImageName')}: {name!r}, expected index@path with an index from 1")
-    return int(index), path
-
-
 def _locate_images(
     table: ParticleTable, names: tuple[str, ...], root: Path | None
-) -> tuple[tuple[Path, ...], np.ndarray, np.ndarray, int]:
-    """Open every stack's header once: stack paths, stack of each row, index from 0 of each row, and the common box."""
+) -> tuple[tuple[Path, ...], tuple[StackHeader, ...], np.ndarray, np.ndarray]:
+    """Open every stack's header once: stack paths, their headers, stack of each row and index from 0 of each row."""
     stacks: dict[str, int] = {}
     paths: list[Path] = []
-    shapes: list[tuple[int, int, int]] = []
+    headers: list[StackHeader] = []
     stack_of_row = np.empty(len(names), dtype=np.int64)
     index_in_stack = np.empty(len(names), dtype=np.int64)
     for row, name in enumerate(names):
-        index, file = _split_name(table, row, name)
+        index, file = parse_image_name(table, row, name)
         if file not in stacks:
             stacks[file] = len(paths)
             paths.append(find_images(table, row, file, root))
-            shapes.append(_checked_shape(paths[-1], paths[0], shapes[:1]))
+            headers.append(_checked_header(paths[-1], paths[0], headers[:1]))
         stack = stacks[file]
-        count = shapes[stack][0]
+        count = headers[stack].n
         if index is None and count > 1:
             raise InputError(f"{table.cell(row, 'rlnImageName')}: {name} names no image of the {count} in {paths[stack]}")
         if index is not None and index > count:
             raise InputError(f"{table.cell(row, 'rlnImageName')}: image {index} of {paths[stack]}, which holds {count}")
         stack_of_row[row], index_in_stack[row] = stack, (index or 1) - 1
-    return tuple(paths), stack_of_row, index_in_stack, shapes[0][1]
+    return tuple(paths), tuple(headers), stack_of_row, index_in_stack
 
 
 def _refuse_repeats(
@@ -262,17 +269,18 @@ def _refuse_repeats(
         raise InputError(f"{table.cell(second, 'rlnImageName')}: {found}, expected every image once")
 
 
-def _checked_shape(path: Path, first_path: Path, first_shape: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """(n, y, x) of a stack of square images as large as those of the first stack."""
-    n, ny, nx = stack_shape(path)
+def _checked_header(path: Path, first_path: Path, first: list[StackHeader]) -> StackHeader:
+    """Header of a stack of square images as large as those of the first stack."""
+    header = stack_header(path)
+    nx, ny = header.nx, header.ny
     if nx != ny:
         raise InputError(f"non-square {nx} x {ny} in {path}: expected square images")
     if nx < MIN_BOX:
         raise InputError(f"{path}: images of {nx} x {nx} pixels, expected at least {MIN_BOX}")
-    if first_shape and first_shape[0][1] != nx:
-        box = first_shape[0][1]
+    if first and first[0].nx != nx:
+        box = first[0].nx
         raise InputError(f"{path}: images of {nx} x {nx} pixels, but {first_path} has {box} x {box}")
-    return n, ny, nx
+    return header
 
 
 def star_poses(table: ParticleTable, pixel_size_angstrom: float) -> Pose | None:

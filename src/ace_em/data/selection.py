@@ -57,9 +57,13 @@ def named_rows(table: ParticleTable, path: Path) -> np.ndarray:
 
 def _numpy_rows(path: Path, n: int) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a NumPy array of indices ({error})") from error
+        with path.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    # the header is parsed as Python text: a damaged one can raise almost anything
+    except Exception as error:
+        raise InputError(f"{path}: not a NumPy array of indices, expected numbers that numpy.save wrote") from error
     if not isinstance(values, np.ndarray):
         raise InputError(f"{path}: an archive of arrays (.npz), expected one array of indices (.npy)")
     if values.dtype == bool and values.shape == (n,):

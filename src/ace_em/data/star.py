@@ -5,8 +5,10 @@ Every value is kept as the string that stands in the file, so that what we do no
 
 import linecache
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from ace_em.errors import InputError
 
 # a line break is looked for by itself
 _UNWRITABLE = re.compile(r"['#\x00-\x08\x0b-\x1f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
@@ -29,7 +32,8 @@ _COMMENT = re.compile(r"(?<!\S)#.*")
 _EMPTY_TOKEN = re.compile(r"""(?<!\S)(?:""|'')(?!\S)""")
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path) -> tuple[str, bool]:
+    """The text with a newline at each line's end, and whether the file has lines that end in a carriage return alone."""
     if not path.is_file():
         raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     try:
@@ -38,28 +42,44 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: not a STAR file (not text)") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    alone = text.count("\r") > text.count("\r\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text or not re.search(r"^\s*data_", text, re.MULTILINE):
         raise InputError(f"{path}: not a STAR file (no line begins with data_)")
-    return text
+    return text, alone
 
 
-def _uneven_row(text: str) -> str:
-    """Which line of a loop has more or fewer values than columns, for a message, or ""; the text is without comments."""
-    block, columns, part = "", 0, "none"
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if line.startswith("data_"):
-            block, part = line, "none"
-        elif line.startswith("loop_"):
-            columns, part = 0, "names"
-        elif part == "names" and line.startswith("_"):
+def _fault(text: str) -> str:
+    """The first line that is not as the format wants it, for a message, or ""; the text is without comments.
+
+    A block is empty, or a loop (names of columns, then rows of as many values), or has lines of a name and its value.
+    """
+    block, part, columns = "", "none", 0
+    for number, line in enumerate(text.split("\n"), start=1):
+        tokens = _TOKEN.findall(line)
+        if not tokens:
+            continue
+        if any(token.startswith('"') and not (len(token) > 1 and token.endswith('"')) for token in tokens):
+            return f"line {number}: a quotation mark is opened and not closed"
+        if _CONTROL.search(line):
+            return f"line {number}: holds a control character, expected plain text"
+        if tokens[0].startswith("data_"):
+            block, part = tokens[0], "begun"
+        elif tokens[0].startswith("loop_"):
+            part, columns = "names", 0
+        elif part == "names" and tokens[0].startswith("_"):
             columns += 1
-        elif part != "none" and line:
+        elif part in ("names", "values"):
             part = "values"
-            found = len(_TOKEN.findall(line))
-            if found != columns:
-                return f"line {number}: {found} value{'s'[: found != 1]}, expected {columns} for the columns of {block}"
-    return ""
+            if len(tokens) != columns:
+                found = f"{len(tokens)} value{'s'[: len(tokens) != 1]}"
+                return f"line {number}: {found}, expected {columns} for the columns of {block}"
+        elif part in ("begun", "pairs") and tokens[0].startswith("_"):
+            part = "pairs"
+            if len(tokens) != 2:
+                found = f"{tokens[0]} of {block} has {len(tokens) - 1} values"
+                return f"line {number}: {found}, expected 1 (or loop_ before the names of columns)"
+    return f"no particles: block {block} is empty, expected loop_, names of columns, and rows" if part == "begun" else ""
 
 
 def _refuse_short_rows(path: Path, frames: dict[str, pd.DataFrame], text: str) -> None:
@@ -67,7 +87,7 @@ def _refuse_short_rows(path: Path, frames: dict[str, pd.DataFrame], text: str) -
     empty = {name: (frame == "").to_numpy() for name, frame in frames.items()}
     if sum(int(cells.sum()) for cells in empty.values()) <= len(_EMPTY_TOKEN.findall(text)):
         return
-    raise InputError(f"{path}: {_uneven_row(text) or 'a row has fewer values than its block has columns'}")
+    raise InputError(f"{path}: {_fault(text) or 'a row has fewer values than its block has columns'}")
 
 
 def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, pd.DataFrame]:
@@ -88,7 +108,7 @@ def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, p
 
 def _refuse_apostrophes(path: Path, text: str) -> None:
     """The parser takes every apostrophe for a quotation mark: a value with one inside would come back as another."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if "'" not in line:
             continue
         for token in _TOKEN.findall(line):
@@ -98,7 +118,8 @@ def _refuse_apostrophes(path: Path, text: str) -> None:
 
 
 def _parse(path: Path) -> dict[str, Block]:
-    text = _COMMENT.sub("", _read_text(path))
+    whole, alone = _read_text(path)
+    text = _COMMENT.sub("", whole)
     _refuse_apostrophes(path, text)
     names_of_blocks = re.findall(r"^\s*data_(\S*)", text, re.MULTILINE)
     twice = next((name for n, name in enumerate(names_of_blocks) if name and name in names_of_blocks[:n]), None)
@@ -106,21 +127,30 @@ def _parse(path: Path) -> dict[str, Block]:
         raise InputError(f"{path}: has two blocks data_{twice}, expected one")
     # every name that may be a column: starfile then converts nothing to numbers
     names = sorted(set(re.findall(r"^\s*_(\S+)", text, re.MULTILINE)))
-    # starfile reads through linecache, which keeps old text and looks for relative names along sys.path
-    linecache.clearcache()
-    try:
-        blocks = starfile.read(path.resolve(), always_dict=True, parse_as_string=names)
-    except (ValueError, TypeError, IndexError, KeyError) as error:
-        reason = _uneven_row(text) or f"cannot be parsed as a STAR file ({str(error).splitlines()[0]})"
-        raise InputError(f"{path}: {reason}") from error
-    finally:
-        linecache.clearcache()
+    blocks = _blocks(path, whole if alone else None, text, names)
     for name, block in blocks.items():
         if isinstance(block, pd.DataFrame) and not block.columns.is_unique:
             raise InputError(f"{path}: block data_{name} has column {block.columns[block.columns.duplicated()][0]} twice")
     frames = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
     _refuse_short_rows(path, frames, text)
     return blocks | _with_nan_strings(frames, text)
+
+
+def _blocks(path: Path, rewritten: str | None, text: str, names: list[str]) -> dict[str, Block]:
+    """starfile's blocks; it counts a file's lines by newlines alone, so a file with other ends is read as ``rewritten``."""
+    with ExitStack() as stack:
+        # starfile reads through linecache, which keeps old text and looks for relative names along sys.path
+        linecache.clearcache()
+        stack.callback(linecache.clearcache)
+        source = path.resolve()
+        if rewritten is not None:
+            source = Path(stack.enter_context(TemporaryDirectory(prefix="ace-em-"))) / "table.star"
+            source.write_text(rewritten, encoding="utf-8")
+        try:
+            return starfile.read(source, always_dict=True, parse_as_string=names)
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            expected = "expected blocks data_..., each of loop_, names of columns, and rows of as many values"
+            raise InputError(f"{path}: {_fault(text) or f'cannot be read as a STAR file; {expected}'}") from error
 
 
 def _as_rows(block: Block) -> pd.DataFrame:

@@ -58,7 +58,8 @@ def _load_numpy(path: Path) -> np.ndarray:
         if "allow_pickle" in str(error):
             message = "holds pickled Python objects, which could run code when loaded; save it without them"
             raise InputError(f"{path}: {message}") from error
-        raise InputError(f"{path}: damaged or cut short ({_first_line(error)})") from error
+        found = f"{path.stat().st_size} bytes"
+        raise InputError(f"{path}: damaged or cut short ({found}), expected the whole file as cryoSPARC wrote it") from error
 
 
 def _load_stream(path: Path) -> np.ndarray:
@@ -76,10 +77,6 @@ def _load_stream(path: Path) -> np.ndarray:
     except (ValueError, EOFError):
         pass
     raise InputError(f"{path}: damaged or cut short (cryosparc-tools cannot read it)")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _checked(path: Path, records: np.ndarray) -> Fields:

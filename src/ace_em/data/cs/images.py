@@ -9,8 +9,8 @@ import pandas as pd
 from ace_em.data.cs.file import Fields
 from ace_em.data.cs.links import INDEX, PATH
 from ace_em.data.cs.star_blocks import UID
+from ace_em.data.image_name import parse_image_name
 from ace_em.data.particle_table import ParticleTable
-from ace_em.errors import InputError
 
 
 def texts(values: np.ndarray) -> np.ndarray:
@@ -35,12 +35,9 @@ def images_of_table(table: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
     """Path (N,) and index from 0 (N,) of each image; a name without an index is a file of one image."""
     paths, indices = [], []
     for row, name in enumerate(table.particles["rlnImageName"]):
-        index, at, path = name.partition("@")
-        if at and (not index.isdecimal() or int(index) < 1 or not path):
-            expected = "expected index@path with an index from 1"
-            raise InputError(f"{table.cell(row, 'rlnImageName')}: {name!r}, {expected}")
-        paths.append(path if at else name)
-        indices.append(int(index) - 1 if at else 0)
+        index, path = parse_image_name(table, row, name)
+        paths.append(path)
+        indices.append((index or 1) - 1)
     return np.array(paths, dtype=object), np.array(indices, dtype=np.int64)
 
 
