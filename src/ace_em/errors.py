@@ -9,7 +9,14 @@ class InputError(Exception):
 
 
 class Diverged(Exception):
-    """A computation met numbers that are none, time and again, and was given up; the message says what to try."""
+    """Training diverged: the loss was NaN or infinite after the allowed restarts. The message says what to try."""
+
+
+def in_words(error: Exception) -> str:
+    """What a user is told of an error: our own message or the system's, never the text of a library."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"cannot be read ({error.strerror})" if isinstance(error, OSError) and error.strerror else "cannot be read: damaged"
 
 
 def option(name: str) -> str:

@@ -50,7 +50,8 @@ def _read_header(path: Path) -> np.recarray:
     if min(nx, ny, nz) < 1 or max(nx, ny) > 1 << 20 or nsymbt < 0:
         raise InputError(f"{path}: not an MRC file (its header says {nx} x {ny} x {nz})")
     if mode not in _REAL_MODES:
-        raise InputError(f"{path}: MRC mode {mode}, expected one of {_REAL_MODES}")
+        modes = ", ".join(f"{number} ({name})" for number, name in _REAL_MODES.items())
+        raise InputError(f"{path}: MRC mode {mode}, expected one of {modes}")
     expected = 1024 + nsymbt + nx * ny * nz * _dtype(header).itemsize
     found = path.stat().st_size
     if found < expected:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ace_em.errors import InputError
+from ace_em.errors import InputError, in_words
 from ace_em.report.run_files import RunFiles
 from ace_em.report.sentences import Summary
 
@@ -50,7 +50,7 @@ def figure_part(
         try:
             drawn = draw(run, summary)
         except (InputError, OSError, ValueError) as error:
-            return f"<section class='card {kind}'>{heading}<p class='absent'>Not shown: {escape(str(error))}</p></section>"
+            return f"<section class='card {kind}'>{heading}<p class='absent'>Not shown: {escape(in_words(error))}</p></section>"
         source = base64.b64encode(drawn.png).decode("ascii")
         image = f'<img src="data:image/png;base64,{source}" alt="{escape(alt)}">'
         below = f"<figcaption>{escape(drawn.caption)}</figcaption>{table(drawn.table)}"

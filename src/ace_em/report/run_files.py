@@ -17,7 +17,7 @@ from ace_em.data.image_name import parse_image_name
 from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
 from ace_em.data.star import ParticleTable, numeric_column, read_particle_star
-from ace_em.errors import InputError
+from ace_em.errors import InputError, in_words
 from ace_em.physics.pose import relion_angles_to_rotmat
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def read_run(run: Path, inside_only: bool = False) -> RunFiles:
             problems.append((file, "not there"))
         except (InputError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
             there = (run / file).exists()
-            problems.append((file, str(error).strip().replace("\n", " ") if there else "not there"))
+            problems.append((file, in_words(error) if there else "not there"))
         return None
 
     volume = attempt("volume.mrc", read_map)
@@ -186,7 +186,7 @@ def read_run(run: Path, inside_only: bool = False) -> RunFiles:
         try:
             particles = _open_images(run, table, config)
         except (InputError, OSError, ValueError) as error:
-            problems.append(("particle images", str(error)))
+            problems.append(("particle images", in_words(error)))
     maps = volume, sharp, so_far
     return RunFiles(run, *maps, curve, metrics, text, config, evaluation, table, particles, tuple(problems), inside_only)
 

@@ -69,7 +69,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
             coords, number = (arrays[name] if name in names else None for name in ("coords", "Z"))
     # numpy lets whatever its parts raise through: no zip, a damaged one, an .npy under another name, an object array
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a readable .npz file ({error}); expected arrays 'coords' and 'Z'") from error
+        raise InputError(f"{path}: not a readable .npz file; expected arrays 'coords' and 'Z'") from error
     if coords is None or number is None:
         raise InputError(f"{path}: arrays {names} found; expected 'coords' and 'Z'")
     numeric = all(np.issubdtype(a.dtype, np.number) for a in (coords, number))
@@ -94,7 +94,7 @@ def _read_with_gemmi(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     pass
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, OSError, EOFError, IndexError, zlib.error) as error:
-        raise InputError(f"{path}: not a readable structure ({error}); expected .pdb, .cif or .npz") from error
+        raise InputError(f"{path}: not a readable structure, or cut short; expected .pdb, .cif or .npz") from error
     if len(structure) == 0:
         raise InputError(f"{path}: no model found; expected a structure (.pdb, .cif, .npz)")
     structure.remove_waters()
