@@ -176,12 +176,12 @@ def test_noise_with_a_point_group_agrees_by_chance_no_more_than_is_allowed(group
     allowed = agreement_by_chance(shared, n // 2 + 1, ball.mean().item(), len(operators))
     assert max(found) < allowed
     # it is no more than noise needs
-    assert allowed < 8 * torch.tensor(found).std()
+    assert allowed < 12 * torch.tensor(found).std()
 
 
 def test_a_point_group_of_noise_is_no_agreement() -> None:
-    """0.16 of octahedral half-maps is what noise may reach; of half-maps without symmetry it is agreement."""
-    curve = torch.where(torch.arange(N_SHELLS) <= 11, 0.9, 0.16)
+    """0.25 of octahedral half-maps is what noise may reach; of half-maps without symmetry it is agreement."""
+    curve = torch.where(torch.arange(N_SHELLS) <= 11, 0.9, 0.25)
     in_octahedral = judge(plan(group="O"), RunConfig(), GOOD, state(), state(), curve)
     assert not in_octahedral.converged and "radial mean alone" in in_octahedral.message
     assert judge(plan(), RunConfig(), GOOD, state(), state(), curve).converged

@@ -43,14 +43,14 @@ def agreement_beyond(fsc: Tensor, shared: float) -> float:
 
 
 def agreement_by_chance(shared: float, n_shells: int, ball_share: float, n_copies: int) -> float:
-    """Mean FSC beyond the shared band that half-maps of noise reach once in a thousand times.
+    """Mean FSC beyond the shared band that half-maps of noise do not reach: five standard deviations.
 
     Half of a shell of radius r has ``2 pi r^2`` coefficients. Those of a map that is 0 outside of a ball are independent as far
     as that fills the box, and a point group makes ``n_copies`` of them alike: the fewer there are, the more noise agrees.
     """
     shells = shells_beyond(shared, n_shells)
     variance = [1 / (2 * (2 * math.pi * r**2 * ball_share / n_copies)) for r in shells]
-    return 3 * math.sqrt(sum(variance)) / len(shells) if shells else 0.0
+    return 5 * math.sqrt(sum(variance)) / len(shells) if shells else 0.0
 
 
 def judge(
