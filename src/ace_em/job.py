@@ -18,7 +18,7 @@ SHOW_MAP_EVERY_S = 60.0
 
 def search_space(plan: Plan, box: int, config: RunConfig) -> SearchSpace:
     """Which poses are searched at a working box, symmetric copies left out."""
-    return SearchSpace(box, plan.diameter_px(box), config.search, plan.group)
+    return SearchSpace(box, plan.diameter_px(box), config.search, plan.group, plan.independent)
 
 
 def poses_tried(plan: Plan, config: RunConfig) -> int:

@@ -57,8 +57,8 @@ def run_start(number: int, job: Job, images: Images) -> Start:
         trained = Trained.of(model, images)
         journal.finish(f"{name}: trained", trained)
     no_group = torch.eye(3)[None]
-    space = SearchSpace(images.box, plan.diameter_px(images.box), config.search, no_group)
-    explorer = Explorer(images, plan.mask(images.box), space, config.search, plan.search_device, plan.independent)
+    space = SearchSpace(images.box, plan.diameter_px(images.box), config.search, no_group, plan.independent)
+    explorer = Explorer(images, plan.mask(images.box), space, config.search, plan.search_device)
     generator = torch.Generator().manual_seed(start_seed(config, number))
     # the same images for every start
     rows, seen = held_out_rows(len(images), config.search, torch.Generator().manual_seed(config.seed))

@@ -69,6 +69,28 @@ def test_weak_images_are_kept_where_there_is_no_junk() -> None:
     assert not among_noise[500:].any() and 0.8 < among_noise[:500].float().mean() < 0.97
 
 
+def test_many_poses_that_fit_a_little_are_evidence_together() -> None:
+    """No pose of a weak image is much likelier than an empty image, but hundreds are a little."""
+    blank = BlankTest(poses_tried=1000.0)
+    weak, together = torch.tensor([4.0]), torch.tensor([8.5])
+    assert blank.log_odds(weak).item() == pytest.approx(4 - 6.9, abs=0.01)
+    assert blank.log_odds(weak, together).item() == pytest.approx(8.5 - 6.9, abs=0.01)
+    # a peak that the grid steps over counts for itself
+    assert blank.log_odds(torch.tensor([20.0]), together).item() == pytest.approx(20 - 6.9, abs=0.01)
+
+
+def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
+    """In rounds of exploring and of half-sets: faint images that the best pose alone would have dropped."""
+    p = particle(N, noise=1.0, brightness=0.6)
+    images, grid = p.images.band(5), search_space().grid(5.0, torch.Generator().manual_seed(0))
+    found = find_poses(p.volume_ft, images, p.pose, grid, CONFIG)
+    gain, blank = image_power(images) - found.residual, BlankTest(len(grid))
+    assert (blank.log_odds(gain, found.of_grid) > blank.log_odds(gain)).float().mean() > 0.3
+    followed = refine_poses(p.volume_ft, images, p.pose, 1)
+    assert followed.log_sum is not None and (followed.of_grid == -torch.inf).all()
+    assert torch.equal(blank.log_odds(gain, followed.of_grid), blank.log_odds(gain))
+
+
 def test_images_whose_neighbours_are_alike_count_less() -> None:
     gain = gains(12.0, 1.0, 100)
     assert BlankTest(1000.0, 1.0).log_odds(gain).mean() == pytest.approx(12 - 6.9, abs=0.3)

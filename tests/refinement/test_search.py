@@ -112,6 +112,9 @@ def test_likelihood_is_the_squared_difference(particle: Any) -> None:
     torch.testing.assert_close(found.log_likelihood, best.gather(1, order))
     assert torch.equal(found.pose.rotation, rotations[order])
     assert torch.equal(found.pose.shift_px, centre[:, None] + shifts[at.gather(1, order)])
+    torch.testing.assert_close(found.log_sum, best.logsumexp(1))
+    few = search(p.volume_ft, p.images, rotations, shifts, centre, independent=0.3)
+    torch.testing.assert_close(few.log_sum, (0.3 * best).logsumexp(1))
     assert (found.log_likelihood.diff(dim=1) <= 0).all()
 
 
@@ -211,7 +214,7 @@ def result_of(likelihood: list[list[float]], label: float) -> SearchResult:
     """Poses that can be told apart: the entry's likelihood stands in the rotation, and a label in the shift."""
     values = torch.tensor(likelihood)
     rotation = values[..., None, None].expand(*values.shape, 3, 3).clone()
-    return SearchResult(Pose(rotation, torch.full((*values.shape, 2), label)), values)
+    return SearchResult(Pose(rotation, torch.full((*values.shape, 2), label)), values, values.logsumexp(1))
 
 
 def test_merged_keeps_the_best_of_both() -> None:
@@ -220,6 +223,8 @@ def test_merged_keeps_the_best_of_both() -> None:
     assert best.log_likelihood.tolist() == [[9, 5, 4], [8, 7, 4]]
     assert best.pose.rotation[..., 0, 0].tolist() == best.log_likelihood.tolist()
     assert best.pose.shift_px[..., 0].tolist() == [[1, 2, 2], [2, 2, 1]]
+    # every pose counts, whether it is kept or not
+    torch.testing.assert_close(best.log_sum, torch.cat([one.log_likelihood, other.log_likelihood], 1).logsumexp(1))
     # more than there are
     assert one.merged(other, 9).log_likelihood.shape == (2, 4)
 

@@ -30,23 +30,26 @@ class BlankTest:
     poses_tried: float = 1.0
     independent: float = 1.0
 
-    def log_odds(self, gain: Tensor) -> Tensor:
+    def log_odds(self, gain: Tensor, log_sum: Tensor | None = None) -> Tensor:
         """Log of the likelihood (N,) of "shows the particle" over "empty", both as likely before.
 
         Parameters
         ----------
         gain : (N,) power of a whitened image less the residual that its best pose leaves, inside a band: the log-likelihood
             of that pose less that of the empty image.
+        log_sum : (N,) log of the summed likelihoods of all poses tried. A weak image may fit many poses a little, where a
+            strong one has a peak that the grid steps over: the larger of the two counts.
         """
-        return self.independent * gain - math.log(self.poses_tried)
+        best = self.independent * gain
+        return (best if log_sum is None else torch.maximum(best, log_sum)) - math.log(self.poses_tried)
 
-    def shown(self, gain: Tensor) -> Tensor:
+    def shown(self, gain: Tensor, log_sum: Tensor | None = None) -> Tensor:
         """Which images (N,) more likely than not show the particle.
 
         The share of images that do is found beside (expectation-maximisation of a mixture of two). Where nearly all do, a
         weak image is kept that one stack of junk would have dropped.
         """
-        log_odds, share = self.log_odds(gain).double(), 0.5
+        log_odds, share = self.log_odds(gain, log_sum).double(), 0.5
         if len(gain) < LEAST_SHOWN:
             return torch.ones_like(gain, dtype=torch.bool)
         least = 1 / (2 * len(gain))

@@ -124,8 +124,8 @@ def arrangement_probability(explained: float, expected: float, config: SearchCon
     Every image can sit firmly in a wrong arrangement of views, whose map then fits none of them well. 1 within the tolerance
     for a start, 0 where the shortfall is that of a run that has not converged.
     """
-    short = expected - explained
-    return min(1.0, max(0.0, (config.shortfall - short) / (config.shortfall - config.tolerance)))
+    short, width = expected - explained, max(config.shortfall - config.tolerance, 1e-6)
+    return min(1.0, max(0.0, (config.shortfall - short) / width))
 
 
 def _judged(
@@ -142,16 +142,16 @@ def _judged(
     kept = refine_poses(reference, images, pose, steps)
     likelihood = independent * (power - kept.residual)
     # the best of the grid, each at its own maximum, and the grid as it stands for the many that are not tried so closely
-    best, elsewhere = _on_grid(reference, images, kept.pose, grid, space, independent, distinct_deg)
-    refined = [refine_poses(reference, images, best.column(k), steps) for k in range(best.rotation.shape[1])]
+    others = _on_grid(reference, images, kept.pose, grid, space, independent, distinct_deg)
+    refined = [refine_poses(reference, images, others.pose.column(k), steps) for k in range(others.pose.rotation.shape[1])]
     # minus the residual is the log-likelihood of a whitened image
     rivals = independent * (power[:, None] - distinct_residuals(kept.pose, refined, space.group, distinct_deg))
     # an empty image is as likely before as one that shows the particle in any of the poses
     empty = torch.full_like(likelihood, math.log(len(grid)))
     # the grid has seen the same rivals from further away
-    others = torch.logaddexp(torch.maximum(rivals.logsumexp(1), elsewhere), empty)
+    against = torch.logaddexp(torch.maximum(rivals.logsumexp(1), others.log_sum), empty)
     excess = residual_excess(kept.residual, images.noise_variance, independent)
-    return others - likelihood, excess, likelihood - rivals.amax(1), power, kept.residual
+    return against - likelihood, excess, likelihood - rivals.amax(1), power, kept.residual
 
 
 def distinct_residuals(kept: Pose, answers: Sequence[LocalResult], group: Tensor, distinct_deg: float) -> Tensor:
@@ -185,36 +185,31 @@ def _on_grid(
     space: SearchSpace,
     independent: float,
     distinct_deg: float,
-) -> tuple[Pose, Tensor]:
-    """Of all poses of the grid that are not the kept one: the best few (N, K), and the log of their summed likelihoods (N,)."""
+) -> SearchResult:
+    """All poses of the grid that are not the kept one; ``log_sum`` counts every shift of every rotation."""
     device, home = reference.device, kept.rotation.device
     # a rotation is within an angle of another when the trace of one's transpose times the other is large
     least_trace = 1 + 2 * math.cos(math.radians(distinct_deg))
     found: SearchResult | None = None
-    total = torch.full((len(images),), -torch.inf)
     for chunk in chunks(grid.rotations, images.half_plane):
         references = References.of(reference, images.half_plane, chunk, grid.shifts_px)
         copies = (space.group.to(device)[:, None] @ references.rotations).flatten(2)
         top_k = min(space.config.top_k, len(chunk))
 
-        def score(
-            rows: slice, r: References = references, copies: Tensor = copies, k: int = top_k
-        ) -> tuple[SearchResult, Tensor]:
+        def score(rows: slice, r: References = references, copies: Tensor = copies, k: int = top_k) -> SearchResult:
             batch, pose = images.rows(rows).to(device), kept[rows].to(device)
             cross, power = r.compare(batch, pose.shift_px, space.config.factors)
             near = (pose.rotation.flatten(1) @ copies.mT).amax(0) >= least_trace
             best_cross, best_shift = cross.max(1)
             top = (best_cross - power).masked_fill_(near, -torch.inf).topk(k, dim=1)
             shift = pose.shift_px[:, None] + r.shifts_px[best_shift.gather(1, top.indices)]
-            best = SearchResult(Pose(r.rotations[top.indices], shift).to(home), top.values.to(home))
             # sum over shifts about the best one of each rotation, then over rotations
             over_shifts = cross.sub_(best_cross[:, None]).mul_(independent).exp_().sum(1).log_()
             likelihood = (over_shifts + independent * (best_cross - power)).masked_fill_(near, -torch.inf)
-            return best, likelihood.logsumexp(1).to(home)
+            best = Pose(r.rotations[top.indices], shift).to(home)
+            return SearchResult(best, top.values.to(home), likelihood.logsumexp(1).to(home))
 
-        parts = in_blocks(len(images), references.at_a_time, score)
-        best = SearchResult.cat([p[0] for p in parts])
+        best = SearchResult.cat(in_blocks(len(images), references.at_a_time, score))
         found = best if found is None else found.merged(best, space.config.top_k)
-        total = torch.logaddexp(total, torch.cat([p[1] for p in parts]))
     assert found is not None
-    return found.pose, total
+    return found

@@ -63,8 +63,7 @@ class Round:
 class Explorer:
     """What does not change from round to round: the whole working half-plane, a soft ball for maps, where to search.
 
-    Images are brought to ``device`` block by block; poses and maps are on the CPU. ``independent`` is the share of an image's
-    coefficients that are independent of each other (:class:`BlankTest`).
+    Images are brought to ``device`` block by block; poses and maps are on the CPU.
     """
 
     images: Images
@@ -72,11 +71,11 @@ class Explorer:
     space: SearchSpace
     config: SearchConfig
     device: torch.device = CPU
-    independent: float = 1.0
 
     def shown(self, images: WorkingSet, found: LocalResult, grid: PoseGrid) -> Tensor:
         """Which images (N,), searched on a grid, show a particle."""
-        return BlankTest(len(grid), self.independent).shown(image_power(images) - found.residual)
+        blank = BlankTest(len(grid), self.space.independent)
+        return blank.shown(image_power(images) - found.residual, found.of_grid)
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:

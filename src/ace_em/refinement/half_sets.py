@@ -143,7 +143,7 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
             images, done = sets.images.rows(some), sum(len(p.residual) for p in parts)
             parts.append(update(reference, images.band(band), state.pose[some], some, done))
         found.append(LocalResult.cat(parts))
-        shown.append(sets.blank.shown(power[mine] - found[-1].residual))
+        shown.append(sets.blank.shown(power[mine] - found[-1].residual, found[-1].of_grid))
         of_particles = torch.nonzero(shown[-1])[:, 0]
         for some in blocks(sets.images, of_particles):
             left.append((mine[some], residuals(reference, sets.images.rows(mine[some]), found[-1].pose[some])))

@@ -26,24 +26,39 @@ STILL = 0.02
 
 @dataclass(frozen=True)
 class LocalResult:
-    """Refined poses and the residual ``|y - h S|^2`` (N,) they leave."""
+    """Refined poses of N images.
+
+    Attributes
+    ----------
+    residual : (N,) ``|y - h S|^2`` that they leave.
+    log_sum : (N,) log of the summed likelihoods of a grid, where one was searched (:class:`SearchResult`); None where not.
+    """
 
     pose: Pose
     residual: Tensor
+    log_sum: Tensor | None = None
+
+    @property
+    def of_grid(self) -> Tensor:
+        """``log_sum``, or minus infinity."""
+        return torch.full_like(self.residual, -torch.inf) if self.log_sum is None else self.log_sum
 
     def to(self, device: torch.device) -> "LocalResult":
-        return LocalResult(self.pose.to(device), self.residual.to(device))
+        return LocalResult(self.pose.to(device), self.residual.to(device), self.of_grid.to(device))
 
     @staticmethod
     def cat(parts: "Sequence[LocalResult]") -> "LocalResult":
-        return LocalResult(Pose.cat([p.pose for p in parts]), torch.cat([p.residual for p in parts]))
+        residual, of_grid = torch.cat([p.residual for p in parts]), torch.cat([p.of_grid for p in parts])
+        return LocalResult(Pose.cat([p.pose for p in parts]), residual, of_grid)
 
 
 def replaced(results: LocalResult, rows: Tensor, new: LocalResult) -> LocalResult:
     """``results`` (N,) with those of some ``rows``, indices or a mask, exchanged."""
     rotation, shift, residual = results.pose.rotation.clone(), results.pose.shift_px.clone(), results.residual.clone()
     rotation[rows], shift[rows], residual[rows] = new.pose.rotation, new.pose.shift_px, new.residual
-    return LocalResult(Pose(rotation, shift), residual)
+    of_grid = results.of_grid.clone()
+    of_grid[rows] = new.of_grid
+    return LocalResult(Pose(rotation, shift), residual, of_grid)
 
 
 def better(one: LocalResult, other: LocalResult) -> LocalResult:

@@ -6,7 +6,7 @@ per block, and the second another.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,10 +32,19 @@ RADIAN_DEG = 57.29578
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The ``K`` best poses per image, best first: ``pose`` of shapes (N, K, ...), ``log_likelihood`` (N, K)."""
+    """What a grid says of N images.
+
+    Attributes
+    ----------
+    pose : (N, K, ...) the K best poses of each, best first.
+    log_likelihood : (N, K) theirs, less that of an empty image.
+    log_sum : (N,) log of the summed likelihoods of all rotations, each at its best shift; a log-likelihood counts as
+        ``independent`` times what it is.
+    """
 
     pose: Pose
     log_likelihood: Tensor
+    log_sum: Tensor
 
     @property
     def best(self) -> Pose:
@@ -43,7 +52,8 @@ class SearchResult:
 
     @staticmethod
     def cat(parts: "Sequence[SearchResult]") -> "SearchResult":
-        return SearchResult(Pose.cat([p.pose for p in parts]), torch.cat([p.log_likelihood for p in parts]))
+        likelihood, log_sum = torch.cat([p.log_likelihood for p in parts]), torch.cat([p.log_sum for p in parts])
+        return SearchResult(Pose.cat([p.pose for p in parts]), likelihood, log_sum)
 
     def merged(self, other: "SearchResult", top_k: int) -> "SearchResult":
         """The best ``top_k`` of this and another result for the same images."""
@@ -52,7 +62,7 @@ class SearchResult:
         rows = torch.arange(len(likelihood))[:, None]
         rotation = torch.cat([self.pose.rotation, other.pose.rotation], dim=1)[rows, top.indices]
         shift = torch.cat([self.pose.shift_px, other.pose.shift_px], dim=1)[rows, top.indices]
-        return SearchResult(Pose(rotation, shift), top.values)
+        return SearchResult(Pose(rotation, shift), top.values, torch.logaddexp(self.log_sum, other.log_sum))
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Tensor:
@@ -73,6 +83,7 @@ def search(
     top_k: int = 1,
     on_block: Callable[[int], None] = lambda done: None,
     factors: Factors = "processor",
+    independent: float = 1.0,
 ) -> SearchResult:
     """Score all rotations and shifts for every image.
 
@@ -88,10 +99,13 @@ def search(
     top_k : orientations kept per image, each with its best shift.
     on_block : called with the number of images done, once for every lot of references that memory has room for.
     factors : how they are multiplied.
+    independent : share of an image's coefficients that are independent of each other, for ``log_sum``.
     """
     kept = None
     for chunk in chunks(rotations, images.half_plane):
-        found = _search_chunk(volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors)
+        found = _search_chunk(
+            volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors, independent
+        )
         kept = found if kept is None else kept.merged(found, top_k)
     assert kept is not None
     return kept
@@ -111,6 +125,7 @@ def _search_chunk(
     top_k: int,
     on_block: Callable[[int], None],
     factors: Factors,
+    independent: float,
 ) -> SearchResult:
     device, home = volume_ft.device, centre_px.device
     references = References.of(volume_ft, images.half_plane, rotations, shifts_px)
@@ -119,10 +134,12 @@ def _search_chunk(
         batch, centre = images.rows(rows_of).to(device), centre_px[rows_of].to(device)
         cross, power = references.compare(batch, centre, factors)
         best_cross, best_shift = cross.max(1)
-        top = (best_cross - power).topk(top_k, dim=1)
+        likelihood = best_cross - power
+        top = likelihood.topk(top_k, dim=1)
         shift = centre[:, None] + references.shifts_px[best_shift.gather(1, top.indices)]
         on_block(rows_of.stop)
-        return SearchResult(Pose(references.rotations[top.indices], shift).to(home), top.values.to(home))
+        log_sum = (independent * likelihood).logsumexp(1)
+        return SearchResult(Pose(references.rotations[top.indices], shift).to(home), top.values.to(home), log_sum.to(home))
 
     return SearchResult.cat(in_blocks(len(images), references.at_a_time, score))
 
@@ -164,10 +181,14 @@ class References:
 
 @dataclass(frozen=True)
 class PoseGrid:
-    """Rotations (g, 3, 3), and shifts (t, 2), (y, x) pixels, about an image's last shift."""
+    """Rotations (g, 3, 3), and shifts (t, 2), (y, x) pixels, about an image's last shift.
+
+    ``independent`` is the share of an image's coefficients that are independent of each other (:class:`BlankTest`).
+    """
 
     rotations: Tensor
     shifts_px: Tensor
+    independent: float = 1.0
 
     def __len__(self) -> int:
         """Poses that are tried for every image."""
@@ -183,12 +204,14 @@ class SearchSpace:
     box : working box in pixels.
     diameter_px : of the particle, in its pixels.
     group : (|G|, 3, 3) point group; symmetric copies are left out of the grid.
+    independent : share of an image's coefficients that are independent of each other.
     """
 
     box: int
     diameter_px: float
     config: SearchConfig
     group: Tensor
+    independent: float = 1.0
 
     def band(self, per_diameter: float) -> float:
         """Shell of a band given in cycles per diameter, below Nyquist."""
@@ -201,7 +224,7 @@ class SearchSpace:
         if len(self.group) > 1:
             rotations = rotations[in_asymmetric_unit(rotations, self.group)]
         shifts = shift_grid(self.config.shift * self.diameter_px, self.config.shift_step * self.diameter_px)
-        return PoseGrid(rotations, shifts)
+        return PoseGrid(rotations, shifts, self.independent)
 
 
 def find_poses(
@@ -220,9 +243,12 @@ def find_poses(
     before : (N,) poses; their shifts centre the grid's.
     keep_before : whether they may be right already; otherwise only the grid is looked at.
     """
-    found = search(volume_ft, images, grid.rotations, grid.shifts_px, before.shift_px, config.top_k, on_block, config.factors)
+    settings = config.top_k, on_block, config.factors, grid.independent
+    found = search(volume_ft, images, grid.rotations, grid.shifts_px, before.shift_px, *settings)
     best = refine_candidates(volume_ft, images, found.pose, config.local_steps)
-    return better(best, refine_poses(volume_ft, images, before, config.local_steps)) if keep_before else best
+    if keep_before:
+        best = better(best, refine_poses(volume_ft, images, before, config.local_steps))
+    return replace(best, log_sum=found.log_sum)
 
 
 def find_or_follow_poses(
