@@ -17,7 +17,7 @@ import torch
 from ace_em.config import PredictConfig
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import PROBABILITY
-from ace_em.data.star import numeric_column, read_particle_star
+from ace_em.io.star import numeric_column, read_particle_star
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.pose import Pose

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ace_em.data.particles import Particles
-from ace_em.predictor import BLOCK, Predictor
-from ace_em.run_folder import RunFolder
+from ace_em.inference.predictor import BLOCK, Predictor
+from ace_em.run.folder import RunFolder
 
 
 def main() -> None:

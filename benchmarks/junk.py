@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ace_em.data.mrc import StackWriter
 from ace_em.data.particles import Particles
-from ace_em.data.plain import unpacked
 from ace_em.data.pose_columns import PROBABILITY
-from ace_em.data.star import numeric_column, read_particle_star, write_star
+from ace_em.inference.confidence import Evidence, Usual, pose_probability
+from ace_em.io.mrc import StackWriter
+from ace_em.io.plain import unpacked
+from ace_em.io.star import numeric_column, read_particle_star, write_star
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.noise import background_mask, background_mean_sd
-from ace_em.refinement.confidence import Evidence, Usual, pose_probability
 
 EDGES = (0.0, 0.1, 0.5, 0.9, 0.98, 1.0001)
 RIGHT_DEG = 15.0

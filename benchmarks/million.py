@@ -62,15 +62,15 @@ def search_round(star: Path, run: Path, memory_gib: float, quick: bool) -> None:
 
     from ace_em.config import RunConfig, SearchConfig
     from ace_em.data.split import half_sets
+    from ace_em.inference.predictor import Predictor
     from ace_em.physics.pose import Pose
-    from ace_em.pipeline import open_particles
-    from ace_em.plan import announce, make_plan
-    from ace_em.predictor import Predictor
-    from ace_em.progress import Reporter
-    from ace_em.reading import read_images
-    from ace_em.refinement.calibration import Calibration
     from ace_em.refinement.half_sets import HalfSets, change_box, search_half_sets, shared_start
+    from ace_em.refinement.noise_scale import Calibration
     from ace_em.refinement.search import SearchSpace
+    from ace_em.run.inputs import read_images
+    from ace_em.run.pipeline import open_particles
+    from ace_em.run.plan import announce, make_plan
+    from ace_em.run.reporter import Reporter
 
     search = SearchConfig(spacing=2.0, top_k=2, local_steps=1) if quick else SearchConfig()
     config, reporter = RunConfig(memory=memory_gib, search=search), Reporter()

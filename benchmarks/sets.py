@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ace_em.data.mrc import StackWriter, read_volume, write_volume
 from ace_em.data.particles import Particles
-from ace_em.data.star import ParticleTable, read_particle_star, write_star
+from ace_em.io.mrc import StackWriter, read_volume, write_volume
+from ace_em.io.star import ParticleTable, read_particle_star, write_star
 from ace_em.maths.fourier import fourier_resize
 from ace_em.physics.pose import rotmat_to_relion_angles
 

@@ -16,7 +16,7 @@ from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.slices import central_slices, insert_slices, volume_to_ft
 from ace_em.physics.pose import Pose
-from ace_em.refinement.local import refine_poses
+from ace_em.refinement.pose_refinement import refine_poses
 from ace_em.refinement.search import SearchSpace, search
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ace_em.data.mrc import read_volume
+from ace_em.io.mrc import read_volume
 from ace_em.report.figures import map_figure
 from ace_em.report.run_files import Map
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from ace_em.config import SimulationConfig
-from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
+from ace_em.io.mrc import read_volume
 from ace_em.maths.fourier import radius_grid
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.refinement.backprojection import accumulate, reconstruct_halves

@@ -120,10 +120,10 @@ def test_the_walker_sees_violations() -> None:
 def test_the_walker_lets_the_order_pass() -> None:
     good = {
         "maths/x.py": "import torch\nfrom .fourier import HalfPlane\nfrom ace_em.errors import InputError",
-        "simulation/x.py": "from ace_em.data.mrc import write\nfrom ..physics.pose import Pose",
+        "simulation/x.py": "from ace_em.io.mrc import write\nfrom ..physics.pose import Pose",
         "report/x.py": "from ace_em import data, config",
         "config.py": "from dataclasses import dataclass",
-        "cli.py": "def main():\n    from ace_em.pipeline import run\n    from ace_em import __version__, evaluation",
+        "cli.py": "def main():\n    from ace_em.run.pipeline import run\n    from ace_em import __version__, evaluation",
     }
     for path, source in good.items():
         assert violations(source, path) == [], path

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ace_em.data.particles import Particles
-from ace_em.data.star import with_poses, write_star
+from ace_em.io.star import with_poses, write_star
 from ace_em.physics.pose import rotmat_to_relion_angles
 from peers.result import Chain, PeerResult
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ace_em.data.mrc import StackWriter
 from ace_em.data.particles import Particles
-from ace_em.data.star import numeric_column, read_particle_star, with_poses, write_star
 from ace_em.errors import InputError
+from ace_em.io.mrc import StackWriter
+from ace_em.io.star import numeric_column, read_particle_star, with_poses, write_star
 from ace_em.physics.noise import background_mask, background_mean_sd
 from peers.result import Chain, PeerResult
 

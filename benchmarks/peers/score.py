@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
-from ace_em.evaluation import bound, matched_poses
+from ace_em.io.mrc import read_volume
 from ace_em.maths.fourier import fourier_resize
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.metrics.pose_error import pose_error
+from ace_em.run.evaluation import bound, matched_poses
 
 
 def score(poses_star: Path | None, truth_folder: Path, final_box: int) -> dict[str, float]:

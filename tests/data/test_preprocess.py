@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ace_em.data import preprocess
-from ace_em.data.mrc import StackWriter
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import _contrast, _ring_means, normalise, survey, working_set
-from ace_em.data.star import ParticleTable, write_star
+from ace_em.io.mrc import StackWriter
+from ace_em.io.star import ParticleTable, write_star
 from ace_em.maths.fourier import HalfPlane, radius_grid
 from ace_em.physics.ctf import ctf
 

@@ -14,9 +14,9 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.mrc import StackWriter, read_images, read_volume, stack_shape, write_volume
 from ace_em.data.particles import Particles
-from ace_em.data.star import ParticleTable, write_star
+from ace_em.io.mrc import StackWriter, read_images, read_volume, stack_shape, write_volume
+from ace_em.io.star import ParticleTable, write_star
 from ace_em.maths.fourier import HalfPlane, radius_grid
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation

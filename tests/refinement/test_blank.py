@@ -12,12 +12,12 @@ from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.pose import Pose
 from ace_em.refinement import half_sets as half_sets_module
+from ace_em.refinement.abinitio import Explorer, explore
 from ace_em.refinement.backprojection import accumulate
 from ace_em.refinement.blank import LEAST_SHOWN, BlankTest
-from ace_em.refinement.calibration import Calibration
-from ace_em.refinement.exploring import Explorer, explore
 from ace_em.refinement.half_sets import HalfSets, next_round, shared_start
-from ace_em.refinement.local import LocalResult, refine_poses
+from ace_em.refinement.noise_scale import Calibration
+from ace_em.refinement.pose_refinement import LocalResult, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
 
 C1 = torch.eye(3)[None]

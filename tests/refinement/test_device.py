@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ace_em import memory
 from ace_em.config import AceConfig, RefineConfig, SearchConfig, SimulationConfig
-from ace_em.data.mrc import read_volume
 from ace_em.data.particles import Particles
-from ace_em.evaluation import bound
+from ace_em.io.mrc import read_volume
+from ace_em.maths import blocks as memory
 from ace_em.maths.slices import Insertion
 from ace_em.physics.ctf import CTFParameters
 from ace_em.refinement import backprojection
+from ace_em.refinement.abinitio import Explorer, explore, judge_held_out
 from ace_em.refinement.backprojection import accumulate
-from ace_em.refinement.calibration import Calibration
-from ace_em.refinement.defocus import Optics
-from ace_em.refinement.exploring import Explorer, explore, judge_held_out
+from ace_em.refinement.ctf_refinement import Optics
 from ace_em.refinement.half_sets import (
     HalfSets,
     HalfSetState,
@@ -36,7 +34,9 @@ from ace_em.refinement.half_sets import (
     search_half_sets,
     shared_start,
 )
+from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.search import SearchSpace
+from ace_em.run.evaluation import bound
 from ace_em.simulation.write import simulate
 from ace_em.training.loop import train
 

@@ -21,7 +21,6 @@ from ace_em.physics.pose import Pose
 from ace_em.refinement import backprojection
 from ace_em.refinement import half_sets as half_sets_module
 from ace_em.refinement.backprojection import Halves, accumulate, ssnr_from_fsc, wiener
-from ace_em.refinement.calibration import Calibration, Residuals, recalibrated_
 from ace_em.refinement.half_sets import (
     HalfSets,
     HalfSetState,
@@ -37,7 +36,8 @@ from ace_em.refinement.half_sets import (
     settled_rows,
     shared_start,
 )
-from ace_em.refinement.local import LocalResult, refine_poses
+from ace_em.refinement.noise_scale import Calibration, Residuals, recalibrated_
+from ace_em.refinement.pose_refinement import LocalResult, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace
 from ace_em.refinement.symmetry import symmetrise_volume
 

@@ -18,7 +18,7 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement import search as search_module
-from ace_em.refinement.local import refine_candidates, refine_poses
+from ace_em.refinement.pose_refinement import refine_candidates, refine_poses
 from ace_em.refinement.search import (
     PoseGrid,
     SearchResult,

@@ -14,9 +14,9 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.mrc import StackWriter, read_volume
-from ace_em.data.star import ParticleTable, write_star
 from ace_em.data.working_set import WorkingSet
+from ace_em.io.mrc import StackWriter, read_volume
+from ace_em.io.star import ParticleTable, write_star
 from ace_em.maths.fourier import HalfPlane, radius_grid
 from ace_em.maths.point_group import point_group
 from ace_em.maths.slices import central_slices, volume_to_ft

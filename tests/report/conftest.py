@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from ace_em.config import SimulationConfig
-from ace_em.data.mrc import StackWriter, write_volume
-from ace_em.data.star import ParticleTable, with_poses, write_star
+from ace_em.io.mrc import StackWriter, write_volume
+from ace_em.io.star import ParticleTable, with_poses, write_star
 from ace_em.physics.pose import rotmat_to_relion_angles
 from ace_em.simulation.dataset import clean_images, sample_ctf, sample_poses, specimen_from_atoms
 from ace_em.simulation.structure import Atoms

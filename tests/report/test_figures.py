@@ -13,7 +13,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from ace_em.data.star import read_particle_star, write_star
+from ace_em.io.star import read_particle_star, write_star
 from ace_em.report.charts import fsc_figure
 from ace_em.report.figures import nice_length, png, smoothed_views
 from ace_em.report.histograms import ParticleNumbers, histogram_figure

@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from ace_em import cli  # noqa: E402
-from ace_em.data.mrc import read_volume, write_volume  # noqa: E402
+from ace_em.io.mrc import read_volume, write_volume  # noqa: E402
 from ace_em.report.live import address_of, build_app, guard_of, listen  # noqa: E402
 from ace_em.report.live_guard import Guard  # noqa: E402
 from ace_em.report.live_parts import PARTS, LiveParts  # noqa: E402

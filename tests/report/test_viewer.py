@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ace_em.data.mrc import write_volume
+from ace_em.io.mrc import write_volume
 from ace_em.report.page import write_report
 from ace_em.report.volume_view import Region, default_level
 

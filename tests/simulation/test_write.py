@@ -11,9 +11,9 @@ import torch
 
 from ace_em import cli
 from ace_em.config import SimulationConfig
-from ace_em.data.mrc import read_images, read_volume, stack_shape, write_volume
 from ace_em.data.particles import Particles
-from ace_em.data.star import numeric_column, read_particle_star, write_star
+from ace_em.io.mrc import read_images, read_volume, stack_shape, write_volume
+from ace_em.io.star import numeric_column, read_particle_star, write_star
 from ace_em.maths.fourier import fourier_resize, resize
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.simulation.dataset import clean_images, specimen_from_atoms

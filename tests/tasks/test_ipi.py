@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.maths.gaussian import filter_bank, gaussian_kernels, kernel_transfer
+from ace_em.maths.filters import filter_bank, gaussian_kernels, kernel_transfer
 from ace_em.maths.rotations import MATES
-from ace_em.models.pose_encoder import Hypotheses
+from ace_em.models.encoder import Hypotheses
 from ace_em.physics.imaging import shift_phase
 from ace_em.tasks.ipi import ImagePoseImage, choose_rotation, image_copies, image_pose_image, low_passed
 from ace_em.tasks.schedules import StepPlan

@@ -11,8 +11,8 @@ from ace_em.config import AceConfig, SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
 from ace_em.maths.fourier import HalfPlane, radius_grid
-from ace_em.models.fourier_encoder import FourierEncoder
-from ace_em.models.pose_encoder import Hypotheses
+from ace_em.models.encoder import Hypotheses
+from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.physics.imaging import shift_phase
 from ace_em.simulation.write import simulate
 from ace_em.tasks.pip import background_noise, draw_poses, pose_image_pose

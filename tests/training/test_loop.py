@@ -17,13 +17,13 @@ from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.rotations import MATES, angular_distance_deg
 from ace_em.maths.slices import central_slices, volume_to_ft
-from ace_em.models.pose_encoder import Hypotheses
-from ace_em.models.resnet_encoder import ResNetEncoder
+from ace_em.models.encoder import Hypotheses
+from ace_em.models.resnet import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose
+from ace_em.training.autoencoder import StepPlan
 from ace_em.training.loop import Hooks, Progress, TrainedModel, build_model, encode, optimiser, train
-from ace_em.training.step import StepPlan
 
 DIAMETER = 10.0
 SMALL = AceConfig(

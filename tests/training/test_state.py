@@ -8,12 +8,12 @@ import torch
 from lightning_fabric import Fabric
 
 from ace_em.config import AceConfig
-from ace_em.data.plain import Plain
 from ace_em.data.working_set import WorkingSet
 from ace_em.errors import Diverged
+from ace_em.io.plain import Plain
+from ace_em.training.autoencoder import AutoEncoder, Losses
 from ace_em.training.loop import SAFE_EVERY, Hooks, Progress, TrainedModel, Update, train
 from ace_em.training.state import MOST_RESTORED, TrainingState
-from ace_em.training.step import AutoEncoder, Losses
 
 SMALL = AceConfig(steps=60, batch=48, warmup_steps=5, width=64, depth=2, first_band=2.6, last_band=4.0, encoder_band=4.0)
 

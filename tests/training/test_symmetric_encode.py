@@ -12,7 +12,7 @@ from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
-from ace_em.models.pose_encoder import Hypotheses
+from ace_em.models.encoder import Hypotheses
 from ace_em.physics.imaging import clean_image_ft
 from ace_em.physics.pose import Pose
 from ace_em.training.loop import build_model, candidates, encode

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ace_em.data.particle_table import ParticleTable
 from ace_em.data.particles import Particles
-from ace_em.data.star import with_defocus_offset, with_poses
+from ace_em.io.particle_table import ParticleTable
+from ace_em.io.star import with_defocus_offset, with_poses
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
 PROBABILITY, GAP, SPREAD = "rlnMaxValueProbDistribution", "aceLikelihoodGap", "aceHypothesisSpread"

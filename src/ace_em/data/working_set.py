@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ace_em.maths.fourier import HalfPlane
-from ace_em.maths.plane_turning import plane_turn, turn_half_plane
+from ace_em.maths.image_rotation import plane_turn, turn_half_plane
 from ace_em.physics.ctf import CTFParameters, ctf
 
 

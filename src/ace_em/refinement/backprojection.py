@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ace_em.data.working_set import CPU, Images, at_a_time
+from ace_em.maths.blocks import where_it_fits
 from ace_em.maths.fourier import frequencies, shell_sums
 from ace_em.maths.radial_mean import features
 from ace_em.maths.slices import Insertion, complete_hermitian_, ft_to_volume, padded_size
-from ace_em.memory import where_it_fits
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose

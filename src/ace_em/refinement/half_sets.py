@@ -22,12 +22,12 @@ from ace_em.maths.slices import VolumeFT
 from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose
+from ace_em.refinement.abinitio import explained_share
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
 from ace_em.refinement.blank import BlankTest
-from ace_em.refinement.calibration import Calibration, recalibrated_, residuals
-from ace_em.refinement.defocus import DefocusFit, Optics, refine_defocus, with_defocus_
-from ace_em.refinement.exploring import explained_share
-from ace_em.refinement.local import LocalResult, reference_on, refine_poses
+from ace_em.refinement.ctf_refinement import DefocusFit, Optics, refine_defocus, with_defocus_
+from ace_em.refinement.noise_scale import Calibration, recalibrated_, residuals
+from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
 from ace_em.refinement.symmetry import symmetrise
 

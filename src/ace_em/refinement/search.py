@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ace_em.config import SearchConfig
 from ace_em.data.working_set import WorkingSet
+from ace_em.maths.blocks import in_blocks
 from ace_em.maths.fourier import HalfPlane
 from ace_em.maths.point_group import in_asymmetric_unit
 from ace_em.maths.products import Factors, product
 from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices
-from ace_em.memory import in_blocks
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
-from ace_em.refinement.local import LocalResult, better, refine_candidates, refine_poses, replaced
+from ace_em.refinement.pose_refinement import LocalResult, better, refine_candidates, refine_poses, replaced
 
 BLOCK_BYTES = 128 * 2**20
 """Most memory for the scores of a block of images."""

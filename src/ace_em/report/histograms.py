@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ace_em.data.particles import pixel_size_of, star_poses
-from ace_em.data.star import ParticleTable, numeric_column
 from ace_em.errors import InputError
+from ace_em.io.star import ParticleTable, numeric_column
 from ace_em.report.figures import CHART, COLOURS, GREY, new_figure, png
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import re
 from html import escape
 from pathlib import Path
 
-from ace_em.data.atomic import replace_atomically
 from ace_em.errors import InputError
+from ace_em.io.atomic import replace_atomically
 from ace_em.report.cards import RUN_CARDS
 from ace_em.report.limits import limits
 from ace_em.report.particle_cards import PARTICLE_CARDS

@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 
 from ace_em.config import SimulationConfig
-from ace_em.data.mrc import StackWriter, read_volume, write_volume
 from ace_em.data.particles import ctf_parameters, pixel_size_of, star_poses
-from ace_em.data.star import ParticleTable, read_particle_star, with_poses, write_star
 from ace_em.errors import InputError, option
+from ace_em.io.mrc import StackWriter, read_volume, write_volume
+from ace_em.io.star import ParticleTable, read_particle_star, with_poses, write_star
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
-from ace_em.progress import Reporter
+from ace_em.run.reporter import Reporter
 from ace_em.simulation.dataset import (
     Specimen,
     sample_ctf,

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.gaussian import gaussian_kernels, kernel_transfer
-from ace_em.maths.plane_turning import half_turn
+from ace_em.maths.filters import gaussian_kernels, kernel_transfer
+from ace_em.maths.image_rotation import half_turn
 from ace_em.maths.rotations import MATES, squared_frobenius
 from ace_em.models.decoder import Projector
-from ace_em.models.pose_encoder import Hypotheses, PoseEncoder
+from ace_em.models.encoder import Hypotheses, PoseEncoder
 from ace_em.physics.imaging import shift_phase
 from ace_em.tasks.losses import image_loss, image_residual, shift_loss
 from ace_em.tasks.schedules import StepPlan

@@ -11,7 +11,7 @@ from ace_em.data.preprocess import particle_disc
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import HalfPlane
 from ace_em.models.decoder import Projector
-from ace_em.models.pose_encoder import PoseEncoder
+from ace_em.models.encoder import PoseEncoder
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.tasks.losses import pose_loss

@@ -8,17 +8,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.plain import Plain
 from ace_em.data.working_set import Images, WorkingSet
+from ace_em.io.plain import Plain
+from ace_em.maths.blocks import free_cached, is_out_of_memory
 from ace_em.maths.fourier import HalfPlane
-from ace_em.maths.plane_turning import half_turn, mirror_half_plane
+from ace_em.maths.image_rotation import half_turn, mirror_half_plane
 from ace_em.maths.rotations import mates
-from ace_em.memory import free_cached, is_out_of_memory
 from ace_em.models.decoder import Decoder
-from ace_em.models.fourier_encoder import FourierEncoder
+from ace_em.models.encoder import PoseEncoder
+from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.models.fourier_net import FourierNet
-from ace_em.models.pose_encoder import PoseEncoder
-from ace_em.models.resnet_encoder import ResNetEncoder
+from ace_em.models.resnet import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid, ball_radius_px
 from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
@@ -26,8 +26,8 @@ from ace_em.tasks.ipi import image_copies
 from ace_em.tasks.losses import image_residual
 from ace_em.tasks.pip import draw_poses
 from ace_em.tasks.schedules import StepPlan, learning_rate_factor, step_plan
+from ace_em.training.autoencoder import AutoEncoder, Losses
 from ace_em.training.state import TrainingState
-from ace_em.training.step import AutoEncoder, Losses
 
 
 @dataclass(frozen=True)

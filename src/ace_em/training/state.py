@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ace_em.data.plain import Plain
 from ace_em.errors import Diverged
-from ace_em.training.step import AutoEncoder
+from ace_em.io.plain import Plain
+from ace_em.training.autoencoder import AutoEncoder
 
 MOST_RESTORED = 3
 """Times that the training is taken back to its last good state before it is given up."""

@@ -1,0 +1,78 @@
+"""What a particle table says that cannot be so, or that images must not be: found before any image is read."""
+
+import numpy as np
+
+from ace_em.errors import InputError
+from ace_em.io.particle_table import ParticleTable, numeric_column
+
+# median defocus in Angstrom; outside, it is in micrometre (1.5), metre (1.5e-6) or picometre, or unset
+_DEFOCUS_ANGSTROM = (100.0, 200_000.0)
+# nearer to focus than any fit can tell: a row in micrometre
+_LEAST_DEFOCUS_ANGSTROM = 10.0
+# column: least, most, unit
+_MICROSCOPE = {
+    "rlnVoltage": (10.0, 5000.0, "kV"),
+    "rlnSphericalAberration": (-10.0, 100.0, "mm"),
+    "rlnAmplitudeContrast": (0.0, 1.0, "(a fraction)"),
+}
+
+
+def check_values(table: ParticleTable) -> None:
+    """Refuse values in another unit than the column's, and images that are not as they were extracted."""
+    _check_defocus(table)
+    _check_microscope(table)
+    _refuse_processed(table)
+
+
+def _check_defocus(table: ParticleTable) -> None:
+    """Refuse a defocus that cannot be in Angstrom, or has the other sign: nothing later would tell."""
+    low, high = _DEFOCUS_ANGSTROM
+    for name in ("rlnDefocusU", "rlnDefocusV"):
+        values = numeric_column(table, name)
+        typical, median = float(np.median(np.abs(values))), float(np.median(values))
+        found = f"{table.path}: {table.column_name(name)}: median {median:g} (row {table.row_number(0)} has {values[0]:g})"
+        if not low <= typical <= high:
+            raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometre are 15000")
+        if median < 0:
+            raise InputError(f"{found}, expected underfocus as a positive number; turn the sign of the column")
+        near_0 = np.abs(values) < _LEAST_DEFOCUS_ANGSTROM
+        if near_0.any():
+            row = int(near_0.argmax())
+            raise InputError(f"{table.cell(row, name)}: {values[row]:g}, expected Angstrom as in the other rows")
+
+
+def _check_microscope(table: ParticleTable) -> None:
+    """Refuse values in another unit, such as volts, or amplitude contrast in per cent."""
+    for name, (low, high, unit) in _MICROSCOPE.items():
+        values = numeric_column(table, name)
+        bad = (values < low) | (values > high)
+        if bad.any():
+            row = int(bad.argmax())
+            raise InputError(f"{table.cell(row, name)}: {values[row]:g}, expected {low:g} to {high:g} {unit}")
+
+
+def _refuse_processed(table: ParticleTable) -> None:
+    """Images that carry more of the CTF than the microscope gave them would be corrected twice."""
+    expected = {
+        "rlnCtfDataAreCtfPremultiplied": (0, "images multiplied by their CTF; expected them as extracted"),
+        "rlnCtfDataArePhaseFlipped": (0, "phase-flipped images; expected them as extracted"),
+        "rlnImageDimensionality": (2, "not two-dimensional; expected images"),
+    }
+    for name, (wanted, what) in expected.items():
+        if table.has_column(name):
+            values = numeric_column(table, name)
+            if (values != wanted).any():
+                row = int((values != wanted).argmax())
+                raise InputError(f"{table.cell(row, name)}: {values[row]:g}: {what}")
+
+
+def check_image_size(table: ParticleTable, box: int) -> None:
+    if not table.has_column("rlnImageSize"):
+        return
+    sizes = np.unique(numeric_column(table, "rlnImageSize"))
+    found = f"{table.path}: {table.column_name('rlnImageSize')}"
+    if len(sizes) > 1:
+        raise InputError(f"{found} from {sizes[0]:g} to {sizes[-1]:g}, expected one for all particles")
+    if sizes[0] != box:
+        # images binned without their table: the pixel size is then wrong as well
+        raise InputError(f"{found} is {sizes[0]:g}, but the images have {box} pixels")

@@ -1,0 +1,1 @@
+"""Poses from a finished run's encoder, and how probable they are."""

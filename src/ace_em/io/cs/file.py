@@ -1,0 +1,171 @@
+"""cryoSPARC's .cs files as arrays by field name, ``Fields``: read, joined on uid, and written.
+
+Most .cs files are NumPy's own format and are read with NumPy, so that every bit and type is kept. cryosparc-tools reads the
+other one, the compressed stream. Nothing is ever unpickled.
+"""
+
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from ace_em.errors import InputError
+from ace_em.io.atomic import replace_atomically
+
+Fields: TypeAlias = dict[str, np.ndarray]
+# by a process of its own: a damaged stream ends the one that reads it with a segmentation fault
+_READ_STREAM = """
+import sys, numpy
+from cryosparc.dataset import Dataset
+numpy.save(sys.stdout.buffer, Dataset.load(sys.argv[1]).to_records(fixed=True), allow_pickle=False)
+"""
+_NUMPY, _STREAM = b"\x93NUMPY", b"\x95CSDAT"
+# NumPy's own limit, 10,000 bytes, is less than the header of a file with many fields
+_MAX_HEADER_BYTES = 2**20
+
+
+def load_fields(path: Path | str) -> Fields:
+    """Fields (N, ...) of a .cs file, N at least 1, in its order; ``uid`` (N,) is among them and holds nothing twice."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(6)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if magic not in (_NUMPY, _STREAM):
+        raise InputError(f"{path}: not a cryoSPARC .cs file (it begins with {magic!r})")
+    records = _load_numpy(path) if magic == _NUMPY else _load_stream(path)
+    return _checked(path, records)
+
+
+def _load_numpy(path: Path) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            # cryoSPARC wrote with Python 2 until version 3, which numpy remarks upon
+            warnings.simplefilter("ignore")
+            return np.load(path, allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
+    # the header is parsed as Python text: a damaged one can raise almost anything
+    except Exception as error:
+        if "allow_pickle" in str(error):
+            message = "holds pickled Python objects, which could run code when loaded; save it without them"
+            raise InputError(f"{path}: {message}") from error
+        found = f"{path.stat().st_size} bytes"
+        raise InputError(f"{path}: damaged or cut short ({found}), expected the whole file as cryoSPARC wrote it") from error
+
+
+def _load_stream(path: Path) -> np.ndarray:
+    try:
+        found = importlib.util.find_spec("cryosparc.dataset") is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        message = "reading cryoSPARC files needs cryosparc-tools: pip install 'ace-em[cryosparc]'"
+        raise InputError(f"{path}: {message}")
+    done = subprocess.run([sys.executable, "-c", _READ_STREAM, str(path)], capture_output=True, check=False)
+    try:
+        if done.returncode == 0:
+            return np.load(io.BytesIO(done.stdout), allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
+    except (ValueError, EOFError):
+        pass
+    raise InputError(f"{path}: damaged or cut short (cryosparc-tools cannot read it)")
+
+
+def _checked(path: Path, records: np.ndarray) -> Fields:
+    names = records.dtype.names
+    if names is None or "uid" not in names or records.ndim != 1:
+        raise InputError(f"{path}: not a cryoSPARC particle file: no field uid")
+    if len(records) == 0:
+        raise InputError(f"{path}: holds no particles")
+    if records.dtype["uid"].kind != "u" or records.dtype["uid"].shape:
+        raise InputError(f"{path}: field uid has type {records.dtype['uid']}, expected unsigned integers")
+    nested = [name for name in names if records.dtype[name].base.names is not None or 0 in records.dtype[name].shape]
+    if nested:
+        raise InputError(f"{path}: field {nested[0]} has type {records.dtype[nested[0]]}, expected numbers or text")
+    # a field by itself is contiguous: what follows runs over fields, not rows
+    fields = {name: np.ascontiguousarray(records[name]) for name in names}
+    order = np.argsort(fields["uid"], kind="stable")
+    repeats = np.flatnonzero(np.diff(fields["uid"][order]) == 0)
+    if len(repeats):
+        first, second = order[repeats[0]], order[repeats[0] + 1]
+        raise InputError(f"{path}: uid {fields['uid'][first]} stands in row {first + 1} and in row {second + 1}")
+    return fields
+
+
+def save_fields(path: Path | str, fields: Fields) -> None:
+    """Write a .cs file in NumPy's format, which every version of cryoSPARC reads, atomically."""
+    records = np.empty(len(fields["uid"]), dtype=[(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
+    for name, values in fields.items():
+        records[name] = values
+    with replace_atomically(path) as temporary, temporary.open("wb") as file:
+        np.save(file, records, allow_pickle=False)
+
+
+def put(fields: Fields, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+    """Write ``values`` (N, ...) at the rows (N,) marked; an existing field keeps its type, a text field may widen."""
+    if name not in fields:
+        fields[name] = values
+    elif rows.any():
+        wide = values.dtype.kind in "SU" and values.dtype.itemsize > fields[name].dtype.itemsize
+        fields[name] = fields[name].astype(values.dtype) if wide else fields[name].copy()
+        fields[name][rows] = values[rows]
+
+
+def join(path: Path, fields: Fields, passthrough: Path | str, other: Fields) -> Fields:
+    """The fields of ``path`` and, after them, those that only ``other`` has, its rows matched by uid."""
+    order = np.argsort(other["uid"])
+    place = np.searchsorted(other["uid"], fields["uid"], sorter=order).clip(max=len(order) - 1)
+    rows = order[place]
+    absent = np.flatnonzero(other["uid"][rows] != fields["uid"])
+    if len(absent):
+        row = int(absent[0])
+        count = f"{len(absent)} of {len(rows)} particles of {path}"
+        raise InputError(f"{passthrough}: lacks {count}, such as uid {fields['uid'][row]} of row {row + 1}")
+    return fields | {name: values[rows] for name, values in other.items() if name not in fields}
+
+
+def missing_groups(fields: Fields) -> list[str]:
+    """Which of the two groups of fields that particles need are wholly absent: ``blob``, ``ctf``."""
+    return [group for group in ("blob", "ctf") if not any(name.startswith(f"{group}/") for name in fields)]
+
+
+def load_joined(path: Path, passthrough: Sequence[Path | str]) -> Fields:
+    """Fields of a .cs file and of its passthrough files; without any, the job's own are used where they are needed."""
+    fields = load_fields(path)
+    for other in passthrough:
+        fields = join(path, fields, other, load_fields(other))
+    unusable = ""
+    for candidate in _passthrough_beside(path) if not passthrough else []:
+        if not missing_groups(fields):
+            break
+        try:
+            other_fields = load_fields(candidate)
+            if set(missing_groups(fields)) - set(missing_groups(other_fields)):
+                fields = join(path, fields, candidate, other_fields)
+        except InputError as error:
+            # of another output of the job, or damaged; another one may do
+            unusable = unusable or f" (beside it, {error})"
+    missing = missing_groups(fields)
+    if missing:
+        groups = " and ".join(f"{group}/..." for group in missing)
+        raise InputError(f"{path}: has no {groups} fields; give the job's passthrough file, which holds them{unusable}")
+    return fields
+
+
+def _passthrough_beside(path: Path) -> list[Path]:
+    """Passthrough files of the job that wrote ``path``: ``P1_J2_passthrough_particles.cs`` for ``P1_J2_003_particles.cs``."""
+
+    def job_of(name: str) -> str:
+        found = re.match(r"(?:cryosparc_)?(?:P\d+_)?(J\d+)_", name)
+        return found[1] if found else ""
+
+    beside = sorted(path.absolute().parent.glob("*passthrough*.cs"))
+    return [other for other in beside if other.name != path.name and job_of(other.name) == job_of(path.name)]

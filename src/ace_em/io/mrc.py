@@ -1,0 +1,298 @@
+"""MRC files: maps read and written whole, image stacks read image by image and streamed.
+
+Array order is z, y, x for volumes and image, y, x for stacks. Pixel sizes are in Angstrom.
+"""
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import RawIOBase
+from pathlib import Path
+from types import TracebackType
+
+import mrcfile
+import mrcfile.utils
+import numpy as np
+from mrcfile.mrcfile import MrcFile
+
+from ace_em.errors import InputError
+from ace_em.io.atomic import replace_atomically
+
+_REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
+# of IMOD's header, https://bio3d.colorado.edu/imod/doc/mrc_format.txt
+_IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
+# relative difference of voxel edges that rounding of the cell's size in the header can explain
+_CUBIC_TOLERANCE = 1e-2
+# from 1 A, rounding of a cell of as many Angstrom as there are pixels
+_NEVER_SET_TOLERANCE = 1e-4
+# first bytes of compressed files, whatever their names
+_COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+
+
+def _read_header(path: Path) -> np.recarray:
+    """Header of an MRC file whose byte order, mode, size and length have been checked."""
+    if not path.is_file():
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    _refuse_compressed(path)
+    try:
+        # many real stacks lack the map ID or the machine stamp: mrcfile warns, the checks below decide
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            with MrcFile(path, permissive=True, header_only=True) as file:
+                header = file.header
+    except ValueError as error:
+        length = path.stat().st_size
+        what = f"{length} bytes, expected a header of 1024" if length < 1024 else "its first 1024 bytes are no MRC header"
+        raise InputError(f"{path}: not an MRC file ({what})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    nx, ny, nz, mode, nsymbt = (int(header[name]) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
+    if min(nx, ny, nz) < 1 or max(nx, ny) > 1 << 20 or nsymbt < 0:
+        raise InputError(f"{path}: not an MRC file (its header says {nx} x {ny} x {nz})")
+    if mode not in _REAL_MODES:
+        modes = ", ".join(f"{number} ({name})" for number, name in _REAL_MODES.items())
+        raise InputError(f"{path}: MRC mode {mode}, expected one of {modes}")
+    expected = 1024 + nsymbt + nx * ny * nz * _dtype(header).itemsize
+    found = path.stat().st_size
+    if found < expected:
+        raise InputError(f"{path}: truncated, the header says {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
+    if found > expected:
+        # a wrong mode, or an extended header left out of the count: the grey values would be read from the wrong place
+        size = f"{nx} x {ny} x {nz} of mode {mode} after {nsymbt} bytes of extended header ({expected} bytes)"
+        raise InputError(f"{path}: longer than its header says: expected {size}, found {found} bytes")
+    return header
+
+
+def _dtype(header: np.recarray) -> np.dtype:
+    """Type of a grey value. Bytes are signed, as MRC2014 has them, unless IMOD's flags in the header say that they are not."""
+    found: np.dtype = mrcfile.utils.data_dtype_from_header(header)
+    stamp, flags = np.frombuffer(header.extra2.tobytes()[40:48], dtype=np.dtype("i4").newbyteorder(header.mode.dtype.byteorder))
+    imod_unsigned = stamp == _IMOD_STAMP and not flags & _IMOD_SIGNED_BYTES
+    return np.dtype(np.uint8) if int(header.mode) == 0 and imod_unsigned else found
+
+
+def _axis_order(path: Path, header: np.recarray) -> list[int]:
+    """MAPS, MAPR, MAPC: which of x, y, z (1, 2, 3) the array's axes are; zeros are an old way to say 3, 2, 1."""
+    order = [int(header[name]) or default for name, default in (("maps", 3), ("mapr", 2), ("mapc", 1))]
+    if sorted(order) != [1, 2, 3]:
+        raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected each of 1, 2, 3 once")
+    return order
+
+
+def _refuse_compressed(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(6)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    for magic, kind in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(f"{path}: compressed ({kind}), expected a plain MRC file; decompress it first")
+
+
+def _map_data(path: Path, header: np.recarray) -> np.memmap:
+    return np.memmap(
+        path,
+        dtype=_dtype(header),
+        mode="r",
+        offset=1024 + int(header.nsymbt),
+        shape=(int(header.nz), int(header.ny), int(header.nx)),
+    )
+
+
+def _voxel_size(path: Path, header: np.recarray) -> float:
+    edges = [float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"]
+    if not all(np.isfinite(edges)) or min(edges) <= 0:
+        raise InputError(f"{path}: the header gives no pixel size (cell {header.cella} Angstrom)")
+    if max(edges) / min(edges) - 1 > _CUBIC_TOLERANCE:
+        raise InputError(f"{path}: voxel of {edges[0]:.4g} x {edges[1]:.4g} x {edges[2]:.4g} Angstrom, expected equal edges")
+    return edges[0]
+
+
+def read_volume(path: Path | str) -> tuple[np.ndarray, float]:
+    """Read a map.
+
+    Parameters
+    ----------
+    path : MRC or CCP4 file, either byte order, mode 0, 1, 2, 6 or 12.
+
+    Returns
+    -------
+    (z, y, x) float32 array, whatever axis order (MAPC, MAPR, MAPS) the file has, and the pixel size in Angstrom. The
+    position of the map in its cell (start, origin) is not used: the centre of a box is its index n // 2.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    if int(header.ispg) >= 401:
+        raise InputError(f"{path}: a stack of volumes (space group {int(header.ispg)}), expected one volume")
+    order = _axis_order(path, header)
+    data = _map_data(path, header).transpose([order.index(axis) for axis in (3, 2, 1)])
+    # a copy: a view of the map on disk could not be written to
+    volume = np.array(data, dtype=np.float32, order="C")
+    if not np.isfinite(volume).all():
+        raise InputError(f"{path}: the map holds NaN or infinite values")
+    return volume, _voxel_size(path, header)
+
+
+def write_volume(path: Path | str, volume: np.ndarray, pixel_size_angstrom: float) -> None:
+    """Write a map (z, y, x) as float32, origin 0, replacing ``path`` atomically; the same input gives the same bytes."""
+    if volume.ndim != 3:
+        raise ValueError(f"a volume has three axes, got shape {volume.shape}")
+    with replace_atomically(path) as temporary, mrcfile.new(temporary) as file:
+        file.set_data(np.ascontiguousarray(volume, dtype=np.float32))
+        file.set_volume()
+        file.voxel_size = pixel_size_angstrom
+        _clear_labels(file)
+
+
+def _image_pixel_size(header: np.recarray) -> float | None:
+    """Pixel size in Angstrom, None where the header was never set: 0, or 1 as many programs leave it, or no square pixels."""
+    if min(int(header.mx), int(header.my)) < 1:
+        return None
+    x, y = (float(header.cella[axis]) / int(header[f"m{axis}"]) for axis in "xy")
+    if not (np.isfinite(x) and np.isfinite(y)) or min(x, y) <= 0 or max(x, y) / min(x, y) - 1 > _CUBIC_TOLERANCE:
+        return None
+    return None if abs(x - 1) < _NEVER_SET_TOLERANCE else x
+
+
+@dataclass(frozen=True)
+class StackHeader:
+    """An image stack: ``n`` images of ``ny`` rows and ``nx`` columns; the pixel size is None where it was never set."""
+
+    n: int
+    ny: int
+    nx: int
+    pixel_size_angstrom: float | None
+
+
+def stack_header(path: Path | str) -> StackHeader:
+    """Header of an image stack, checked as by :func:`read_images`."""
+    path = Path(path)
+    header = _read_header(path)
+    order = _axis_order(path, header)
+    if order != [3, 2, 1]:
+        # read as they lie, the images would be mirrored, and the map have the other hand
+        raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected images of rows along x: 1, 2, 3")
+    return StackHeader(int(header.nz), int(header.ny), int(header.nx), _image_pixel_size(header))
+
+
+def stack_shape(path: Path | str) -> tuple[int, int, int]:
+    """(n, y, x) of an image stack from its header."""
+    header = stack_header(path)
+    return header.n, header.ny, header.nx
+
+
+def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
+    """Some images of a stack, without mapping it into memory.
+
+    A file that is lost or cut while a map of it is read kills the process (SIGBUS), and the pages of a map count as memory
+    used; a read does neither.
+
+    Parameters
+    ----------
+    index : (b,) images, ascending, from 0.
+
+    Returns
+    -------
+    (b, y, x) float32; the file may have int8, int16, uint16, float16 or float32 of either byte order.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    kind, ny, nx = _dtype(header), int(header.ny), int(header.nx)
+    first, size = 1024 + int(header.nsymbt), kind.itemsize * ny * nx
+    images = np.empty((len(index), ny, nx), dtype=np.float32)
+    # one read for each row of neighbours
+    starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    ends = np.append(starts[1:], len(index))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for start, end in zip(starts, ends, strict=True):
+                file.seek(first + int(index[start]) * size)
+                data = _read_fully(file, int(end - start) * size)
+                if len(data) < (end - start) * size:
+                    last = index[start] + len(data) // size + 1
+                    raise InputError(f"{path}: truncated while it was read: image {last} is not whole")
+                images[start:end] = np.frombuffer(data, dtype=kind).reshape(-1, ny, nx)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return images
+
+
+def _read_fully(file: RawIOBase, size: int) -> bytearray:
+    """``size`` bytes, or fewer at the end of the file; one read of a large block may give less."""
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size:
+        n = file.readinto(view[done:])
+        if not n:
+            return data[:done]
+        done += n
+    return data
+
+
+def _clear_labels(file: MrcFile) -> None:
+    # mrcfile writes the time into the first label; the same data must give the same bytes
+    file.header.label[:] = b""
+    file.header.nlabl = 0
+
+
+class StackWriter:
+    """Context manager that streams images to a new stack in bounded memory and renames it into place at the end.
+
+    The same blocks give the same bytes. Leaving the context before every image was written is an error and leaves no file.
+
+    Parameters
+    ----------
+    path : the .mrcs file to write; an old one is replaced.
+    shape : (n, y, x) of the whole stack.
+    pixel_size_angstrom : written to the header.
+    """
+
+    def __init__(self, path: Path | str, shape: tuple[int, int, int], pixel_size_angstrom: float) -> None:
+        self.path = Path(path)
+        self.shape = shape
+        self.pixel_size_angstrom = pixel_size_angstrom
+        self.n_written = 0
+        self._min, self._max, self._sum, self._sum_squares = np.inf, -np.inf, 0.0, 0.0
+        self._exit = ExitStack()
+
+    def __enter__(self) -> "StackWriter":
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replace_atomically(self.path))
+            self._file = mrcfile.new_mmap(temporary, self.shape, mrc_mode=2)
+            stack.callback(self._file.close)
+            self._file.set_image_stack()
+            self._file.voxel_size = self.pixel_size_angstrom
+            _clear_labels(self._file)
+            self._exit = stack.pop_all()
+        return self
+
+    def write(self, block: np.ndarray) -> None:
+        """Append images (b, y, x), stored as float32."""
+        block = np.asarray(block, dtype=np.float32)
+        end = self.n_written + len(block)
+        if block.shape[1:] != self.shape[1:] or end > self.shape[0]:
+            raise ValueError(f"images {self.n_written} to {end} of shape {block.shape[1:]} do not fit a stack of {self.shape}")
+        self._file.data[self.n_written : end] = block
+        self.n_written = end
+        if block.size:
+            self._min = min(self._min, float(block.min()))
+            self._max = max(self._max, float(block.max()))
+            self._sum += float(block.sum(dtype=np.float64))
+            self._sum_squares += float(np.square(block, dtype=np.float64).sum())
+
+    def _set_statistics(self) -> None:
+        # new_mmap takes the statistics of the still empty data; ours are gathered while the blocks pass
+        count = float(np.prod(self.shape))
+        mean = self._sum / count
+        header = self._file.header
+        header.dmin, header.dmax, header.dmean = self._min, self._max, mean
+        header.rms = max(self._sum_squares / count - mean**2, 0.0) ** 0.5
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._exit:
+            if error is not None:
+                raise error
+            if self.n_written != self.shape[0]:
+                raise ValueError(f"{self.path}: {self.n_written} of {self.shape[0]} images were written")
+            self._set_statistics()

@@ -1,0 +1,31 @@
+"""A pose encoder that reads low-frequency Fourier coefficients: on a CPU the fast one."""
+
+import torch
+from torch import Tensor, nn
+
+from ace_em.maths.fourier import HalfPlane
+from ace_em.models.encoder import PoseEncoder
+
+
+class FourierEncoder(PoseEncoder):
+    """A multilayer perceptron on the standardised real and imaginary parts of ``|k| <= max_radius``."""
+
+    def __init__(
+        self,
+        half_plane: HalfPlane,
+        max_radius: float,
+        n_hypotheses: int,
+        max_shift_px: float,
+        width: int = 512,
+        depth: int = 4,
+    ) -> None:
+        super().__init__(width, n_hypotheses, max_shift_px)
+        self.n_read = len(half_plane.band(max_radius))
+        n_inputs = 2 * self.n_read
+        layers: list[nn.Module] = [nn.BatchNorm1d(n_inputs, affine=False)]
+        for i in range(depth):
+            layers += [nn.Linear(n_inputs if i == 0 else width, width), nn.LayerNorm(width), nn.GELU()]
+        self.network = nn.Sequential(*layers)
+
+    def features(self, image_ft: Tensor) -> Tensor:
+        return self.network(torch.view_as_real(image_ft[:, : self.n_read].contiguous()).flatten(1))

@@ -1,0 +1,134 @@
+"""Whether a run has converged, why not, and what to try."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ace_em.config import RunConfig, SearchConfig
+from ace_em.metrics.coverage import N_VIEWS, coverage
+from ace_em.refinement.abinitio import HeldOut
+from ace_em.refinement.half_sets import HalfSetState
+from ace_em.run.plan import Plan
+
+AMORTISED_SHARE = 0.7
+"""Of the signal that the right map explains, an encoder's poses, which are a few degrees off, leave about this much."""
+
+FEW_VIEWS = 0.5
+"""Of the views that as many poses at random would reach."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``converged``, and a plain sentence for the terminal and the report."""
+
+    converged: bool
+    message: str
+
+
+def explains(held_out: HeldOut, config: SearchConfig) -> bool:
+    """Whether a start's map explains images that it has not seen as well as the noise allows."""
+    return held_out.explained >= held_out.expected - config.tolerance and held_out.against_null >= config.least_z
+
+
+def shells_beyond(shared: float, n_shells: int) -> range:
+    """Shells from somewhat beyond the shared band to about twice that."""
+    return range(math.ceil(shared) + 3, min(2 * math.ceil(shared) + 4, n_shells))
+
+
+def agreement_beyond(fsc: Tensor, shared: float) -> float:
+    """Mean FSC of the shells beyond the shared band; 1 where the box ends before."""
+    shells = shells_beyond(shared, len(fsc))
+    return fsc[list(shells)].mean().item() if shells else 1.0
+
+
+def agreement_by_chance(shared: float, n_shells: int, ball_share: float, n_copies: int) -> float:
+    """Mean FSC beyond the shared band that half-maps of noise do not reach: five standard deviations.
+
+    Half of a shell of radius r has ``2 pi r^2`` coefficients. Those of a map that is 0 outside of a ball are independent as far
+    as that fills the box, and a point group makes ``n_copies`` of them alike: the fewer there are, the more noise agrees.
+    """
+    shells = shells_beyond(shared, n_shells)
+    variance = [1 / (2 * (2 * math.pi * r**2 * ball_share / n_copies)) for r in shells]
+    return 5 * math.sqrt(sum(variance)) / len(shells) if shells else 0.0
+
+
+def judge(
+    plan: Plan, config: RunConfig, held_out: HeldOut, searched: HalfSetState, last: HalfSetState, features_fsc: Tensor
+) -> Verdict:
+    """The verdict on a run.
+
+    Parameters
+    ----------
+    held_out : how well the chosen start's map explains images held out.
+    searched : after the last search of all images, whose poses may still jump.
+    last : the end of the refinement.
+    features_fsc : (n // 2 + 1,) FSC of its half-maps without their radial means.
+    """
+    search, stable = config.search, searched.stable_share(config.search.stable_deg)
+    shared = search.shared_band * plan.box_angstrom / plan.diameter_angstrom
+    resolution, start = plan.box_angstrom / last.fsc143_shell, plan.box_angstrom / shared
+    wrong = []
+    short = f"explains {held_out.explained:.0%} of the signal in images held out, where noise allows {held_out.expected:.0%}"
+    if held_out.against_null < search.least_z:
+        wrong.append("the map explains images held out no better than its radial mean and random phases")
+    elif held_out.explained < held_out.expected - search.shortfall:
+        wrong.append(f"the map only {short}")
+    if stable < search.settled_share:
+        wrong.append(f"only {stable:.0%} of the poses are stable")
+    ball_share = plan.mask(plan.boxes[-1]).mean().item()
+    by_chance = agreement_by_chance(shared, len(features_fsc), ball_share, len(plan.group))
+    if agreement_beyond(last.halves.fsc, shared) < 0.143:
+        wrong.append(f"the half-maps hardly agree beyond the {start:.0f} A that they started from")
+    elif agreement_beyond(features_fsc, shared) < max(0.143, by_chance):
+        wrong.append(
+            f"beyond the {start:.0f} A that they started from the half-maps agree on their radial mean alone, as any arrangement "
+            f"of poses would (FSC without it {agreement_beyond(features_fsc, shared):.2f})"
+        )
+    if wrong:
+        return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. {advice(plan, config)}")
+    message = f"converged: {stable:.0%} of the poses stable; half-maps agree to {resolution:.1f} A (FSC 0.143)"
+    if not explains(held_out, search):
+        message += f". But the map {short}: some views may be in a wrong place. Compare with another --seed"
+    return Verdict(True, message)
+
+
+def judge_amortised(last: HalfSetState, expected: float, config: RunConfig) -> Verdict:
+    """The verdict on stage 1 alone.
+
+    Parameters
+    ----------
+    last : the decoder's map, the encoder's poses, how far these moved at the end of the training.
+    expected : share of the signal that the right map and poses would explain.
+    """
+    search, stable = config.search, last.stable_share(config.search.stable_deg)
+    explained = f"explains {last.explained:.0%} of the signal at the encoder's poses, where noise allows {expected:.0%}"
+    wrong = []
+    if last.explained < AMORTISED_SHARE * expected:
+        wrong.append(f"the map only {explained}")
+    if stable < search.settled_share:
+        wrong.append(f"only {stable:.0%} of the poses are stable")
+    if wrong:
+        tries = f"more --ace.steps (now {config.ace.steps}), another --seed, or --stages all"
+        return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. Try: {tries}")
+    caution = "The half-maps share one network's poses: their FSC is no evidence for these"
+    reached = coverage(last.pose.rotation)
+    # that so many views at random would reach
+    at_random = 1 - math.exp(-len(last.pose) / N_VIEWS)
+    if reached < FEW_VIEWS * at_random:
+        caution += f". The views reach only {reached:.0%} of the sphere: few there may be, but a collapse looks the same"
+    return Verdict(True, f"converged: {stable:.0%} of the poses stable; the map {explained}. {caution}")
+
+
+def advice(plan: Plan, config: RunConfig) -> str:
+    """What to try."""
+    tries = [
+        f"another --seed or more --starts (now {config.starts})",
+        f"a longer training (--ace.steps, now {config.ace.steps})",
+        f"--diameter, if {plan.diameter_angstrom:.0f} A is wrong",
+    ]
+    if len(plan.particles) < 2000:
+        tries.append("more particles")
+    if len(plan.group) == 1:
+        tries.append("--symmetry, if the particle has any")
+    return f"Try: {', '.join(tries)}; look at the images in the report for junk and for the contrast."

@@ -1,0 +1,120 @@
+"""What a run says about its rounds: a line for the user, and a record for metrics.jsonl."""
+
+from torch import Tensor
+
+from ace_em.config import RunConfig
+from ace_em.refinement.abinitio import HeldOut, Round
+from ace_em.refinement.ctf_refinement import DefocusFit
+from ace_em.refinement.half_sets import HalfSetState
+from ace_em.run.plan import Plan
+from ace_em.run.reporter import Reporter
+from ace_em.training.loop import Progress
+
+
+def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, reporter: Reporter) -> str:
+    """Record a training step; returns the words beside the progress bar."""
+    image, pose = progress.losses.image.item(), progress.losses.pose.item()
+    band = plan.box_angstrom / min(progress.band, plan.working_box / 2)
+    reporter.record(
+        "ace",
+        start=start,
+        step=progress.step,
+        steps=config.ace.steps,
+        image_loss=round(image, 5),
+        pip_loss=round(pose, 5),
+        band_angstrom=round(band, 2),
+    )
+    return f"band {band:.0f} A  image loss {image:.3f}  pose loss {pose:.3f}"
+
+
+def lesson_step(progress: Progress, steps: int, reporter: Reporter) -> str:
+    """Record a step of the encoder's lesson; returns the words beside the progress bar."""
+    pose = progress.losses.pose.item()
+    reporter.record("teach", step=progress.step, steps=steps, pip_loss=round(pose, 5))
+    return f"pose loss {pose:.3f}"
+
+
+def poses_watched(step: int, moved_deg: Tensor, config: RunConfig, reporter: Reporter) -> None:
+    """How far the encoder's poses turned since the last look."""
+    stable = (moved_deg < config.search.stable_deg).float().mean().item()
+    moved = moved_deg.median().item()
+    reporter.say(f"step {step} of {config.ace.steps}: {stable:.0%} of poses stable, median move {moved:.1f} deg")
+    reporter.record("watch", step=step, stable=round(stable, 4), moved_median_deg=round(moved, 3))
+
+
+def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> None:
+    """A round on a random subset."""
+    band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
+    moved = state.moved_deg.median().item()
+    reporter.say(
+        f"exploring, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, {state.explained:.1%} of the "
+        f"signal explained{without_particle(state.shown)}"
+    )
+    reporter.record(
+        "explore",
+        start=start,
+        box=plan.working_box,
+        round=state.number,
+        band_angstrom=round(band, 2),
+        stable=round(state.stable, 4),
+        moved_median_deg=round(moved, 3),
+        explained=round(state.explained, 4),
+        fsc143_angstrom=round(resolution, 2),
+        shown=round(state.shown, 4),
+    )
+
+
+def without_particle(shown: float) -> str:
+    """The end of a sentence: how many images show no particle, if so many that it matters."""
+    return f"; {1 - shown:.0%} of the images show no particle" if shown < 0.995 else ""
+
+
+def start_judged(start: int, held_out: HeldOut, n: int, reporter: Reporter) -> None:
+    """What the held-out images say of a start."""
+    share, z = held_out.explained, held_out.against_null
+    of_noise = f"(noise allows {held_out.expected:.0%}) " if held_out.expected > 0 else ""
+    signal = f"explains {share:.1%} of the signal {of_noise}in" if share < 1.5 else "fits"
+    reporter.say(f"start {start}: its map {signal} {n} images held out, and beats a map of random phases by z = {z:.0f}")
+    reporter.record(
+        "start",
+        start=start,
+        held_out=n,
+        explained=round(share, 4),
+        expected=round(held_out.expected, 4),
+        against_null_z=round(z, 2),
+    )
+
+
+def half_set_round(
+    stage: str, state: HalfSetState, number: int, box: int, plan: Plan, config: RunConfig, reporter: Reporter
+) -> None:
+    """A round of search or refinement, ``stage`` 'search' or 'refine'."""
+    resolution, moved = plan.box_angstrom / state.fsc143_shell, state.particles_moved_deg.median().item()
+    stable, shown = state.stable_share(config.search.stable_deg), state.shown.float().mean().item()
+    name = "search of all images" if stage == "search" else f"refinement at {box} px"
+    # a box is entered with maps of the poses that there are
+    as_they_were = stage == "refine" and number == 1
+    poses = "poses as they were" if as_they_were else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
+    reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {poses}{without_particle(shown)}")
+    reporter.record(
+        stage,
+        box=box,
+        round=number,
+        band_angstrom=round(plan.box_angstrom / state.band, 2),
+        stable=None if as_they_were else round(stable, 4),
+        moved_median_deg=None if as_they_were else round(moved, 4),
+        explained=None if as_they_were else round(state.explained, 4),
+        fsc143_angstrom=round(resolution, 3),
+        brightness_sd=round(state.calibration.scale.std().item(), 4),
+        shown=round(shown, 4),
+    )
+
+
+def defocus_fitted(fit: DefocusFit, plan: Plan, state: HalfSetState, reporter: Reporter) -> None:
+    """How much the defocus changed, and what it did for the half-maps."""
+    sd, resolution = fit.offset_angstrom.std().item(), plan.box_angstrom / state.fsc143_shell
+    reporter.say(
+        f"defocus changed by {sd:.0f} A (standard deviation), {fit.at_limit} at the limit and left alone; half-map FSC 0.143 at "
+        f"{resolution:.2f} A"
+    )
+    reporter.record("defocus", sd_angstrom=round(sd, 1), at_limit=fit.at_limit, fsc143_angstrom=round(resolution, 3))

@@ -1,0 +1,282 @@
+"""The command line as a user meets it: what it accepts, what it says, and with which code it ends."""
+
+import dataclasses
+import errno
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ace_em import cli
+from ace_em.cli.arguments import reconstruct_parser, switched_on, underscored
+from ace_em.config import RunConfig, SimulationConfig
+from ace_em.errors import option
+
+Result = tuple[int, str, str]
+HEAVY = ("torch", "roma", "lightning_fabric", "pandas", "matplotlib", "gemmi", "mrcfile", "starfile", "healpy")
+
+
+@pytest.fixture
+def ace_em(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command line in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in args])
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+def in_a_new_process(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def modules_loaded_by(args: list[str], cwd: Path) -> str:
+    """Heavy modules that a command line has imported by the time it ends."""
+    code = (
+        f"import sys\nfrom ace_em.cli import main\ntry:\n    main({args!r})\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', *(m for m in {HEAVY!r} if m in sys.modules))"
+    )
+    return in_a_new_process(code, cwd).stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("args", [["--help"], ["reconstruct", "--help"], ["simulate", "--help"], ["reconstruct", "p.star"]])
+def test_help_and_refusal_import_nothing_heavy(args: list[str], tmp_path: Path) -> None:
+    assert modules_loaded_by(args, tmp_path) == "LOADED"
+
+
+def test_the_probe_for_heavy_modules_sees_torch(tmp_path: Path) -> None:
+    assert "torch" in modules_loaded_by(["fsc", "a.mrc", "b.mrc"], tmp_path).split()
+
+
+def test_console_script_is_main_and_its_exit_code_arrives(tmp_path: Path) -> None:
+    (script,) = entry_points(group="console_scripts", name="ace-em")
+    assert script.load() is cli.main
+    result = in_a_new_process("import sys; sys.argv = ['ace-em', 'nope']; from ace_em.cli import main; main()", tmp_path)
+    assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+
+
+def test_idle_threads_do_not_spin(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nos.environ.pop('OMP_WAIT_POLICY', None)\nfrom ace_em.cli import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    assert in_a_new_process(code, tmp_path).stdout.split()[-2:] == ["PASSIVE", "False"]
+
+
+def test_version(ace_em: Callable[..., Result]) -> None:
+    assert ace_em("--version") == (0, version("ace-em") + "\n", "")
+
+
+@pytest.mark.parametrize("args", [(), ("--help",), ("-h",)])
+def test_usage_names_every_command(ace_em: Callable[..., Result], args: tuple[str, ...]) -> None:
+    code, out, err = ace_em(*args)
+    assert code == 0 and err == ""
+    listed = {line.split()[0] for line in out.splitlines() if line.startswith("  ")}
+    assert listed == set(cli.COMMANDS) >= {"simulate", "reconstruct", "evaluate", "fsc", "report"}
+
+
+@pytest.mark.parametrize(("command", "config"), [("simulate", SimulationConfig), ("reconstruct", RunConfig)])
+def test_help_of_a_command_names_every_setting(ace_em: Callable[..., Result], command: str, config: type) -> None:
+    code, out, _ = ace_em(command, "--help")
+    assert code == 0
+    for field in dataclasses.fields(config):
+        assert f"{option(field.name)} " in out
+    # as it is typed everywhere else
+    assert not re.search(r"\[--\w[\w.]*_", out)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nope"], ["nope", "reconstruct"]),
+        (["--frobnicate"], ["--frobnicate"]),
+        (["reconstruct", "p.star", "-o", "run", "--frobnicate", "3"], ["frobnicate"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.frobnicate", "3"], ["frobnicate"]),
+        (["simulate", "s.pdb", "-o", "sim", "--frobnicate"], ["frobnicate"]),
+        (["evaluate", "run", "--truth", "sim", "--frobnicate", "1"], ["frobnicate"]),
+        (["fsc", "a.mrc", "b.mrc", "--frobnicate", "1"], ["frobnicate"]),
+        (["report", "run", "--frobnicate", "1"], ["frobnicate"]),
+        (["reconstruct", "p.star"], ["output"]),
+        (["reconstruct"], ["particles"]),
+        (["evaluate", "run"], ["truth"]),
+        (["fsc", "a.mrc"], ["map2"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.steps", "many"], ["--ace.steps many", "whole number"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.steps", "1.5"], ["--ace.steps 1.5", "whole number"]),
+        (["reconstruct", "p.star", "-o", "run", "--diameter", "wide"], ["--diameter wide", "a number"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.mates", "perhaps"], ["--ace.mates perhaps", "true or false"]),
+        (["reconstruct", "p.star", "-o", "run", "--b-factor", "sharp"], ["--b-factor sharp", "a number"]),
+        (["reconstruct", "p.star", "-o", "run", "--final-boxx", "3"], ["--final-boxx"]),
+        (["simulate", "s.pdb", "-o", "sim", "--n", "2x"], ["--n 2x", "whole number"]),
+        (["simulate", "s.pdb", "-o", "sim", "--snr-db", "nan"], ["--snr-db nan", "a number"]),
+        (["simulate", "s.pdb", "-o", "sim", "--seed"], ["seed"]),
+        (["reconstruct", "p.star", "-o", "run", "--config", "no.yaml"], ["config", "no.yaml"]),
+    ],
+    ids=" ".join,
+)
+def test_refusal_is_one_line(ace_em: Callable[..., Result], tmp_path: Path, args: list[str], words: list[str]) -> None:
+    code, out, err = ace_em(*args)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and err.startswith("ace-em") and "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["ace: {steps: x}", "ac: {steps: 3}", "frobnicate: 1", ": [", "just words"])
+def test_config_file_that_is_wrong(ace_em: Callable[..., Result], tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    code, _, err = ace_em("reconstruct", "p.star", "-o", "run", "--config", "c.yaml")
+    assert code == 2 and len(err.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_hyphens_and_underscores(ace_em: Callable[..., Result]) -> None:
+    common = ("simulate", "s-1.pdb", "-o", "my-out")
+    hyphens = ace_em(*common, "--pixel-size", 3, "--snr-db=-20", "--shift_sd", 2, "--print-config")
+    underscores = ace_em(*common, "--pixel_size", 3, "--snr_db=-20", "--shift-sd", 2, "--print_config")
+    assert hyphens == underscores
+    settings = yaml.safe_load(hyphens[1])
+    assert (settings["pixel_size"], settings["snr_db"], settings["shift_sd"]) == (3.0, -20.0, 2.0)
+    # only names are rewritten, not values
+    assert (settings["structure"], settings["output"]) == ("s-1.pdb", "my-out")
+    nested = ace_em("reconstruct", "p.star", "-o", "run", "--ace.pip-weight=0.25", "--print_config")
+    assert yaml.safe_load(nested[1])["ace"]["pip_weight"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "positional"), [("simulate", SimulationConfig, "structure"), ("reconstruct", RunConfig, "particles")]
+)
+def test_printed_defaults_are_those_of_the_dataclass(
+    ace_em: Callable[..., Result], command: str, config: type, positional: str
+) -> None:
+    settings = yaml.safe_load(ace_em(command, "in", "-o", "out", "--print_config")[1])
+    assert (settings[positional], settings["output"]) == ("in", "out")
+    # through text, as a settings file has it: a tuple becomes a list
+    for name, value in json.loads(json.dumps(dataclasses.asdict(config()))).items():
+        assert settings[name] == value, name
+
+
+CHANGED = {
+    "simulate": ["--n", "17", "--snr-db", "-3.5", "--ctf", "c.star", "--seed", "4"],
+    "reconstruct": ["--ace.steps", "5", "--ace.mates", "false", "--search.spacing", "2.5", "--contrast", "black", "--seed", "9"],
+}
+
+
+@pytest.mark.parametrize("command", list(CHANGED))
+def test_printed_config_reads_back(ace_em: Callable[..., Result], tmp_path: Path, command: str) -> None:
+    code, printed, err = ace_em(command, "in", "-o", "out", *CHANGED[command], "--print_config")
+    assert (code, err) == (0, "")
+    assert printed != ace_em(command, "in", "-o", "out", "--print_config")[1]
+    (tmp_path / "c.yaml").write_text(printed)
+    assert ace_em(command, "--config", "c.yaml", "--print_config") == (0, printed, "")
+    # what follows the file on the command line wins
+    again = yaml.safe_load(ace_em(command, "--config", "c.yaml", "--seed", "77", "-o", "other", "--print_config")[1])
+    assert again == yaml.safe_load(printed) | {"seed": 77, "output": "other"}
+
+
+def test_particles_on_the_command_line_win_over_those_of_a_config(ace_em: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("particles: theirs.star\nseed: 3\n")
+    settings = yaml.safe_load(ace_em("reconstruct", "mine.star", "-o", "out", "--config", "c.yaml", "--print_config")[1])
+    assert (settings["particles"], settings["seed"]) == ("mine.star", 3)
+
+
+def test_interrupt(ace_em: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "report", interrupted)
+    assert ace_em("report", "run") == (130, "", "ace-em report: interrupted\n")
+
+
+def test_what_is_not_the_users_fault_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "report", broken)
+    # an uncaught exception ends Python with code 1 and its traceback
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["report", "run"])
+
+
+def test_a_path_that_the_system_refuses(ace_em: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def forbidden(args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "locked/p.star")
+
+    code, _, err = ace_em("convert", f"{'x' * 300}.star", tmp_path / "o.star")
+    assert code == 2 and "File name too long" in err and len(err.splitlines()) == 1
+    monkeypatch.setitem(cli.COMMANDS, "report", forbidden)
+    assert ace_em("report", "run") == (2, "", "ace-em report: locked/p.star: Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a.star", "--flip-hand", "-o", "run"], True),
+        (["--flip_hand", "a.star", "-o", "run"], True),
+        (["--flip-hand", "false", "a.star", "-o", "run"], False),
+        (["--flip-hand=false", "a.star", "-o", "run"], False),
+        (["a.star", "-o", "run", "--flip-hand"], True),
+        (["a.star", "-o", "run", "--refine.defocus"], False),
+    ],
+)
+def test_a_switch_needs_no_value(given: list[str], expected: bool) -> None:
+    arguments = switched_on([underscored(a) for a in given])
+    args = reconstruct_parser().parse_args(arguments)
+    assert args.flip_hand is expected and args.particles == "a.star" and args.output == "run"
+    assert args.refine.defocus is ("--refine.defocus" in given)
+
+
+def test_help_says_what_every_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
+    reconstruct_parser().print_help()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "point group (Cn, Dn, T, O, I; RELION's axes)" in shown and "rotations per image" in shown
+
+
+def test_evaluate_takes_a_device(
+    ace_em: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device {auto,cpu,cuda,mps}" in ace_em("evaluate", "--help")[1]
+    code, out, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "cuda")
+    assert (code, out) == (2, "") and "--device cuda: no such device here" in err and len(err.splitlines()) == 1
+    code, _, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "tpu")
+    assert code == 2 and "--device tpu" in err
+
+
+def test_a_time_that_is_not_known_is_no_promise(tmp_path: Path) -> None:
+    import io
+
+    from ace_em.run.pipeline import open_particles
+    from ace_em.run.plan import announce, make_plan
+    from ace_em.run.reporter import Reporter
+    from ace_em.simulation.write import simulate
+
+    structure = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
+    simulate(structure, tmp_path, SimulationConfig(n=100, box=24, pixel_size=22.0, resolution=40.0))
+    config = RunConfig(device="cpu", threads=1)
+    plan = make_plan(open_particles(tmp_path / "particles.star", config), config)
+    cases: list[tuple[str, Any, str]] = [
+        ("cuda", "all", "; time not known on this device; "),
+        ("cuda", "ace", "; time not known on this device; "),
+        ("cpu", "all", " on free server cores if the first start is good; "),
+        ("cpu", "ace", " on free server cores; "),
+    ]
+    for device, stages, words in cases:
+        lines = io.StringIO()
+        announce(dataclasses.replace(plan, device=device), RunConfig(threads=1, stages=stages), Reporter(stream=lines))
+        (line,) = (line for line in lines.getvalue().splitlines() if "seed 0" in line)
+        assert words in line

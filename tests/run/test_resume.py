@@ -1,0 +1,241 @@
+"""Runs that are stopped anywhere go on and end with the same bytes; settings, particles and folders are not mixed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ace_em import cli
+from ace_em.config import SimulationConfig
+from ace_em.io.star import read_particle_star, write_star
+from ace_em.run.checkpoint import Journal
+from ace_em.run.folder import RunFolder
+from ace_em.simulation.write import simulate
+
+STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
+SMALL = ["--ace.steps", 30, "--ace.batch", 32, "--ace.width", 64, "--search.explore_rounds", 3, "--search.max_rounds", 2]
+SMALL += ["--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2, "--search.top_k", 2]
+SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1, "--predict.steps", 30, "--checkpoint_s", 0]
+BYTES = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star", "confident.star")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    simulate(STRUCTURE, folder, SimulationConfig(n=150, box=24, pixel_size=22.0, resolution=50.0, snr_db=5.0))
+    return folder
+
+
+def reconstruct(data: Path, out: Path, *options: object, codes: tuple[int, ...] = (0, 3)) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in ("reconstruct", data / "particles.star", "-o", out, *SMALL, *options)])
+    assert ended.value.code in codes
+
+
+def results(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in BYTES}
+
+
+def records(run: Path) -> list[dict[str, object]]:
+    """All records but the times, and the beginnings, of which a resumed run has several."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time_s"} for line in lines if line["stage"] != "begin"]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    reconstruct(data, run)
+    return run
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Journal], None]) -> None:
+    """Do something at the ``at``-th safe point, once."""
+    calls, original = [], Journal.at
+
+    def disturbed(journal: Journal, name: str, state: object) -> None:
+        original(journal, name, state)
+        calls.append(name)
+        if len(calls) == at:
+            act(journal)
+
+    monkeypatch.setattr(Journal, "at", disturbed)
+
+
+def raise_interrupt(journal: Journal) -> None:
+    raise KeyboardInterrupt
+
+
+# safe points of the run: 2 in training, 3 in exploring, 2 in search, 1 to 3 in refinement, 2 in the encoder's lesson
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 8, 9, 10])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        interrupting(patched, at, raise_interrupt)
+        reconstruct(data, run, codes=(130,))
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+    assert not (run / "volume.mrc").exists()
+    reconstruct(data, run, "--resume")
+    assert results(run) == results(whole)
+    assert records(run) == records(whole)
+    assert {p.name for p in run.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_a_request_to_stop_is_heeded_with_a_checkpoint(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        interrupting(patched, 3, lambda journal: journal.run.stop.touch())
+        reconstruct(data, run, "--checkpoint_s", 1000, codes=(130,))
+    assert "stopped in start 1: exploring; the same command with --resume" in capsys.readouterr().out
+    assert not (run / "stop").exists()
+    reconstruct(data, run, "--resume")
+    assert results(run) == results(whole)
+
+
+def test_a_full_disk_stops_the_run_with_one_line(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, saves, save = tmp_path / "run", [], torch.save
+
+    def full(state: object, path: Path) -> None:
+        saves.append(path)
+        if len(saves) > 4:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device", str(path))
+        save(state, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        reconstruct(data, run, codes=(1,))
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device" in err and "--resume" in err
+    assert not list(run.glob(".checkpoint*"))
+    reconstruct(data, run, "--resume")
+    assert results(run) == results(whole)
+
+
+def test_a_lost_stack_stops_the_run_and_comes_back(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, stack = tmp_path / "run", data / "particles.mrcs"
+    with monkeypatch.context() as patched:
+        # after exploring, before the images are read for the refinement
+        interrupting(patched, 7, lambda journal: stack.rename(data / "elsewhere"))
+        reconstruct(data, run, codes=(2,))
+    assert "particles.mrcs: no such file" in capsys.readouterr().err
+    (data / "elsewhere").rename(stack)
+    reconstruct(data, run, "--resume")
+    assert results(run) == results(whole)
+
+
+@pytest.mark.parametrize("broken", [b"", b"nonsense", None])
+def test_a_broken_checkpoint_falls_back_to_the_one_before(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bytes | None
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        interrupting(patched, 4, raise_interrupt)
+        reconstruct(data, run, codes=(130,))
+    checkpoint = run / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000] if broken is None else broken)
+    # what a kill in the middle of a write leaves
+    (run / ".checkpoint.0a1b2c3d.pt").write_bytes(b"half")
+    reconstruct(data, run, "--resume")
+    assert results(run) == results(whole)
+    assert not list(run.glob(".*"))
+
+
+def test_other_settings_or_particles_are_refused(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+    reconstruct(data, whole, "--resume", "--seed", 3, codes=(2,))
+    assert "--seed 3: the run in" in capsys.readouterr().err
+    table = read_particle_star(data / "particles.star")
+    fewer = data / "fewer.star"
+    write_star(fewer, table.rows(torch.arange(140).numpy()))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in ("reconstruct", fewer, "-o", whole, "--resume")])
+    assert ended.value.code == 2
+    assert "particles was 150, now 140" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in whole.iterdir() if p.name != "metrics.jsonl"} == {
+        name: text for name, text in before.items() if name != "metrics.jsonl"
+    }
+
+
+@pytest.mark.parametrize("spelling", ["-o{}", "--output={}", "--output {}"])
+def test_a_run_goes_on_with_its_own_settings(data: Path, whole: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reconstruct", str(data / "particles.star"), *spelling.format(whole).split(), "--resume"])
+    assert ended.value.code in (0, 3) and "nothing to do" in capsys.readouterr().out
+    reconstruct(data, whole, "--resume", "--preset", "cryoai", codes=(2,))
+    assert "--preset cryoai" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder(whole).locked():
+        reconstruct(data, whole, "--resume", codes=(2,))
+        reconstruct(data, whole, "--overwrite", codes=(2,))
+    assert capsys.readouterr().err.count("another run is writing there") == 2
+    assert (whole / "volume.mrc").exists()
+
+
+def test_a_finished_run_is_left_as_it_is(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = results(whole)
+    reconstruct(data, whole, "--resume")
+    assert "nothing to do" in capsys.readouterr().out
+    assert results(whole) == before
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(data: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL again and again, each time some way further on, until the run gets through."""
+    run, generator = tmp_path / "run", torch.Generator().manual_seed(3)
+    code = "import sys; sys.argv[0] = 'ace-em'; from ace_em.cli import main; main()"
+    args = [str(a) for a in ("reconstruct", data / "particles.star", "-o", run, *SMALL, "--resume")]
+    for attempt in range(40):
+        with open(tmp_path / "stderr.txt", "wb") as stderr:
+            process = subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.DEVNULL, stderr=stderr)
+        # longer every time: a busy machine gets through too
+        deadline = time.monotonic() + (4 + 4 * torch.rand(1, generator=generator).item()) * 1.1**attempt
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode in (0, 3), (tmp_path / "stderr.txt").read_text()
+    assert results(run) == results(whole)
+
+
+def test_images_in_a_scratch_file_give_the_same_bytes(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenth of a megabyte holds the images of no box; the blocks of the rounds are the same."""
+    run, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
+    reconstruct(data, run, "--memory", 1e-4, "--scratch", scratch)
+    assert "scratch file" in capsys.readouterr().out
+    assert results(run) == results(whole)
+    assert list(scratch.iterdir()) == []
+
+
+def test_resumed_with_another_share_of_memory(data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupting(patch, 7, raise_interrupt)
+        reconstruct(data, run, codes=(130,))
+    reconstruct(data, run, "--resume", "--memory", 1e-4)
+    assert results(run) == results(whole)
