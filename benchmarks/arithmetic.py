@@ -15,7 +15,8 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, centred_fft
+from ace_em.maths.fourier import centred_fft
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.products import Factors, product
 from ace_em.maths.slices import central_slices, insert_slices, volume_to_ft
 from ace_em.physics.projection import line_integral

@@ -13,7 +13,7 @@ import torch
 
 from ace_em.config import SearchConfig
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, insert_slices, volume_to_ft
 from ace_em.physics.pose import Pose
 from ace_em.refinement.pose_refinement import refine_poses

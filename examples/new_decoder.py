@@ -6,7 +6,8 @@ import roma
 import torch
 from torch import Tensor, nn
 
-from ace_em.maths.fourier import HalfPlane, frequencies
+from ace_em.maths.fourier import frequencies
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.decoder import Decoder, Projector
 from ace_em.physics.projection import fourier_projection
 

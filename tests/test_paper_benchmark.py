@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ace_em.config import SimulationConfig
-from ace_em.presets import changed, preset
+from ace_em.config import changed, preset
 from ace_em.simulation.write import simulate
 
 ROOT = Path(__file__).parents[1]

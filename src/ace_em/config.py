@@ -1,13 +1,15 @@
 """Every setting of a run, as frozen dataclasses.
 
-The command line builds its options from these classes, and ``ace-em --help`` must not wait for torch: so they stand
-here, apart from the code they configure, and import nothing. Lengths are in Angstrom, angles in degrees. Bands are in
+The command line builds its options from these classes, and ``ace-em --help`` must not wait for torch: so this module imports the
+standard library alone. Lengths are in Angstrom, angles in degrees. Bands are in
 units of one over the particle's diameter ("per diameter"): 3.4 of them is the shell ``3.4 * box / diameter``, so that
 the plan follows the particle and not the box that it came in.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -43,30 +45,61 @@ class SimulationConfig:
 
 
 @dataclass(frozen=True)
+class VoxelGridConfig:
+    """The decoder VoxelGrid_R (A.2)."""
+
+    projector: Literal["slice", "integral"] = "slice"
+    """how voxels are projected: 'slice' (Fourier slice, as in CryoPoseNet) or 'integral' (rotate and sum, as in CryoGAN)"""
+    lr: float = 0.05
+    """AdamW learning rate in units of the volume's amplitude (paper: 1.0 in its grey values)"""
+    lr_scale: float = 1.0
+    """factor on lr: the share of its volume's amplitude that the paper's grey value of 1 is (not given there; 0.05 is our
+    reading)"""
+
+
+@dataclass(frozen=True)
+class FourierNetConfig:
+    """The decoder FourierNet (A.2)."""
+
+    projector: Literal["direct", "lattice"] = "lattice"
+    """'direct': the network is evaluated at every coefficient of every image (paper); 'lattice': once per step on a grid, which
+    is then sliced like a voxel volume (cheaper when a batch has more coefficients than the grid)"""
+    lr: float = 2e-4
+    """AdamW learning rate (paper: 1e-4)"""
+
+
+@dataclass(frozen=True)
+class FourierEncoderConfig:
+    """The encoder that reads Fourier coefficients: a multilayer perceptron."""
+
+    band: float = 7.5
+    """it reads frequencies up to this, in cycles per diameter"""
+    width: int = 512
+    """units per layer"""
+    depth: int = 4
+    """layers"""
+
+
+@dataclass(frozen=True)
 class AceConfig:
     """Stage 1: the asymmetric complementary autoencoder, trained by IPI and PIP."""
 
-    encoder: Literal["fourier", "resnet"] = "fourier"
+    encoder: str = "fourier"
     """'fourier' (MLP on low-frequency coefficients) or 'resnet' (the paper's, A.1)"""
-    decoder: Literal["voxel", "fouriernet"] = "voxel"
+    decoder: str = "voxel"
     """'voxel' (VoxelGrid_R) or 'fouriernet' (two SIRENs in Fourier space), A.2"""
-    voxel_projector: Literal["slice", "integral"] = "slice"
-    """how voxels are projected: 'slice' (Fourier slice, as in CryoPoseNet) or 'integral' (rotate and sum, as in CryoGAN)"""
-    fouriernet_projector: Literal["direct", "lattice"] = "lattice"
-    """'direct': the network is asked at every coefficient of every image (paper); 'lattice': once per step at those of a grid,
-    which is then sliced like a voxel volume (cheaper when a batch has more coefficients than the grid)"""
     steps: int = 600
     """updates"""
     batch: int = 256
     """images per update and per device (paper: 1024 with voxels)"""
     hypotheses: int = 4
     """rotations per image; the best one gets the gradient (paper: 1)"""
-    mates: bool = True
-    """also score one random 180-degree mate of every hypothesis per step (paper: off)"""
-    mate_weight: float = 0.3
-    """pull of the nearest hypothesis to a mate that won"""
+    alternatives: bool = True
+    """also score a 180-degree alternative of every hypothesis (paper: off)"""
+    alternative_weight: float = 0.3
+    """weight of the loss that pulls the nearest hypothesis to an alternative that fits better"""
     blank: bool = True
-    """an image may show no particle: when the zero image fits it better than every hypothesis, it has no gradient (paper: off)"""
+    """an image may show no particle: one that the zero image fits better than every hypothesis has no gradient (paper: off)"""
     symmetric_loss: Literal["none", "half-turn", "generalised"] = "none"
     """'none' (eq. 5), 'half-turn' (eq. 6: the better of the image and its 180-degree turn) or 'generalised' (eq. 7: the better
     of two random in-plane turns and mirrors)"""
@@ -95,19 +128,10 @@ class AceConfig:
     """image loss at the start counts frequencies up to this, in cycles per diameter"""
     last_band: float = 9.0
     """and up to this at the end of the march; also sets the working box. 0: every frequency of the final box (paper)"""
-    encoder_band: float = 7.5
-    """the Fourier encoder reads up to this, in cycles per diameter"""
     march: float = 0.6
     """share of the run over which the band grows; 0 counts every frequency from the start (paper)"""
     lr_encoder: float = 1e-3
-    """AdamW learning rate"""
-    lr_decoder: float = 0.05
-    """AdamW learning rate of voxels in units of the volume's height (paper: 1.0 in its grey values)"""
-    lr_decoder_scale: float = 1.0
-    """what lr_decoder is multiplied by: the share of its volume's height that the paper's grey value of 1 is (not given there;
-    0.05 is our reading)"""
-    lr_fouriernet: float = 2e-4
-    """AdamW learning rate of FourierNet (paper: 1e-4)"""
+    """AdamW learning rate of the encoder"""
     schedule: Literal["cosine", "constant", "multistep"] = "cosine"
     """after the warm-up 'cosine' (to final_lr), 'constant' or 'multistep' (times milestone_factor at every milestone)"""
     milestones: tuple[float, ...] = (0.6, 0.85)
@@ -120,35 +144,38 @@ class AceConfig:
     """updates over which the learning rate rises"""
     max_shift: float = 0.125
     """bound of the encoder's shifts, fraction of the box (paper: a sigmoid; centred, 0.5)"""
-    width: int = 512
-    """units per layer of the Fourier encoder"""
-    depth: int = 4
-    """layers of the Fourier encoder"""
+    voxel: VoxelGridConfig = field(default_factory=VoxelGridConfig)
+    """decoder 'voxel'"""
+    fouriernet: FourierNetConfig = field(default_factory=FourierNetConfig)
+    """decoder 'fouriernet'"""
+    fourier: FourierEncoderConfig = field(default_factory=FourierEncoderConfig)
+    """encoder 'fourier'"""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Stage 2: exhaustive pose search, first exploring on random subsets, then of all images in two half-sets."""
+    """Stage 2: exhaustive pose search: ab initio on random subsets first, then of all images in two half-sets."""
 
     first_band: float = 6.0
     """the first round counts frequencies up to this, in cycles per diameter"""
     last_band: float = 9.7
-    """the band grows towards this while exploring"""
-    explore_rounds: int = 20
-    """rounds on a fresh random subset each: cheap, and the change of images shakes the map out of wrong arrangements"""
-    explore_images: int = 800
+    """the last round of the ab initio search counts frequencies up to this"""
+    ab_initio_rounds: int = 20
+    """rounds of the ab initio search, each on a fresh random subset: cheap, and the change of images moves the map out of wrong
+    arrangements of views"""
+    ab_initio_images: int = 800
     """images in such a subset"""
-    explored: float = 0.93
-    """exploring ends early when the map explains this share of the signal and gains no more"""
+    ab_initio_explained: float = 0.93
+    """the ab initio search ends early when the map explains this share of the signal and gains no more"""
     held_out: int = 400
-    """images kept out of exploring (a fifth of all at most): how well the map explains them decides between starts"""
+    """images kept out of the ab initio search (a fifth of all at most): how well the map explains them decides between starts"""
     tolerance: float = 0.05
-    """a start whose map explains less of the held-out images' signal than the noise lets the right map explain, less this
-    share, is poor: another is tried"""
+    """another start is tried when the map explains less of the held-out images' signal than the noise allows the right map, by
+    more than this share"""
     shortfall: float = 0.2
     """a run whose map falls short of that by more than this share has not converged"""
     least_z: float = 5.0
-    """nor has one whose map beats a map of random phases by fewer standard errors than this"""
+    """nor has one whose map fits the held-out images better than a map of random phases by fewer standard errors than this"""
     spacing: float = 1.5
     """distance of orientations in the grid, in units of 1 rad over the band"""
     shift: float = 0.08
@@ -163,7 +190,7 @@ class SearchConfig:
     """numbers that scores are multiplied from: 'processor' lets it round them to bfloat16 where it is faster at that; 'float32'
     never, 'bfloat16' always rounds"""
     shared_band: float = 4.5
-    """the two half-sets start from the explored map cut at this, in cycles per diameter; nothing finer is shared"""
+    """the two half-sets start from the ab initio map low-passed at this, in cycles per diameter; nothing finer is shared"""
     max_rounds: int = 8
     """most rounds on all images"""
     stable_deg: float = 10.0
@@ -194,7 +221,7 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Stage 4: the encoder learns the final map by PIP alone, and tells the poses of particles it has never seen."""
+    """Stage 4: the encoder is trained on the final map by PIP alone, for `ace-em predict`."""
 
     steps: int = 1000
     """updates; 0: no encoder is kept for `ace-em predict`"""
@@ -203,7 +230,7 @@ class PredictConfig:
     lr: float = 2e-3
     """AdamW learning rate"""
     hypotheses: int = 4
-    """hypotheses (mates among them) that a local step is tried from"""
+    """hypotheses (180-degree alternatives among them) that a local step is tried from"""
     bands: tuple[float, ...] = (2.6, 3.8, 5.8)
     """the local step climbs through these bands, in cycles per diameter, then uses all: coarse ones find poses further away"""
     distinct_deg: float = 15.0
@@ -256,7 +283,7 @@ class RunConfig:
     symmetry: str = "C1"
     """point group (Cn, Dn, T, O, I; RELION's axes), used after a start without it"""
     flip_hand: bool = False
-    """write the mirror image, maps and poses together: images alone do not tell the hand"""
+    """write the mirror image, maps and poses together: projections do not determine the hand"""
     b_factor: float | None = None
     """B factor in Angstrom^2 (negative sharpens) for volume_sharp.mrc; none: measured"""
     ace: AceConfig = field(default_factory=AceConfig)
@@ -267,3 +294,75 @@ class RunConfig:
     """stage 3"""
     predict: PredictConfig = field(default_factory=PredictConfig)
     """stage 4"""
+
+
+# the published recipes as changes of the defaults, each number from the place in the paper that is named
+PUBLISHED: dict[str, Any] = {
+    "stages": "ace",
+    "starts": 1,
+    "ace.encoder": "resnet",  # A.1
+    "ace.hypotheses": 1,
+    "ace.alternatives": False,
+    "ace.shift_weight": 1.0,  # eq. 8
+    "ace.max_shift": 0.5,  # A.1: a sigmoid, here centred
+    "ace.last_band": 0.0,
+    "ace.march": 0.0,
+    "ace.schedule": "multistep",  # 4.1: WarmupMultiStepLR; the paper gives none of its numbers
+    "ace.warmup_steps": 1000,
+    "ace.blank": False,
+    "ace.pip_weight": 0.07,  # 4.1: 0.05-0.09 at -10 dB, 0.9 at 200 dB
+}
+VOXEL: dict[str, Any] = {
+    "ace.decoder": "voxel",
+    "ace.batch": 1024,  # 4.1
+    "ace.steps": 30000,
+    "ace.lr_encoder": 1e-3,
+    "ace.voxel.lr": 1.0,
+    "ace.voxel.lr_scale": 0.05,
+}
+FOURIER: dict[str, Any] = {
+    "ace.decoder": "fouriernet",
+    "ace.fouriernet.projector": "direct",
+    "ace.batch": 384,  # 4.1
+    "ace.steps": 40000,
+    "ace.lr_encoder": 1e-4,
+    "ace.fouriernet.lr": 1e-4,
+    "ace.symmetric_loss": "half-turn",  # eq. 7 is for voxels only, 3.3
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "paper-voxel": PUBLISHED | VOXEL | {"ace.symmetric_loss": "generalised", "ace.label_steps": 4000},
+    "paper-fourier": PUBLISHED | FOURIER,
+    "cryoai": PUBLISHED | FOURIER | {"ace.pip": False},
+    "cryoposenet": PUBLISHED | VOXEL | {"ace.pip": False},
+}
+
+
+def changed(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A configuration with other values for some of its settings, by dotted name (``ace.voxel.lr``)."""
+    for name, value in settings.items():
+        group, _, rest = name.partition(".")
+        config = dataclasses.replace(config, **{group: changed(getattr(config, group), {rest: value}) if rest else value})
+    return config
+
+
+def preset(name: str) -> RunConfig:
+    """The whole configuration of a preset."""
+    return changed(RunConfig(), {"preset": name} | PRESETS[name])
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting of a configuration by dotted name."""
+    found: dict[str, Any] = {}
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        found |= flat(value, f"{prefix}{one.name}.") if dataclasses.is_dataclass(value) else {prefix + one.name: value}
+    return found
+
+
+def differences() -> list[tuple[str, list[Any]]]:
+    """Settings that differ between presets, and their value in each, in the order of ``PRESETS``."""
+    settings = [flat(preset(name)) for name in PRESETS]
+    return [
+        (key, [s[key] for s in settings]) for key in settings[0] if key != "preset" and len({str(s[key]) for s in settings}) > 1
+    ]

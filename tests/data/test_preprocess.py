@@ -12,7 +12,8 @@ from ace_em.data.particles import Particles
 from ace_em.data.preprocess import _contrast, _ring_means, normalise, survey, working_set
 from ace_em.io.mrc import StackWriter
 from ace_em.io.star import ParticleTable, write_star
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.ctf import ctf
 
 N, BOX, PIXEL = 300, 48, 4.0

@@ -12,7 +12,7 @@ from ace_em.data import working_set
 from ace_em.data.scratch import ScratchFile, ScratchSet
 from ace_em.data.working_set import TransferOptics, WorkingSet, blocks, image_power
 from ace_em.errors import InputError
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.ctf import CTFParameters
 
 N = 23

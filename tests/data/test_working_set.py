@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ace_em.data.working_set import TransferOptics, WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.image_rotation import plane_turn
 from ace_em.physics.ctf import CTFParameters, ctf
 from ace_em.physics.imaging import shift_phase

@@ -90,7 +90,7 @@ def test_star_and_cs_of_the_same_images_agree() -> None:
 
 @pytest.mark.relion
 def test_relion_reconstructs_from_a_converted_file(make_fields: Make, tmp_path: Path) -> None:
-    from ace_em.maths.fourier import HalfPlane
+    from ace_em.maths.half_plane import HalfPlane
     from ace_em.metrics.fsc import fourier_shell_correlation
     from ace_em.physics.imaging import shift_phase
     from ace_em.simulation.density import density_map, project_atoms

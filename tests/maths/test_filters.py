@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ace_em.maths.filters import VARIANCES_PX2, filter_bank, gaussian_kernels, kernel_transfer
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 
 
 def test_kernels_are_gaussians_of_unit_sum() -> None:

@@ -7,16 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import (
-    HalfPlane,
-    centred_fft,
-    centred_ifft,
-    fourier_resize,
-    frequencies,
-    radius_grid,
-    resize,
-    shell_sums,
-)
+from ace_em.maths.fourier import centred_fft, centred_ifft, fourier_resize, frequencies, radius_grid, resize, shell_sums
+from ace_em.maths.half_plane import HalfPlane
 
 BOXES = (16, 17)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.image_rotation import mirror_half_plane, plane_turn, turn_half_plane
 
 BOXES = (32, 33)

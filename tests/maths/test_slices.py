@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch_fourier_slice import project_3d_to_2d
 
-from ace_em.maths.fourier import HalfPlane, centred_fft, resize
+from ace_em.maths.fourier import centred_fft, resize
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.rotations import mates
 from ace_em.maths.slices import (
     VolumeFT,

@@ -5,7 +5,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.metrics.alignment import Frame, align_poses, apply_frame, turn_volume
 from ace_em.metrics.fsc import fourier_shell_correlation

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.encoder import PoseEncoder, PoseHeads
 from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.models.resnet import ResNetEncoder

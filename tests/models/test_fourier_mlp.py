@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.fourier_mlp import FourierEncoder
 
 BOX = 16

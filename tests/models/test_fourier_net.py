@@ -7,7 +7,8 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, centred_fft, frequencies
+from ace_em.maths.fourier import centred_fft, frequencies
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models import fourier_net
 from ace_em.models.fourier_net import FourierNet
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.resnet import BasicBlock, ResNet18, ResNetEncoder
 
 

@@ -4,7 +4,8 @@ import pytest
 import roma
 import torch
 
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models import voxel_grid
 from ace_em.models.voxel_grid import VoxelGrid, ball_radius_px, integrated_slices, soft_ball

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.ctf import CTFParameters, ctf
 
 PIXEL = 1.7

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch_fourier_shift import fourier_shift_image_2d
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.physics.imaging import clean_image_ft, shift_phase
 from ace_em.physics.pose import Pose, relion_angles_to_rotmat

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, centred_fft, centred_ifft, radius_grid
+from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.noise import background_mask, background_mean_sd, noise_power, snr_db_to_noise_sd
 
 

@@ -8,7 +8,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.pose import relion_angles_to_rotmat
 from ace_em.physics.projection import fourier_projection, line_integral
 from ace_em.simulation.density import density_map, project_atoms

@@ -17,7 +17,8 @@ from torch import Tensor
 from ace_em.data.particles import Particles
 from ace_em.io.mrc import StackWriter, read_images, read_volume, stack_shape, write_volume
 from ace_em.io.star import ParticleTable, write_star
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.ctf import CTFParameters, ctf

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.models.voxel_grid import soft_ball
 from ace_em.physics.imaging import clean_image_ft, shift_phase

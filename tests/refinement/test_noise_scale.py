@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ace_em.data.working_set import WorkingSet, image_power
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.imaging import clean_image_ft
 from ace_em.refinement.abinitio import explained_share
 from ace_em.refinement.noise_scale import Calibration, Residuals, recalibrated_, residuals

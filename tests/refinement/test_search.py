@@ -10,7 +10,7 @@ import torch
 
 from ace_em.config import SearchConfig
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.products import BFLOAT16_ROUNDOFF, Factors
 from ace_em.maths.rotations import angular_distance_deg

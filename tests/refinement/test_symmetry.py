@@ -17,7 +17,8 @@ from torch import Tensor
 from ace_em.data.working_set import WorkingSet
 from ace_em.io.mrc import StackWriter, read_volume
 from ace_em.io.star import ParticleTable, write_star
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import point_group
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume

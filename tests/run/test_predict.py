@@ -22,7 +22,7 @@ from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.pose import Pose
-from ace_em.presets import changed
+from ace_em.config import changed
 from ace_em.refinement.half_sets import next_round, shared_start
 from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.pose_refinement import LocalResult

@@ -10,7 +10,8 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import mirrored_axes, point_group
 from ace_em.maths.slices import volume_to_ft
 from ace_em.physics.imaging import clean_image_ft

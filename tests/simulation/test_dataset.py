@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SimulationConfig
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.ctf import CTFParameters, ctf
 from ace_em.physics.pose import Pose
 from ace_em.simulation.dataset import (

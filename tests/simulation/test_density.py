@@ -8,7 +8,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.simulation.density import density_map, gaussian_sigma_angstrom, lay_points, project_atoms
 from ace_em.simulation.structure import Atoms
 

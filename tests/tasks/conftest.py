@@ -7,7 +7,7 @@ import roma
 import torch
 
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import volume_to_ft
 from ace_em.models.decoder import Projector
 from ace_em.models.voxel_grid import VoxelGrid

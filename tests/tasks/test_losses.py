@@ -5,7 +5,7 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.rotations import MATES
 from ace_em.tasks.losses import image_loss, image_residual, pose_loss, shift_loss
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from ace_em.config import AceConfig, SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.encoder import Hypotheses
 from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.physics.imaging import shift_phase

@@ -7,7 +7,7 @@ import roma
 import torch
 
 from ace_em.data.working_set import TransferOptics, WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.ctf import CTFParameters
 from ace_em.simulation.density import project_atoms
 from ace_em.simulation.structure import Atoms

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.rotations import MATES, angular_distance_deg
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.encoder import Hypotheses

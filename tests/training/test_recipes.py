@@ -11,7 +11,7 @@ from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.models.fourier_net import FourierNet
 from ace_em.models.resnet import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
-from ace_em.presets import PRESETS, changed, preset
+from ace_em.config import PRESETS, changed, preset
 from ace_em.training.loop import Hooks, Progress, encode, train
 
 

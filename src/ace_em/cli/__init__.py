@@ -14,9 +14,8 @@ from jsonargparse import ArgumentError, Namespace
 
 from ace_em import __version__
 from ace_em.cli.arguments import PARSERS, config_first, in_plain_words, parsed, settings_of_run, switched_on, underscored
-from ace_em.config import RunConfig, SimulationConfig
+from ace_em.config import PRESETS, RunConfig, SimulationConfig
 from ace_em.errors import Diverged, InputError
-from ace_em.presets import PRESETS
 from ace_em.run.reporter import Mode
 
 NOT_CONVERGED = 3
@@ -39,7 +38,7 @@ def run_presets(args: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ace_em.presets import differences
+    from ace_em.config import differences
 
     table = Table("setting", *PRESETS, title="ace-em reconstruct --preset NAME")
     for name, values in differences():

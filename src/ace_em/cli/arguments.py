@@ -10,9 +10,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from ace_em.config import RunConfig, SimulationConfig
+from ace_em.config import PRESETS, RunConfig, SimulationConfig
 from ace_em.errors import InputError, option
-from ace_em.presets import PRESETS
 
 # the text below every field of a settings class is its help
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

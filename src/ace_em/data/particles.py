@@ -12,7 +12,7 @@ from ace_em.data.validate import check_image_size, check_values
 from ace_em.errors import InputError
 from ace_em.io.image_name import parse_image_name
 from ace_em.io.mrc import StackHeader, read_images, stack_header
-from ace_em.io.particle_table import ParticleTable, numeric_column
+from ace_em.io.particle_table import ParticleTable, numeric_column, optics_rows
 from ace_em.io.pixel_size import origin_px, pixel_sizes
 from ace_em.io.tables import read_particle_table
 from ace_em.physics.ctf import CTFParameters
@@ -100,9 +100,12 @@ class Particles:
         return len(self.table)
 
     @property
-    def n(self) -> int:
-        """Number of particles."""
-        return len(self.table)
+    def optics_group(self) -> np.ndarray:
+        """(N,) row of the optics table of each particle; 0 where there are no optics groups."""
+        optics = self.table.optics
+        if optics is None or "rlnOpticsGroup" not in optics or "rlnOpticsGroup" not in self.table.particles:
+            return np.zeros(len(self), dtype=np.int64)
+        return optics_rows(self.table, optics)
 
     @property
     def sign_on_disk(self) -> float | None:

@@ -9,7 +9,7 @@ from ace_em.io.particle_table import ParticleTable
 from ace_em.io.star import with_defocus_offset, with_poses
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
-PROBABILITY, GAP, SPREAD = "rlnMaxValueProbDistribution", "aceLikelihoodGap", "aceHypothesisSpread"
+PROBABILITY, GAP, SPREAD = "aceConfidence", "aceLikelihoodGap", "aceHypothesisSpread"
 MOST_GAP = 1000.0
 """Written for a likelihood gap that is larger, or of a particle for which no other answer was found."""
 

@@ -1,23 +1,24 @@
-"""Poses of particles that no map was made from: the encoder's hypotheses, and a local step from the likeliest of them."""
+"""Poses of new particles: the encoder's hypotheses, and local refinement from the likeliest of them."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ace_em.config import PredictConfig
-from ace_em.data.working_set import WorkingSet, image_power
-from ace_em.inference.confidence import angle_deg, distinct_residuals, residual_excess
+from ace_em.data.particle_stack import CPU, ParticleStack
+from ace_em.inference.confidence import angle_deg, distinct_residuals, residual_z
 from ace_em.maths.slices import VolumeFT, central_slices
-from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.pose_refinement import LocalResult, refine_poses
-from ace_em.tasks.losses import image_residual
 from ace_em.training.autoencoder import AutoEncoder
-from ace_em.training.loop import candidates
+from ace_em.training.infer import candidate_residuals, candidates
 
-LEAST_SCORED = 250
+ENCODED = 2000
+"""Images that the encoder reads at a time."""
+SCORED = 250
 """Images whose candidates are scored at a time: their slices fit in a processor's cache."""
 
 
@@ -28,15 +29,15 @@ class Predicted:
     Attributes
     ----------
     pose : (N,).
-    against, excess : (N,), see :func:`ace_em.inference.confidence.pose_probability`.
-    gap : (N,) log-likelihood of the pose less that of the best distinct other answer, natural units.
-    spread_deg : (N,) median angle between the pose and the encoder's hypotheses, or their mates: small when they all say the
-        same.
+    log_odds_against, residual_z : (N,), see :func:`ace_em.inference.confidence.pose_probability`.
+    gap : (N,) log-likelihood of the pose less that of the best distinct other one, natural units.
+    spread_deg : (N,) median angle between the pose and the encoder's hypotheses, or their 180-degree alternatives: small when
+        they agree.
     """
 
     pose: Pose
-    against: Tensor
-    excess: Tensor
+    log_odds_against: Tensor
+    residual_z: Tensor
     gap: Tensor
     spread_deg: Tensor
 
@@ -45,7 +46,7 @@ class Predicted:
 
     @staticmethod
     def cat(parts: list["Predicted"]) -> "Predicted":
-        names = ("against", "excess", "gap", "spread_deg")
+        names = ("log_odds_against", "residual_z", "gap", "spread_deg")
         return Predicted(Pose.cat([p.pose for p in parts]), *(torch.cat([getattr(p, n) for p in parts]) for n in names))
 
 
@@ -53,7 +54,7 @@ class Predicted:
 def predict_poses(
     model: AutoEncoder,
     volume_ft: VolumeFT,
-    images: WorkingSet,
+    stack: ParticleStack,
     diameter_px: float,
     group: Tensor,
     config: PredictConfig,
@@ -63,43 +64,49 @@ def predict_poses(
 
     Parameters
     ----------
-    volume_ft : of the map that the encoder was taught.
-    group : (g, 3, 3) point group; copies under it are one answer.
-    blank : the empty image is an answer too, as likely before as one that shows the particle.
+    volume_ft : of the map that the encoder was trained on.
+    group : (g, 3, 3) point group; copies under it are one pose.
+    blank : an empty image is as likely a priori as one that shows the particle.
     """
-    model.eval()
-    proposed = candidates(model, images)
-    bands = [band * images.box / diameter_px for band in config.bands]
-    best = _likeliest(volume_ft, images.band(bands[0]) if bands else images, proposed, config.hypotheses)
+    proposed = proposed_poses(model, stack)
+    bands = [band * stack.box / diameter_px for band in config.bands]
+    best = _likeliest(volume_ft, stack.band(bands[0]) if bands else stack, proposed, config.hypotheses)
     answers = []
     for column in range(best.rotation.shape[1]):
         pose = best.column(column)
         for band in bands:
-            pose = refine_poses(volume_ft, images.band(band), pose, 1).pose
-        answers.append(refine_poses(volume_ft, images, pose, 1))
+            pose = refine_poses(volume_ft, stack.band(band), pose, 1).pose
+        answers.append(refine_poses(volume_ft, stack, pose, 1))
     compared = _compared(answers, group, config.distinct_deg, blank.independent)
-    empty = -blank.log_odds(image_power(images) - compared.residual)
-    against = torch.logaddexp(compared.rivals, empty)
-    excess = residual_excess(compared.residual, images.noise_variance, blank.independent)
-    return Predicted(compared.pose, against, excess, compared.gap, _spread(proposed, compared.pose, group, model.config.mates))
+    empty = -blank.log_odds(stack.power() - compared.residual)
+    against = torch.logaddexp(compared.log_odds_against, empty)
+    z = residual_z(compared.residual, stack, blank.independent)
+    spread = _spread(proposed, compared.pose, group, model.config.alternatives)
+    return Predicted(compared.pose, against, z, compared.gap, spread)
 
 
 @torch.no_grad()
-def hypothesis_spread(model: AutoEncoder, images: WorkingSet, pose: Pose, group: Tensor) -> Tensor:
-    """Median angle (N,) in degrees between poses and the encoder's hypotheses for their images, or their mates."""
+def hypothesis_spread(model: AutoEncoder, stack: ParticleStack, pose: Pose, group: Tensor) -> Tensor:
+    """Median angle (N,) in degrees between poses and the encoder's hypotheses for their images, or their alternatives."""
+    return _spread(proposed_poses(model, stack), pose, group, model.config.alternatives)
+
+
+@torch.no_grad()
+def proposed_poses(model: AutoEncoder, stack: ParticleStack) -> Pose:
+    """The encoder's candidates (N, K) for all images, on the CPU; the networks run where the model is."""
     model.eval()
-    return _spread(candidates(model, images), pose, group, model.config.mates)
+    device = next(model.parameters()).device
+    parts = [candidates(model, stack.batch(rows, device)).to(CPU) for rows in torch.arange(len(stack)).split(ENCODED)]
+    return Pose.cat(parts)
 
 
-def _likeliest(volume_ft: VolumeFT, images: WorkingSet, proposed: Pose, n: int) -> Pose:
+def _likeliest(volume_ft: VolumeFT, stack: ParticleStack, proposed: Pose, n: int) -> Pose:
     """The ``n`` poses per image, of (N, K), whose projections are nearest to it."""
     residuals = []
-    for start in range(0, len(images), LEAST_SCORED):
-        rows = slice(start, start + LEAST_SCORED)
-        batch = images.rows(rows)
-        transfer = batch.transfer[:, None] * shift_phase(batch.half_plane, proposed.shift_px[rows])
-        predicted = central_slices(volume_ft, batch.half_plane, proposed.rotation[rows]) * transfer
-        residuals.append(image_residual(batch.image_ft[:, None], predicted))
+    for rows in torch.arange(len(stack)).split(SCORED):
+        batch = stack.batch(rows, volume_ft.device)
+        slices = partial(central_slices, volume_ft)
+        residuals.append(candidate_residuals(slices, batch, proposed[rows].to(volume_ft.device)).to(CPU))
     order = torch.cat(residuals).argsort(1)[:, :n]
     rows_of = torch.arange(len(order))[:, None]
     return Pose(proposed.rotation[rows_of, order], proposed.shift_px[rows_of, order])
@@ -107,11 +114,11 @@ def _likeliest(volume_ft: VolumeFT, images: WorkingSet, proposed: Pose, n: int) 
 
 @dataclass(frozen=True)
 class Compared:
-    """The best of several answers per image, what it leaves, and the log of the others' likelihood over its own: summed, best."""
+    """The best of several poses per image, its residual, the log odds of the others together, and the gap to the best other."""
 
     pose: Pose
     residual: Tensor
-    rivals: Tensor
+    log_odds_against: Tensor
     gap: Tensor
 
 
@@ -127,8 +134,8 @@ def _compared(answers: list[LocalResult], group: Tensor, distinct_deg: float, in
     return Compared(kept, left, others.logsumexp(1), torch.where(best.isfinite(), -best, torch.nan))
 
 
-def _spread(proposed: Pose, kept: Pose, group: Tensor, with_mates: bool) -> Tensor:
-    """Median over the hypotheses, each the nearest of its mates, of the angle (N,) to the pose that was kept."""
+def _spread(proposed: Pose, kept: Pose, group: Tensor, with_alternatives: bool) -> Tensor:
+    """Median over the hypotheses, each the nearest of its alternatives, of the angle (N,) to the pose that was kept."""
     n = proposed.rotation.shape[1]
     angle = torch.stack([angle_deg(proposed.rotation[:, k], kept.rotation, group) for k in range(n)], 1)
-    return angle.view(len(angle), -1, 4 if with_mates else 1).amin(2).quantile(0.5, dim=1)
+    return angle.view(len(angle), -1, 4 if with_alternatives else 1).amin(2).quantile(0.5, dim=1)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, frequencies
+from ace_em.maths.fourier import frequencies
+from ace_em.maths.half_plane import HalfPlane
 
 VARIANCES_PX2 = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 KERNEL_PX = 11

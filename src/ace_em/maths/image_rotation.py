@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, centred_fft, frequencies, resize
+from ace_em.maths.fourier import centred_fft, frequencies, resize
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import padded_size
 
 

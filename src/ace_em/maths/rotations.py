@@ -1,4 +1,4 @@
-"""What roma lacks: grids on SO(3), and the 180-degree mates of a rotation."""
+"""Grids on SO(3) and the sphere, 180-degree alternatives of a rotation, and distances: what roma does not have."""
 
 import math
 
@@ -7,17 +7,49 @@ import roma
 import torch
 from torch import Tensor
 
-MATES = torch.stack([torch.diag(torch.tensor(d)) for d in ([1.0, 1, 1], [-1.0, -1, 1], [1.0, -1, -1], [-1.0, 1, -1])])
-"""(4, 3, 3): identity, and the half turns about z, x and y."""
+HALF_TURNS = torch.stack([torch.diag(torch.tensor(d)) for d in ([1.0, 1, 1], [-1.0, -1, 1], [1.0, -1, -1], [-1.0, 1, -1])])
+"""(4, 3, 3): the identity, and the half turns about z, x and y."""
 
 
-def mates(rotation: Tensor) -> Tensor:
-    """The four poses (..., 4, 3, 3) that low-resolution images confuse: ``R`` times a half turn about an image axis.
+def alternatives(rotation: Tensor) -> Tensor:
+    """The four rotations (..., 4, 3, 3) that low-resolution images confuse: ``R`` times a half turn about an image axis.
 
     ``R diag(-1, -1, 1)`` turns the image by 180 degrees in its plane. ``R diag(1, -1, -1)`` looks at the particle from the
     back: the same projection, mirrored in y.
     """
-    return rotation[..., None, :, :] @ MATES.to(rotation)
+    return rotation[..., None, :, :] @ HALF_TURNS.to(rotation)
+
+
+def healpix_centres(n_side: int) -> Tensor:
+    """Unit vectors (12 n_side^2, 3) to the centres of HEALPix's pixels in ring order, for any ``n_side``, float64.
+
+    Gorski et al. 2005, eq. 4 to 9. Libraries that give these for any ``n_side``, not powers of 2 alone, are GPL.
+    """
+    ring = torch.arange(1, 4 * n_side)
+    from_pole = torch.minimum(ring, 4 * n_side - ring)
+    count = 4 * from_pole.clamp(max=n_side)
+    cap = 1 - from_pole.double().square() / (3 * n_side**2)
+    z = torch.where(
+        from_pole < n_side, torch.where(ring < 2 * n_side, cap, -cap), belt
+    )
+    # pixels of the caps, and of every other ring of the belt, begin half a pixel off the meridian
+    offset = torch.where((from_pole < n_side) | ((ring - n_side) % 2 == 0), 0.5, 0.0).double()
+    index = torch.arange(int(count.sum())) - (count.cumsum(0) - count).repeat_interleave(count)
+    phi = 2 * math.pi * (index + offset.repeat_interleave(count)) / count.repeat_interleave(count)
+    z = z.repeat_interleave(count)
+    across = (1 - z.square()).clamp(min=0).sqrt()
+    return torch.stack([across * torch.cos(phi), across * torch.sin(phi), z], dim=-1)
+
+
+def healpix_pixel(direction: Tensor, n_side: int) -> Tensor:
+    """HEALPix pixel (...,), ring order, of unit vectors (..., 3); ``n_side`` is a power of 2."""
+    from astropy import units
+    from astropy_healpix import lonlat_to_healpix
+
+    x, y, z = direction.double().numpy().reshape(-1, 3).T
+    longitude, latitude = np.arctan2(y, x), np.arcsin(np.clip(z, -1, 1))
+    pixel = lonlat_to_healpix(longitude * units.rad, latitude * units.rad, n_side, order="ring")
+    return torch.as_tensor(pixel).long().view(direction.shape[:-1])
 
 
 def so3_grid(spacing_deg: float, generator: torch.Generator | None = None) -> Tensor:
@@ -25,17 +57,14 @@ def so3_grid(spacing_deg: float, generator: torch.Generator | None = None) -> Te
 
     Parameters
     ----------
-    spacing_deg : distance between neighbours; HEALPix pixels have edge ``58.6 / nside`` degrees.
-    generator : when given, the grid is turned as a whole by a random rotation, so that successive grids differ.
+    spacing_deg : distance between neighbours; HEALPix pixels have edge ``58.6 / n_side`` degrees.
+    generator : turns the whole grid by a random rotation, so that successive grids differ.
     """
-    import healpy
-
-    n_side = max(1, round(58.6 / spacing_deg))
     n_psi = max(1, round(360 / spacing_deg))
-    tilt, rot = healpy.pix2ang(n_side, np.arange(healpy.nside2npix(n_side)))
-    psi = np.arange(n_psi) * (2 * math.pi / n_psi)
-    angles = np.stack([np.repeat(rot, n_psi), np.repeat(tilt, n_psi), np.tile(psi, len(rot))], axis=-1)
-    grid = roma.euler_to_rotmat("ZYZ", torch.as_tensor(angles)).float()
+    x, y, z = healpix_centres(max(1, round(58.6 / spacing_deg))).T
+    psi = torch.arange(n_psi).double() * (2 * math.pi / n_psi)
+    rot, tilt = torch.atan2(y, x).repeat_interleave(n_psi), torch.acos(z).repeat_interleave(n_psi)
+    grid = roma.euler_to_rotmat("ZYZ", torch.stack([rot, tilt, psi.repeat(len(z))], dim=-1)).float()
     if generator is None:
         return grid
     return roma.random_rotmat(generator=generator) @ grid

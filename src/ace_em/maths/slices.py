@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, frequencies, resize
+from ace_em.maths.fourier import frequencies, resize
+from ace_em.maths.half_plane import HalfPlane
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Share of the view sphere that the poses reach (figure 3)."""
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from ace_em.maths.rotations import healpix_pixel
 
 
 def view_directions(rotation: Tensor) -> Tensor:
@@ -16,10 +19,7 @@ N_VIEWS = 12 * N_SIDE**2
 
 def view_counts(rotation: Tensor, n_side: int = N_SIDE) -> np.ndarray:
     """Particles per HEALPix pixel (12 n_side^2,) of the viewing direction."""
-    import healpy
-
-    x, y, z = view_directions(rotation).double().numpy().T
-    return np.bincount(healpy.vec2pix(n_side, x, y, z), minlength=healpy.nside2npix(n_side))
+    return torch.bincount(healpix_pixel(view_directions(rotation), n_side), minlength=12 * n_side**2).numpy()
 
 
 def coverage(rotation: Tensor, n_side: int = N_SIDE) -> float:

@@ -1,20 +1,24 @@
-"""A decoder that has nothing to learn: a finished map."""
+"""A decoder without parameters: a finished map."""
 
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.config import AceConfig
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.decoder import Decoder, Projector
 
 
-class FixedMap(Decoder):
-    """Slices of a map (box, box, box), z, y, x; without parameters."""
+class FixedVolume(Decoder):
+    """Slices of a map (box, box, box), z, y, x order."""
 
     density: Tensor
 
     def __init__(self, volume: Tensor) -> None:
         super().__init__()
         self.register_buffer("density", volume.clone())
+
+    def learning_rate(self, config: AceConfig) -> float:
+        return 0.0
 
     def projector(self) -> Projector:
         volume_ft = volume_to_ft(self.density)

@@ -1,9 +1,10 @@
-"""A pose encoder that reads low-frequency Fourier coefficients: on a CPU the fast one."""
+"""A pose encoder that reads low-frequency Fourier coefficients: the fast one on a CPU."""
 
 import torch
 from torch import Tensor, nn
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.config import AceConfig
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.encoder import PoseEncoder
 
 
@@ -26,6 +27,11 @@ class FourierEncoder(PoseEncoder):
         for i in range(depth):
             layers += [nn.Linear(n_inputs if i == 0 else width, width), nn.LayerNorm(width), nn.GELU()]
         self.network = nn.Sequential(*layers)
+
+    @staticmethod
+    def build(half_plane: HalfPlane, diameter_px: float, config: AceConfig) -> "FourierEncoder":
+        band, max_shift_px = config.fourier.band * half_plane.box / diameter_px, config.max_shift * half_plane.box
+        return FourierEncoder(half_plane, band, config.hypotheses, max_shift_px, config.fourier.width, config.fourier.depth)
 
     def features(self, image_ft: Tensor) -> Tensor:
         return self.network(torch.view_as_real(image_ft[:, : self.n_read].contiguous()).flatten(1))

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ace_em.config import AceConfig
-from ace_em.maths.fourier import HalfPlane, centred_ifft, frequencies
+from ace_em.maths.fourier import centred_ifft, frequencies
+from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.masks import ball_radius_px, soft_ball
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.decoder import Decoder, Projector
-from ace_em.models.voxel_grid import soft_ball
 
 BLOCK = 2**16
 """Frequencies that go through the network at a time: bounds the memory."""
@@ -48,7 +49,7 @@ class Siren(nn.Module):
 class FourierNet(Decoder):
     """Two SIRENs from a frequency to a complex value: 332,036 parameters with the published sizes.
 
-    A real volume's transform is Hermitian, so the network is asked on one half of Fourier space and conjugated on the other;
+    A real volume's transform is Hermitian, so the network is evaluated on one half of Fourier space and conjugated on the other;
     its value at zero frequency is made real. Frequencies are scaled so that ``box / 2`` is 1. Beyond that nothing is learnt,
     and the transform counts as zero.
 
@@ -59,7 +60,7 @@ class FourierNet(Decoder):
     lattice : project by slicing the network's values on the grid of the box, padded in real space, as if they were voxels.
     """
 
-    begins_as_blob = False
+    starts_as_blob = False
 
     mask: Tensor
 
@@ -70,8 +71,12 @@ class FourierNet(Decoder):
         self.envelope = Siren(3, 2, width=256, depth=2, omega=30.0)
         self.register_buffer("mask", soft_ball(box, radius_px))
 
+    @staticmethod
+    def build(box: int, diameter_px: float, config: AceConfig) -> "FourierNet":
+        return FourierNet(box, ball_radius_px(box, diameter_px), lattice=config.fouriernet.projector == "lattice")
+
     def learning_rate(self, config: AceConfig) -> float:
-        return config.lr_fouriernet
+        return config.fouriernet.lr
 
     def transform(self, k: Tensor) -> Tensor:
         """``V_hat`` (...) complex at frequencies ``k`` (..., 3) in cycles per box, x, y, z order."""
@@ -83,7 +88,7 @@ class FourierNet(Decoder):
         keep = len(blocks) == 1 or not torch.is_grad_enabled()
         parts = torch.cat([self._value(b) if keep else checkpoint(self._value, b, use_reentrant=False) for b in blocks])
         sign = torch.where(conjugate, -1.0, torch.where((points == 0).all(-1), 0.0, 1.0))
-        return (torch.complex(parts[:, 0], parts[:, 1] * sign) * self.height).view(k.shape[:-1])
+        return (torch.complex(parts[:, 0], parts[:, 1] * sign) * self.amplitude).view(k.shape[:-1])
 
     def _value(self, points: Tensor) -> Tensor:
         return torch.exp(self.envelope(points)) * self.modulant(points)

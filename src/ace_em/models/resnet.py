@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ace_em.config import AceConfig
 from ace_em.maths.filters import filter_bank, gaussian_kernels
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.encoder import PoseEncoder
 
 
@@ -57,6 +58,10 @@ class ResNetEncoder(PoseEncoder):
         self.half_plane = half_plane
         self.register_buffer("kernels", gaussian_kernels())
         self.trunk = ResNet18(len(self.kernels))
+
+    @staticmethod
+    def build(half_plane: HalfPlane, diameter_px: float, config: AceConfig) -> "ResNetEncoder":
+        return ResNetEncoder(half_plane, config.hypotheses, config.max_shift * half_plane.box)
 
     def features(self, image_ft: Tensor) -> Tensor:
         images = self.half_plane.to(image_ft.device).to_image(image_ft)

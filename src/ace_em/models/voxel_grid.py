@@ -4,7 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ace_em.maths.fourier import HalfPlane, radius_grid
+from ace_em.config import AceConfig
+from ace_em.maths.fourier import radius_grid
+from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.masks import ball_radius_px, soft_ball
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.decoder import Decoder, Projector
 from ace_em.physics.projection import line_integral
@@ -13,21 +16,11 @@ INTEGRAL_VOXELS = 2**23
 """Voxels that are turned at a time when projecting by line integrals: bounds the memory."""
 
 
-def soft_ball(box: int, radius_px: float) -> Tensor:
-    """(box, box, box) 1 inside ``radius_px``, 0 outside, a logistic edge of about two voxels."""
-    return torch.sigmoid((radius_px - radius_grid(box, 3)) * 2)
-
-
-def ball_radius_px(box: int, diameter_px: float) -> float:
-    """Radius of the ball that maps are kept in: 0.8 diameters, room for drift and a wrong guess, but inside the box."""
-    return min(box / 2 - 1.5, 0.8 * diameter_px)
-
-
 class VoxelGrid(Decoder):
     """A volume of ``box``^3 voxels inside a soft ball: VoxelGrid_R.
 
-    ``density`` starts as a Gaussian blob of unit height; ``scale_to`` sets its height from data. Its learning rate is in
-    units of that height, so it is stored relative to it: the paper's "1.0 for the decoder" depends on the grey values.
+    ``density`` starts as a Gaussian blob of unit amplitude; ``scale_to`` sets the amplitude from data. The learning rate is in
+    units of that amplitude, so the density is stored relative to it: the paper's "1.0 for the decoder" depends on grey values.
 
     Parameters
     ----------
@@ -36,6 +29,14 @@ class VoxelGrid(Decoder):
 
     mask: Tensor
 
+    @staticmethod
+    def build(box: int, diameter_px: float, config: AceConfig) -> "VoxelGrid":
+        integral = config.voxel.projector == "integral"
+        return VoxelGrid(box, ball_radius_px(box, diameter_px), diameter_px / 6, integral=integral)
+
+    def learning_rate(self, config: AceConfig) -> float:
+        return config.voxel.lr * config.voxel.lr_scale
+
     def __init__(self, box: int, radius_px: float, blob_sigma_px: float, pad: int = 2, integral: bool = False) -> None:
         super().__init__()
         self.pad, self.integral = pad, integral
@@ -43,7 +44,7 @@ class VoxelGrid(Decoder):
         self.register_buffer("mask", soft_ball(box, radius_px))
 
     def volume(self) -> Tensor:
-        return self.density * self.mask * self.height
+        return self.density * self.mask * self.amplitude
 
     def projector(self) -> Projector:
         volume = self.volume()

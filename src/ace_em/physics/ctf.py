@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,15 @@ class CTFParameters:
     def to(self, device: torch.device) -> "CTFParameters":
         return CTFParameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
+    def defocused(self, offset_angstrom: Tensor) -> "CTFParameters":
+        """With an offset (...,) added to the defocus U and V."""
+        u, v = self.defocus_u_angstrom + offset_angstrom, self.defocus_v_angstrom + offset_angstrom
+        return dataclasses.replace(self, defocus_u_angstrom=u, defocus_v_angstrom=v)
+
+    def quarter_wave_on(self) -> "CTFParameters":
+        """With a phase shift of 90 degrees more: its CTF is the derivative with respect to the CTF's argument."""
+        return dataclasses.replace(self, phase_shift_deg=self.phase_shift_deg + 90)
+
     def turned(self, angle_deg: Tensor, mirror: Tensor) -> "CTFParameters":
         """Those of images mirrored (``y -> -y``) where ``mirror`` (b,), then turned from x towards y by ``angle_deg`` (b,)."""
         angle = torch.where(mirror, -self.defocus_angle_deg, self.defocus_angle_deg) + angle_deg
@@ -50,25 +59,20 @@ def ctf(parameters: CTFParameters, half_plane: HalfPlane, pixel_size_angstrom: f
 
     Notes
     -----
-    ``calculate_ctf_2d`` of torch-ctf does the arithmetic. It takes defocus in micrometre, and its astigmatism, half of
-    U - V, must not be negative (NaN), so U and V are swapped and the angle turned by 90 degrees where V is the larger.
+    torch-ctf's ``calculate_total_phase_shift`` does the arithmetic, with the defocus of each direction in micrometre. Its
+    function for whole planes computes twice the coefficients and the corners.
     """
     import torch_ctf
 
-    u, v = parameters.defocus_u_angstrom, parameters.defocus_v_angstrom
-    angle = torch.where(u >= v, parameters.defocus_angle_deg, parameters.defocus_angle_deg + 90.0)
-    shape = u.shape
-    plane = torch_ctf.calculate_ctf_2d(
-        defocus=(u + v).flatten() / 2e4,
-        astigmatism=(u - v).abs().flatten() / 2e4,
-        astigmatism_angle=angle.flatten(),
-        voltage=parameters.voltage_kv.flatten(),
-        spherical_aberration=parameters.spherical_aberration_mm.flatten(),
-        amplitude_contrast=parameters.amplitude_contrast.flatten(),
-        phase_shift=parameters.phase_shift_deg.flatten(),
-        pixel_size=pixel_size_angstrom,
-        image_shape=(half_plane.box, half_plane.box),
-        rfft=False,
-        fftshift=True,
+    u, v = parameters.defocus_u_angstrom[..., None], parameters.defocus_v_angstrom[..., None]
+    direction = torch.atan2(half_plane.k[:, 1], half_plane.k[:, 0])
+    turn = torch.cos(2 * (direction - torch.deg2rad(parameters.defocus_angle_deg)[..., None]))
+    phase = torch_ctf.calculate_total_phase_shift(
+        defocus_um=((u + v) + (u - v) * turn) / 2e4,
+        voltage_kv=parameters.voltage_kv[..., None],
+        spherical_aberration_mm=parameters.spherical_aberration_mm[..., None],
+        phase_shift_degrees=parameters.phase_shift_deg[..., None],
+        amplitude_contrast_fraction=parameters.amplitude_contrast[..., None],
+        fftfreq_grid_angstrom_squared=(half_plane.radius / (half_plane.box * pixel_size_angstrom)).square(),
     )
-    return half_plane.gather(plane).reshape(*shape, len(half_plane))
+    return -torch.sin(phase)

@@ -1,11 +1,14 @@
-"""The image formation model in Fourier space, eq. 27: slice x CTF x shift."""
+"""The image formation model in Fourier space, eq. 27: slice x effective CTF x shift phase. It stands here only.
+
+The effective CTF of a whitened image is its CTF times its intensity scale over the noise's standard deviation.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.physics.pose import Pose
 
@@ -16,14 +19,24 @@ def shift_phase(half_plane: HalfPlane, shift_px: Tensor) -> Tensor:
     return torch.complex(torch.cos(angle), torch.sin(angle))
 
 
-def clean_image_ft(volume_ft: VolumeFT, transfer: Tensor, half_plane: HalfPlane, pose: Pose) -> Tensor:
-    """Noise-free image (..., n) of eq. 27.
+def image_of_slice(slice_ft: Tensor, effective_ctf: Tensor, half_plane: HalfPlane, shift_px: Tensor) -> Tensor:
+    """Noise-free image (..., n) of a central slice (..., n): eq. 27.
 
     Parameters
     ----------
-    volume_ft : the volume's transform.
-    transfer : (..., n) real, the CTF, or the CTF over the noise's standard deviation for whitened images.
-    half_plane : the coefficients.
-    pose : rotation (..., 3, 3) and shift (..., 2).
+    slice_ft : (..., n) complex, values of the volume's transform.
+    effective_ctf : (..., n) real.
+    half_plane : the n coefficients.
+    shift_px : (..., 2), (y, x), pixels of ``half_plane.box``.
     """
-    return central_slices(volume_ft, half_plane, pose.rotation) * (transfer * shift_phase(half_plane, pose.shift_px))
+    return slice_ft * (effective_ctf * shift_phase(half_plane, shift_px))
+
+
+def slice_of_image(image_ft: Tensor, effective_ctf: Tensor, half_plane: HalfPlane, shift_px: Tensor) -> Tensor:
+    """Adjoint (..., n) of :func:`image_of_slice`: the image, shifted back and multiplied by its effective CTF."""
+    return image_ft * effective_ctf * shift_phase(half_plane, -shift_px)
+
+
+def project(volume_ft: VolumeFT, effective_ctf: Tensor, half_plane: HalfPlane, pose: Pose) -> Tensor:
+    """Noise-free image (..., n) of a volume at poses (...,): the slice of eq. 26 through :func:`image_of_slice`."""
+    return image_of_slice(central_slices(volume_ft, half_plane, pose.rotation), effective_ctf, half_plane, pose.shift_px)

@@ -1,9 +1,12 @@
-"""Noise: SNR in decibel, power per Fourier shell, background mean and deviation."""
+"""Noise: SNR in decibel, power per Fourier shell and optics group, background mean and deviation."""
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, radius_grid, shell_sums
+from ace_em.maths.fourier import radius_grid, shell_sums
+from ace_em.maths.half_plane import HalfPlane
 
 
 def snr_db_to_noise_sd(signal_variance: float, snr_db: float) -> float:
@@ -47,3 +50,52 @@ def noise_power(images: Tensor, background: Tensor, half_plane: HalfPlane) -> Te
     # the zero shell has lost its mean; the noise of its neighbour stands in
     mean[0] = mean[1]
     return torch.where(count > 0, mean, mean[count > 0][-1])
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Noise power of normalised images inside the particle disc, shell by shell, for each of G groups of images.
+
+    Shells count cycles per box, so that one model serves every working box.
+
+    Attributes
+    ----------
+    whitening_power : (G, n_shells) power that images are whitened by: that of the noise, or a floor above it.
+    variance : (G, n_shells) noise power left by the whitening: 1, or less where the floor is above the noise.
+    """
+
+    whitening_power: Tensor
+    variance: Tensor
+
+    @staticmethod
+    def of(power: Tensor, floor: float, share: float) -> "NoiseModel":
+        """From the noise power of whole images (G, n_shells).
+
+        Parameters
+        ----------
+        floor : least power that images are whitened by. In noise-free images the CTF's ringing outside the particle would
+            otherwise count as noise.
+        share : of the power that the particle disc leaves in every shell.
+        """
+        whitening = power.clamp(min=floor)
+        return NoiseModel(whitening * share, power / whitening)
+
+    @property
+    def floored(self) -> Tensor:
+        """(G, n_shells) true where the floor, not the noise, is what images are whitened by."""
+        return self.variance < 0.99
+
+    def scaled(self, factor: Tensor) -> "NoiseModel":
+        """With the noise power of the first m shells multiplied by ``factor`` (G, m); the others stay."""
+        whitening = self.whitening_power.clone()
+        whitening[:, : factor.shape[1]] *= factor
+        return replace(self, whitening_power=whitening)
+
+    def pooled(self, weight: Tensor) -> "NoiseModel":
+        """One group in place of all: their mean by ``weight`` (G,), the number of images of each."""
+        share = (weight / weight.sum())[:, None].to(self.variance)
+        whitening = (share * self.whitening_power).sum(0, keepdim=True)
+        return NoiseModel(whitening, (share * self.whitening_power * self.variance).sum(0, keepdim=True) / whitening)
+
+    def to(self, device: torch.device) -> "NoiseModel":
+        return NoiseModel(self.whitening_power.to(device), self.variance.to(device))

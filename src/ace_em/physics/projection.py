@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ace_em.maths.fourier import HalfPlane, frequencies
+from ace_em.maths.fourier import frequencies
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
 
 

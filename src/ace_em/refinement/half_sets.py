@@ -1,56 +1,62 @@
-"""Two half-sets searched and refined without knowledge of each other; their maps meet only for the FSC.
+"""Two half-sets searched and refined independently; their maps meet only for the FSC and a common frame.
 
-Both start from the explored map cut at a low frequency, the shared band, and forget the poses that made it: the first
-round searches every pose anew. What the halves share lies below that band (and its share of the starting shifts, which
-every round searches again); beyond it each half-map is made from its own images alone, so that agreement there is evidence.
+Both start from the ab initio map low-passed at the shared band, and forget the poses that made it: the first round searches
+every pose anew. What the halves share lies below that band (and in the starting shifts, which every round searches again);
+beyond it each half-map is made from its own images alone, so that agreement there is evidence.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-import roma
 import torch
 from torch import Tensor
 
 from ace_em.config import RefineConfig, SearchConfig
-from ace_em.data.working_set import CPU, Images, WorkingSet, blocks, image_power
+from ace_em.data.particle_stack import CPU, ParticleStack
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
 from ace_em.maths.point_group import nearest_copy
-from ace_em.maths.rotations import angular_distance_deg, squared_frobenius
+from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import VolumeFT
+from ace_em.metrics.alignment import apply_frame
 from ace_em.metrics.fsc import resolution_shell
-from ace_em.physics.ctf import CTFParameters
+from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
 from ace_em.refinement.abinitio import explained_share
-from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
+from ace_em.refinement.backprojection import Accumulator, Halves, accumulate, reconstruct_halves, unfiltered_map
 from ace_em.refinement.blank import BlankTest
-from ace_em.refinement.ctf_refinement import DefocusFit, Optics, refine_defocus, with_defocus_
-from ace_em.refinement.noise_scale import Calibration, recalibrated_, residuals
+from ace_em.refinement.ctf_refinement import refine_defocus
+from ace_em.refinement.map_alignment import align_maps
+from ace_em.refinement.noise_scale import residuals, updated_intensity_scale, updated_noise
 from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
 from ace_em.refinement.symmetry import symmetrise
 
-ALIGNMENT_IMAGES = 400
 GROWTH = 1.35
 """A band may always grow by this factor from one round to the next."""
 REACH = 0.5
 """And to this over the poses' median move in radians: shell r sees poses about 1/r away."""
 
-PoseUpdate = Callable[[VolumeFT, WorkingSet, Pose, Tensor, int], LocalResult]
+PoseUpdate = Callable[[VolumeFT, ParticleStack, Pose, Tensor, int], LocalResult]
 """New poses of a block of images: the reference, the images, their poses, their rows in the whole set, and how many images of
 the half-set came before them."""
 
 
 @dataclass(frozen=True)
 class HalfSets:
-    """The images (N, n) of one working box, the half 1 or 2 of each (N,), a soft ball for maps, the point group (g, 3, 3).
+    """The particles of a run in two halves, at one working box.
 
-    Images are brought to ``device`` block by block; poses and maps are on the CPU. ``blank`` tells images that show no
-    particle, within each half by itself.
+    Attributes
+    ----------
+    stack : all N images as they were read: noise of the survey, intensity scale 1, defocus of the file.
+    half_set : (N,) 1 or 2.
+    mask : (box, box, box) soft ball for maps.
+    group : (g, 3, 3) point group.
+    device : where images are brought block by block; poses and maps are on the CPU.
+    blank : tells images that show no particle, within each half by itself.
     """
 
-    images: Images
+    stack: ParticleStack
     half_set: Tensor
     mask: Tensor
     group: Tensor
@@ -61,6 +67,11 @@ class HalfSets:
     def rows(self) -> tuple[Tensor, Tensor]:
         return torch.nonzero(self.half_set == 1)[:, 0], torch.nonzero(self.half_set == 2)[:, 0]
 
+    def stack_of(self, state: "HalfSetState") -> ParticleStack:
+        """The images with the noise, intensity scale and defocus that a state has found."""
+        stack = self.stack.with_noise(state.noise).with_intensity_scale(state.intensity_scale)
+        return stack.with_ctf(stack.ctf.defocused(state.defocus_offset_angstrom))
+
 
 @dataclass(frozen=True)
 class HalfSetState:
@@ -70,13 +81,13 @@ class HalfSetState:
     ----------
     pose : (N,).
     halves : the half-maps, the map of both, their FSC.
-    band : last shell that the poses were judged by.
-    moved_deg : (N,) change of orientation, up to the point group; those of the first images only, when no others are watched.
+    band : last shell that the poses were fitted to.
+    moved_deg : (N,) change of orientation, up to the point group; of the first images only where no others are watched.
     shown : (N,) bool, which images show a particle. The others are in no map, and nothing else here counts them.
     explained : share of the power above the noise, inside the band, that each half's reference and poses accounted for.
-    calibration : noise and brightness; the images have been brought up to it.
-    applied : by what the images were multiplied since they were read, in order. Their product is the calibration, but the
-        same steps give the same bits.
+    noise : noise power of each group of images.
+    intensity_scale : (N,), 1 on average.
+    defocus_offset_angstrom : (N,) fitted, to add to the file's U and V.
     """
 
     pose: Pose
@@ -85,8 +96,9 @@ class HalfSetState:
     moved_deg: Tensor
     shown: Tensor
     explained: float
-    calibration: Calibration
-    applied: tuple[Calibration, ...] = ()
+    noise: NoiseModel
+    intensity_scale: Tensor
+    defocus_offset_angstrom: Tensor
 
     @property
     def fsc143_shell(self) -> float:
@@ -102,81 +114,107 @@ class HalfSetState:
 
 
 def low_pass(volume: Tensor, shell: float) -> Tensor:
-    """Volume (n, n, n) without what lies beyond ``shell``, a soft edge of two shells."""
+    """Volume (n, n, n) low-passed at ``shell``, with a soft edge of two shells."""
     radius = radius_grid(volume.shape[-1], 3)
     keep = ((shell + 1 - radius) / 2).clamp(0, 1)
     return centred_ifft(centred_fft(volume, 3) * keep, 3).real
 
 
 def change_box(volume: Tensor, box: int) -> Tensor:
-    """Resample keeping the transform's values (not the grey values): working sets share the full box's scale."""
+    """Resample keeping the transform's values (not the grey values): stacks of all working boxes share the full box's scale."""
     return centred_ifft(resize(centred_fft(volume, 3), box, 3), 3).real
 
 
-def shared_start(volume: Tensor, pose: Pose, shell: float, calibration: Calibration) -> HalfSetState:
-    """The state that both halves start from: one map, cut at ``shell``."""
+def first_state(stack: ParticleStack, pose: Pose, halves: Halves, band: float) -> HalfSetState:
+    """A state of poses and maps from elsewhere: nothing known of how stable they are, noise and scale as the stack has them."""
+    n = len(stack)
+    moved, shown = torch.full((n,), 180.0), torch.ones(n, dtype=torch.bool)
+    return HalfSetState(pose, halves, band, moved, shown, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n))
+
+
+def shared_start(stack: ParticleStack, volume: Tensor, pose: Pose, shell: float) -> HalfSetState:
+    """The state that both halves start from: one map, low-passed at ``shell``."""
     common = low_pass(volume, shell)
     fsc = (torch.arange(volume.shape[-1] // 2 + 1) <= shell).float()
-    moved, shown = torch.full((len(pose),), 180.0), torch.ones(len(pose), dtype=torch.bool)
-    return HalfSetState(pose, Halves(common, common, common, fsc, common, common), shell, moved, shown, 0.0, calibration)
+    return first_state(stack, pose, Halves(common, common, common, fsc, common, common), shell)
 
 
 def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate | None) -> HalfSetState:
-    """One round: new poses for each half from its own map, noise and brightness from what is left, new maps.
+    """One round: new poses for each half from its own map, then noise and intensity scale from the residuals, then new maps.
 
     Without an ``update`` the poses, and how far they moved last, stay.
     """
     if update is not None:
         state = _with_new_poses(sets, state, band, update)
-    rows = [mine[state.shown[mine]] for mine in sets.rows]
-    one, two = (symmetrise(accumulate(sets.images, state.pose, mine, device=sets.device), sets.group) for mine in rows)
+    one, two = inserted_halves(sets, state)
     return replace(state, halves=reconstruct_halves(one, two, sets.mask))
 
 
+def inserted_halves(sets: HalfSets, state: HalfSetState) -> tuple[Accumulator, Accumulator]:
+    """The images of each half that show a particle, inserted at their poses, the point group imposed."""
+    stack = sets.stack_of(state)
+    rows = [mine[state.shown[mine]] for mine in sets.rows]
+    one, two = (symmetrise(accumulate(stack, state.pose, mine, device=sets.device), sets.group) for mine in rows)
+    return one, two
+
+
+def unfiltered_halves(sets: HalfSets, state: HalfSetState) -> tuple[Tensor, Tensor]:
+    """The half-maps (box, box, box) without any prior, for post-processing here or in another program."""
+    one, two = inserted_halves(sets, state)
+    return unfiltered_map(one), unfiltered_map(two)
+
+
 def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate) -> HalfSetState:
-    inner, rows = sets.images.band(band), sets.rows
-    references = [reference_on(sets.device, v) for v in (state.halves.half1, state.halves.half2)]
-    found, left, shown, power = [], [], [], image_power(inner)
-    for reference, mine in zip(references, rows, strict=True):
-        parts: list[LocalResult] = []
-        for some in blocks(sets.images, mine):
-            images, done = sets.images.rows(some), sum(len(p.residual) for p in parts)
-            parts.append(update(reference, images.band(band), state.pose[some], some, done))
+    stack, rows = sets.stack_of(state), sets.rows
+    inner = stack.band(band)
+    power = inner.power()
+    found, left, shown = [], [], []
+    for volume, mine in zip((state.halves.half1, state.halves.half2), rows, strict=True):
+        reference, parts = reference_on(sets.device, volume), list[LocalResult]()
+        for some in stack.blocks(mine):
+            done = sum(len(p.residual) for p in parts)
+            parts.append(update(reference, inner.subset(some).in_memory(), state.pose[some], some, done))
         found.append(LocalResult.cat(parts))
         shown.append(sets.blank.shown(power[mine] - found[-1].residual, found[-1].of_grid))
-        of_particles = torch.nonzero(shown[-1])[:, 0]
-        for some in blocks(sets.images, of_particles):
-            left.append((mine[some], residuals(reference, sets.images.rows(mine[some]), found[-1].pose[some])))
-    refined = [found[0].pose, _into_frame_of(references[0], inner, rows[1], found[1].pose, shown[1])]
+        left.append(residuals(reference, stack, found[-1].pose[shown[-1]], mine[shown[-1]]))
+    # the halves' frames drift apart, which would lower the FSC; the maps alone say by how much
+    drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc, state.fsc143_shell)
     order = torch.cat(rows).argsort()
-    pose, of_all = Pose.cat(refined)[order], torch.cat(shown)[order]
+    pose, of_all = Pose.cat([found[0].pose, apply_frame(found[1].pose, drift)])[order], torch.cat(shown)[order]
     moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
     residual = torch.cat([f.residual for f in found])[order]
-    explained = explained_share(power[of_all], residual[of_all], inner.noise_variance)
-    calibration, step = recalibrated_(sets.images, state.calibration, left)
-    return HalfSetState(pose, state.halves, band, moved, of_all, explained, calibration, (*state.applied, step))
+    return replace(
+        state,
+        pose=pose,
+        band=band,
+        moved_deg=moved,
+        shown=of_all,
+        explained=explained_share(power[of_all], residual[of_all], inner.noise_power()[of_all]),
+        noise=updated_noise(stack, left),
+        intensity_scale=updated_intensity_scale(stack, left),
+    )
 
 
 @dataclass(frozen=True)
 class SearchUpdate:
-    """Search on a grid; ``settled`` (N,) images are only followed, and None of the poses is looked at in a first round."""
+    """Search on a grid. ``settled`` (N,) images are only followed; None: a first round, in which no earlier pose counts."""
 
     grid: PoseGrid
     config: SearchConfig
     settled: Tensor | None
     on_block: Callable[[int], None]
 
-    def __call__(self, reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
+    def __call__(self, reference: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
         def on_block(of_these: int) -> None:
             self.on_block(done + of_these)
 
         if self.settled is None:
-            return find_poses(reference, images, pose, self.grid, self.config, False, on_block)
-        return find_or_follow_poses(reference, images, pose, self.settled[rows], self.grid, self.config, on_block)
+            return find_poses(reference, stack, pose, self.grid, self.config, False, on_block)
+        return find_or_follow_poses(reference, stack, pose, self.settled[rows], self.grid, self.config, on_block)
 
 
 def settled_rows(history: list[HalfSetState], config: SearchConfig) -> Tensor | None:
-    """Images (N,) that two searches in a row have found where they were; None before the first search."""
+    """Images (N,) whose pose two searches in a row have confirmed; None before the first search."""
     if len(history) == 1:
         return None
     last = [state.moved_deg < config.stable_deg for state in history[-2:]]
@@ -192,9 +230,9 @@ def search_half_sets(
 ) -> Iterator[HalfSetState]:
     """Search every image against its own half's map until poses and maps no longer change; yield the state of each round.
 
-    ``history`` holds the shared start, and the rounds already made; new ones are appended. The first round looks at nothing
-    but the grid: the poses that made the shared map are forgotten, their shifts are where its shifts are centred.
-    ``on_block`` is called with the round and the number of images of the present half that are done.
+    ``history`` holds the shared start, and the rounds already made; new ones are appended. The first round uses the grid alone:
+    the poses that made the shared map are forgotten, and their shifts are where its shifts are centred. ``on_block`` is called
+    with the round and the number of images of the present half that are done.
     """
     config = space.config
     while not search_finished(history, config):
@@ -222,15 +260,15 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
     """Local steps, each half on its own map, as the band grows with the FSC; yield the state of each round at this box.
 
     ``history`` holds the state that the box is entered with, and the rounds already made; new ones are appended. The first
-    round has the poses it came with: the maps of this box, and how far they agree.
+    round keeps the poses: it makes the maps of this box, and their FSC.
     """
-    nyquist, first_band = sets.images.box / 2, history[0].band
+    nyquist, first_band = sets.stack.box / 2, history[0].band
     if len(history) == 1:
         history.append(next_round(sets, history[0], first_band, None))
         yield history[-1]
 
-    def update(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
-        return refine_poses(reference, images, pose, config.local_steps)
+    def update(reference: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
+        return refine_poses(reference, stack, pose, config.local_steps)
 
     while len(history) < config.max_rounds + 2:
         state = history[-1]
@@ -245,70 +283,31 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
         yield history[-1]
 
 
-def without_past(history: list[HalfSetState]) -> list[HalfSetState]:
-    """The rounds, all but the last without what nothing asks for any more."""
-    old = [replace(h, pose=h.pose[:0], halves=h.halves.without_maps(), applied=()) for h in history[:-1]]
+def without_old_maps(history: list[HalfSetState]) -> list[HalfSetState]:
+    """The rounds, all but the last without poses and maps, which are no longer needed."""
+    old = [replace(h, pose=h.pose[:0], halves=h.halves.without_maps()) for h in history[:-1]]
     return [*old, *history[-1:]]
 
 
-def refine_defocus_rounds(
-    sets: HalfSets, state: HalfSetState, parameters: CTFParameters, pixel_size_angstrom: float, config: RefineConfig
-) -> tuple[HalfSetState, DefocusFit]:
+def refine_defocus_rounds(sets: HalfSets, state: HalfSetState, config: RefineConfig) -> tuple[HalfSetState, int]:
     """Two passes over every particle's defocus, each half against its own map, and new maps after each.
 
-    Parameters
-    ----------
-    parameters : the file's CTF parameters.
-    pixel_size_angstrom : of this working box.
+    Returns the state, and the number of images whose defocus was best at the end of the range and was left alone.
     """
-    total, at_limit = torch.zeros(len(sets.images)), 0
-    optics = Optics.of(sets.images, parameters, pixel_size_angstrom, state.calibration.scale)
+    at_limit = 0
     for _ in range(2):
-        inner, offset, at_limit = sets.images.band(state.band), torch.zeros(len(total)), 0
+        inner, offset, at_limit = sets.stack_of(state).band(state.band), state.defocus_offset_angstrom.clone(), 0
         for mine, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
-            volume_ft = reference_on(sets.device, volume)
-            for some in blocks(sets.images, mine):
-                limits = config.defocus_range, config.defocus_sd
-                fit = refine_defocus(volume_ft, inner.rows(some), optics.rows(some), state.pose[some], *limits, total[some])
-                offset[some], at_limit = fit.offset_angstrom, at_limit + fit.at_limit
-        optics, total = with_defocus_(sets.images, optics, offset), total + offset
-        state = next_round(sets, state, state.band, None)
-    return state, DefocusFit(total, at_limit)
-
-
-def _into_frame_of(reference_ft: VolumeFT, images: Images, rows: Tensor, pose: Pose, shown: Tensor) -> Pose:
-    """Turn and move the second half's frame as a whole onto the first's map, so that drift does not lower the FSC.
-
-    Six numbers for the whole half-set, from how some of its images fit the other map: no image's pose learns from it.
-
-    Parameters
-    ----------
-    rows : (N,) of the half-set in ``images``.
-    shown : (N,) which of them show a particle.
-    """
-    of_particles = torch.nonzero(shown)[:, 0]
-    some = of_particles[torch.linspace(0, len(of_particles) - 1, min(ALIGNMENT_IMAGES, len(of_particles))).long()]
-    fitted = refine_poses(reference_ft, images.rows(rows[some]), pose[some], 2).pose
-    error = squared_frobenius(fitted.rotation, pose.rotation[some])
-    near = error <= 4 * error.median() + 1e-12
-    turn = roma.special_procrustes((fitted.rotation[near] @ pose.rotation[some][near].mT).sum(0))
-    rotation = turn @ pose.rotation
-    design = rotation[some].mT[:, :2, :]
-    difference = (fitted.shift_px - pose.shift_px[some]).flip(-1)
-    equations, wanted = design[near].reshape(-1, 3), difference[near].reshape(-1)
-    # the last digits of torch.linalg.lstsq change with the addresses of its work space; views along one axis leave a rank of 2
-    origin = torch.linalg.solve(equations.mT @ equations + 1e-6 * len(equations) * torch.eye(3), equations.mT @ wanted)
-    return Pose(rotation, pose.shift_px + (rotation.mT[:, :2, :] @ origin).flip(-1))
+            reference = reference_on(sets.device, volume)
+            for some in inner.blocks(mine):
+                limits, earlier = (config.defocus_range, config.defocus_sd), state.defocus_offset_angstrom[some]
+                fit = refine_defocus(reference, inner.subset(some), state.pose[some], *limits, earlier)
+                offset[some], at_limit = earlier + fit.offset_angstrom, at_limit + fit.at_limit
+        state = next_round(sets, replace(state, defocus_offset_angstrom=offset), state.band, None)
+    return state, at_limit
 
 
 def at_box(state: HalfSetState, old_box: int, box: int) -> HalfSetState:
-    """The state of one working box as the start at another, whose images are still as they were read."""
+    """The state of one working box as the start at another."""
     maps = {f.name: change_box(getattr(state.halves, f.name), box) for f in fields(Halves) if f.name != "fsc"}
-    calibration = state.calibration.at_box(box)
-    return replace(
-        state,
-        pose=state.pose.rescaled(box / old_box),
-        halves=replace(state.halves, **maps),
-        calibration=calibration,
-        applied=(calibration,),
-    )
+    return replace(state, pose=state.pose.rescaled(box / old_box), halves=replace(state.halves, **maps))

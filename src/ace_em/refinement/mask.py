@@ -3,6 +3,7 @@
 import math
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
@@ -42,7 +43,7 @@ def soft_mask(volume: Tensor, low_pass_shell: float, dilate_px: float, edge_px: 
     core = _core(volume, low_pass_shell, whole > 0.9)
     if not core.any():
         return whole
-    distance = _distance_px(core, dilate_px + edge_px)
+    distance = _distance_px(core)
     fall = ((distance - dilate_px) / max(edge_px, 1e-6)).clamp(0, 1)
     return (0.5 + 0.5 * torch.cos(math.pi * fall)) * whole
 
@@ -96,54 +97,17 @@ def _mode(values: Tensor) -> float:
 
 
 def _without_dust(core: Tensor, smallest: float) -> Tensor:
-    """``core`` (n, n, n) without the parts of fewer than ``smallest`` voxels, or far smaller than the largest part."""
-    part = connected_parts(core)
-    size = torch.bincount(part)
-    if len(size) == 0:
-        return core
-    keep = size >= max(smallest, DUST_FRACTION * size.max().item())
-    out = torch.zeros_like(core)
-    out[core] = keep[part]
-    return out
+    """``core`` (n, n, n) bool without parts of fewer than ``smallest`` voxels, or far smaller than the largest part.
 
-
-def connected_parts(core: Tensor) -> Tensor:
-    """Part of each voxel of ``core`` (bool, any shape), in order of ``core``'s true voxels: the index of its first voxel.
-
-    Voxels that share a face are connected. Roots hook onto smaller roots beside them, and paths are then halved.
+    Voxels that share a face are connected.
     """
-    index = torch.full(core.shape, -1, dtype=torch.long, device=core.device)
-    part = torch.arange(int(core.sum()), device=core.device)
-    index[core] = part
-    pairs = []
-    for axis in range(core.dim()):
-        a, b = index.narrow(axis, 0, core.shape[axis] - 1), index.narrow(axis, 1, core.shape[axis] - 1)
-        both = (a >= 0) & (b >= 0)
-        pairs.append(torch.stack([a[both], b[both]]))
-    pair = torch.cat(pairs, dim=1)
-    while True:
-        roots = part[pair]
-        apart = roots[0] != roots[1]
-        if not apart.any():
-            return part
-        pair, roots = pair[:, apart], roots[:, apart]
-        part = part.scatter_reduce(0, roots.amax(0), roots.amin(0), "amin")
-        while not torch.equal(part[part], part):
-            part = part[part]
+    part, _ = ndimage.label(core.numpy())
+    size = torch.bincount(torch.from_numpy(part).flatten())
+    size[0] = 0  # what is no particle
+    keep = size >= max(smallest, DUST_FRACTION * size.max().item(), 1)
+    return keep[torch.from_numpy(part).long()]
 
 
-def _distance_px(core: Tensor, farthest: float) -> Tensor:
-    """Distance (n, n, n) of each voxel from the nearest of ``core``, exact up to ``farthest`` and infinite beyond it.
-
-    Axis by axis, the squared distance is the smallest over shifts of what the axes before gave, plus the shift squared.
-    """
-    square = torch.where(core, 0.0, torch.inf)
-    for axis in range(3):
-        nearest = square.clone()
-        n = square.shape[axis]
-        for shift in range(1, min(math.floor(farthest), n - 1) + 1):
-            for to, start in ((0, shift), (shift, 0)):
-                target = nearest.narrow(axis, to, n - shift)
-                torch.minimum(target, square.narrow(axis, start, n - shift) + shift**2, out=target)
-        square = nearest
-    return square.sqrt()
+def _distance_px(core: Tensor) -> Tensor:
+    """Distance (n, n, n) of each voxel from the nearest of ``core``, in voxels."""
+    return torch.from_numpy(ndimage.distance_transform_edt(~core.numpy())).float()

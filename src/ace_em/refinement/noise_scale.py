@@ -1,7 +1,7 @@
-"""What the images say about their own noise and brightness once a map and poses are there.
+"""What the images say about their own noise and intensity once a map and poses are there.
 
-The survey measures the noise outside of the particle; the residuals measure it where the particle is. Every particle's
-brightness (ice, dose) is one number with a prior about 1, as a free one would follow the noise of a faint image.
+The survey measures the noise outside of the particle; the residuals measure it where the particle is. Every particle's intensity
+scale (ice, dose) is one number with a prior about 1: a free one would follow the noise of a faint image.
 """
 
 from dataclasses import dataclass
@@ -9,97 +9,82 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import Images, WorkingSet, at_a_time
+from ace_em.data.particle_stack import ParticleStack
 from ace_em.maths.fourier import shell_sums
 from ace_em.maths.slices import VolumeFT
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
+from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
 
 BLOCK = 256
 SCALE_SD = 0.2
-"""Prior spread of the particles' brightness."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """``noise`` (box // 2 + 1,): noise power per shell, in units of the survey's; ``scale`` (N,): brightness, mean 1."""
-
-    noise: Tensor
-    scale: Tensor
-
-    @staticmethod
-    def none(box: int, n: int) -> "Calibration":
-        return Calibration(torch.ones(box // 2 + 1), torch.ones(n))
-
-    def at_box(self, box: int) -> "Calibration":
-        """For another working box; shells that were not seen yet keep the survey's noise."""
-        noise = torch.ones(box // 2 + 1)
-        seen = min(len(noise), len(self.noise))
-        noise[:seen] = self.noise[:seen]
-        return Calibration(noise, self.scale)
-
-    def apply_(self, images: Images) -> None:
-        """Whiten and scale images by this, in place; their noise stays of unit variance."""
-        images.whiten_(self.noise.sqrt()[images.half_plane.shell], self.scale)
+"""Prior spread of the particles' intensity scale."""
+LEAST_OF_GROUP = 100
+"""Images of a group whose residuals are worth a noise spectrum of its own; of fewer, all images' residuals stand in."""
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """Of some images against a map: ``power`` and ``count`` per shell, ``overlap`` <y, p> and ``strength`` <p, p> (N,)."""
+    """Of some images against a map.
 
+    Attributes
+    ----------
+    rows : (b,) their rows in the stack.
+    power : (G, n_shells) squared residuals, summed over the coefficients of each shell and the images of each noise group.
+    n_images : (G,) images of each group.
+    overlap, strength : (b,) ``<y, p>`` and ``<p, p>`` of whitened images y and projections p with an intensity scale of 1.
+    """
+
+    rows: Tensor
     power: Tensor
-    count: Tensor
+    n_images: Tensor
     overlap: Tensor
     strength: Tensor
 
 
 @torch.no_grad()
-def residuals(volume_ft: VolumeFT, images: WorkingSet, pose: Pose) -> Residuals:
-    """Compare images (N, n) with the map's projections at ``pose`` (N,), on the map's device."""
+def residuals(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor) -> Residuals:
+    """Compare images ``rows`` (b,) of a stack with the map's projections at their poses ``pose`` (b,), on the map's device."""
     device, home = volume_ft.device, pose.rotation.device
-    half_plane = images.half_plane.to(device)
-    n_shells = images.box // 2 + 1
-    power = torch.zeros(n_shells, device=device)
+    half_plane, n_shells = stack.half_plane.to(device), stack.box // 2 + 1
+    n_groups = len(stack.noise.variance)
+    power = torch.zeros(n_groups, n_shells, device=device)
     overlaps, strengths = [], []
-    block = at_a_time(images, BLOCK)
-    for start in range(0, len(images), block):
-        rows = slice(start, start + block)
-        batch = images.rows(rows).to(device)
-        predicted = clean_image_ft(volume_ft, batch.transfer, half_plane, pose[rows].to(device))
-        left = (batch.image_ft - predicted).abs().square().sum(0)
-        power += shell_sums(left, half_plane.shell, n_shells)
-        overlaps.append((batch.image_ft * predicted.conj()).real.sum(1))
-        strengths.append(predicted.abs().square().sum(1))
-    count = shell_sums(torch.ones_like(half_plane.radius), half_plane.shell, n_shells) * len(images)
-    return Residuals(power.to(home), count.to(home), torch.cat(overlaps).to(home), torch.cat(strengths).to(home))
+    for some in torch.arange(len(rows)).split(stack.at_a_time(BLOCK)):
+        batch, scale = stack.batch(rows[some], device), stack.intensity_scale[rows[some]].to(device)
+        predicted = project(volume_ft, batch.effective_ctf, half_plane, pose[some].to(device))
+        left = shell_sums((batch.image_ft - predicted).abs().square(), half_plane.shell, n_shells)
+        power.index_add_(0, stack.noise_group[rows[some]].to(device), left)
+        overlaps.append((batch.image_ft * predicted.conj()).real.sum(1) / scale)
+        strengths.append(predicted.abs().square().sum(1) / scale.square())
+    n_images = torch.bincount(stack.noise_group[rows], minlength=n_groups)
+    return Residuals(rows, power.to(home), n_images, torch.cat(overlaps).to(home), torch.cat(strengths).to(home))
 
 
-def recalibrated_(images: Images, before: Calibration, parts: list[tuple[Tensor, Residuals]]) -> tuple[Calibration, Calibration]:
-    """Bring a working set up to date in place; its calibration, and the step to it from the one before.
+def updated_noise(stack: ParticleStack, parts: list[Residuals]) -> NoiseModel:
+    """The noise model that the residuals of some images give.
 
-    Parameters
-    ----------
-    images : as calibrated by ``before``.
-    parts : rows of ``images`` that show a particle, and their residuals. The others keep their brightness beside these.
-
-    Notes
-    -----
-    Shells in which the whitening's floor stands above the noise keep it. A shell's noise changes by a factor of 2 at most
-    in one step.
+    Shells whitened by the floor keep it. A shell's noise changes by a factor of 2 at most at a time.
     """
-    power, count = (torch.stack([getattr(r, name) for _, r in parts]).sum(0) for name in ("power", "count"))
-    factor = (power / count.clamp(min=1)).clamp(0.5, 2.0)
-    variance = shell_sums(images.noise_variance, images.half_plane.shell, len(factor))
-    in_plane = shell_sums(torch.ones_like(images.noise_variance), images.half_plane.shell, len(factor))
-    floored = variance < 0.99 * in_plane
-    factor = torch.where(floored | (count == 0), 1.0, factor)
-    scale = before.scale.clone()
-    for rows, r in parts:
-        old = before.scale[rows]
-        # least squares of y ~ scale * p with a Gaussian prior about 1; <y, p> holds both parts, noise has variance 1/2 in each
+    power, n_images = (torch.stack([getattr(part, name) for part in parts]).sum(0) for name in ("power", "n_images"))
+    n_shells = power.shape[1]
+    in_shell = shell_sums(torch.ones_like(stack.half_plane.radius), stack.half_plane.shell, n_shells).to(power)
+    # whitened noise has a variance of 1
+    mine = power / (in_shell * n_images[:, None]).clamp(min=1)
+    shared = power.sum(0) / (in_shell * n_images.sum()).clamp(min=1)
+    factor = torch.where(n_images[:, None] >= LEAST_OF_GROUP, mine, shared).clamp(0.5, 2.0)
+    unseen = (in_shell == 0) | (n_images.sum() == 0)
+    return stack.noise.scaled(torch.where(stack.noise.floored[:, :n_shells].to(power.device) | unseen, 1.0, factor))
+
+
+def updated_intensity_scale(stack: ParticleStack, parts: list[Residuals]) -> Tensor:
+    """Intensity scales (N,): least squares of ``y ~ scale * p`` with a Gaussian prior about 1, and 1 on average.
+
+    Images that are in none of the parts keep theirs beside the others.
+    """
+    scale = stack.intensity_scale.clone()
+    for part in parts:
+        # <y, p> holds real and imaginary parts, each with noise of variance 1/2
         prior = 0.5 / SCALE_SD**2
-        scale[rows] = ((r.overlap / old + prior) / (r.strength / old.square() + prior)).clamp(0.3, 3.0)
-    scale = scale / scale[torch.cat([rows for rows, _ in parts])].mean()
-    step = Calibration(factor, scale / before.scale)
-    step.apply_(images)
-    return Calibration(before.noise * factor, scale), step
+        scale[part.rows] = ((part.overlap + prior) / (part.strength + prior)).clamp(0.3, 3.0)
+    return scale / scale[torch.cat([part.rows for part in parts])].mean()

@@ -1,8 +1,8 @@
 """Pose search: every image against a grid on SO(3) and a grid of shifts, by matrix product.
 
-For whitened images the log-likelihood of a pose is ``2 Re<y, h S> - |h S|^2`` up to a constant. With the image's transfer
-and the shift moved to the image's side, the first term for all images, shifts and orientations is one real matrix product
-per block, and the second another.
+For whitened images the log-likelihood of a pose is ``2 Re<y, h S> - |h S|^2`` up to a constant. With the effective CTF and the
+shift applied to the image instead of the slice, the first term for all images, shifts and orientations is one real matrix
+product per block, and the second another.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.particle_stack import Batch, ParticleStack
 from ace_em.maths.blocks import in_blocks
-from ace_em.maths.fourier import HalfPlane
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import in_asymmetric_unit
 from ace_em.maths.products import Factors, product
 from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices
-from ace_em.physics.imaging import shift_phase
+from ace_em.physics.imaging import shift_phase, slice_of_image
 from ace_em.physics.pose import Pose
-from ace_em.refinement.pose_refinement import LocalResult, better, refine_candidates, refine_poses, replaced
+from ace_em.refinement.pose_refinement import LocalResult, refine_candidates, refine_poses, replaced
 
 BLOCK_BYTES = 128 * 2**20
 """Most memory for the scores of a block of images."""
@@ -45,10 +45,6 @@ class SearchResult:
     pose: Pose
     log_likelihood: Tensor
     log_sum: Tensor
-
-    @property
-    def best(self) -> Pose:
-        return Pose(self.pose.rotation[:, 0], self.pose.shift_px[:, 0])
 
     @staticmethod
     def cat(parts: "Sequence[SearchResult]") -> "SearchResult":
@@ -76,7 +72,7 @@ def shift_grid(max_shift_px: float, step_px: float) -> Tensor:
 @torch.no_grad()
 def search(
     volume_ft: VolumeFT,
-    images: WorkingSet,
+    stack: ParticleStack,
     rotations: Tensor,
     shifts_px: Tensor,
     centre_px: Tensor,
@@ -93,7 +89,7 @@ def search(
     Parameters
     ----------
     volume_ft : the reference, on the device that scores.
-    images : the working set, already cut to the band of this round.
+    stack : images, already cut to the band of this round.
     rotations : (g, 3, 3).
     shifts_px : (t, 2), added to each image's ``centre_px`` (N, 2).
     top_k : orientations kept per image, each with its best shift.
@@ -102,9 +98,9 @@ def search(
     independent : share of an image's coefficients that are independent of each other, for ``log_sum``.
     """
     kept = None
-    for chunk in chunks(rotations, images.half_plane):
+    for chunk in chunks(rotations, stack.half_plane):
         found = _search_chunk(
-            volume_ft, images, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors, independent
+            volume_ft, stack, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors, independent
         )
         kept = found if kept is None else kept.merged(found, top_k)
     assert kept is not None
@@ -118,7 +114,7 @@ def chunks(rotations: Tensor, half_plane: HalfPlane) -> Sequence[Tensor]:
 
 def _search_chunk(
     volume_ft: VolumeFT,
-    images: WorkingSet,
+    stack: ParticleStack,
     rotations: Tensor,
     shifts_px: Tensor,
     centre_px: Tensor,
@@ -128,10 +124,10 @@ def _search_chunk(
     independent: float,
 ) -> SearchResult:
     device, home = volume_ft.device, centre_px.device
-    references = References.of(volume_ft, images.half_plane, rotations, shifts_px)
+    references = References.of(volume_ft, stack.half_plane, rotations, shifts_px)
 
     def score(rows_of: slice) -> SearchResult:
-        batch, centre = images.rows(rows_of).to(device), centre_px[rows_of].to(device)
+        batch, centre = stack.batch(rows_of, device), centre_px[rows_of].to(device)
         cross, power = references.compare(batch, centre, factors)
         best_cross, best_shift = cross.max(1)
         likelihood = best_cross - power
@@ -141,7 +137,7 @@ def _search_chunk(
         log_sum = (independent * likelihood).logsumexp(1)
         return SearchResult(Pose(references.rotations[top.indices], shift).to(home), top.values.to(home), log_sum.to(home))
 
-    return SearchResult.cat(in_blocks(len(images), references.at_a_time, score))
+    return SearchResult.cat(in_blocks(len(stack), references.at_a_time, score))
 
 
 @dataclass(frozen=True)
@@ -170,13 +166,12 @@ class References:
         """Images whose scores memory has room for."""
         return BLOCK_BYTES // (4 * len(self.shifts_px) * len(self.rotations))
 
-    def compare(self, batch: WorkingSet, centre_px: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
+    def compare(self, batch: Batch, centre_px: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
         """``2 Re <y, h S>`` (b, t, g) of images at all shifts about their centres (b, 2), and ``|h S|^2`` (b, g)."""
-        # conj(h S phase) y summed over k: transfer and shift are moved onto the image
-        moved = batch.image_ft * batch.transfer * shift_phase(self.half_plane, -centre_px)
+        moved = slice_of_image(batch.image_ft, batch.effective_ctf, self.half_plane, centre_px)
         rows = torch.view_as_real(moved[:, None] * shift_phase(self.half_plane, -self.shifts_px)).flatten(2)
         cross = product(rows.flatten(0, 1), self.slices, factors).view(len(batch), len(self.shifts_px), -1)
-        return cross, batch.transfer.square() @ self.powers
+        return cross, batch.effective_ctf.square() @ self.powers
 
 
 @dataclass(frozen=True)
@@ -229,7 +224,7 @@ class SearchSpace:
 
 def find_poses(
     volume_ft: VolumeFT,
-    images: WorkingSet,
+    stack: ParticleStack,
     before: Pose,
     grid: PoseGrid,
     config: SearchConfig,
@@ -241,30 +236,28 @@ def find_poses(
     Parameters
     ----------
     before : (N,) poses; their shifts centre the grid's.
-    keep_before : whether they may be right already; otherwise only the grid is looked at.
+    keep_before : whether these are candidates too; otherwise only the grid is.
     """
     settings = config.top_k, on_block, config.factors, grid.independent
-    found = search(volume_ft, images, grid.rotations, grid.shifts_px, before.shift_px, *settings)
-    best = refine_candidates(volume_ft, images, found.pose, config.local_steps)
-    if keep_before:
-        best = better(best, refine_poses(volume_ft, images, before, config.local_steps))
+    found = search(volume_ft, stack, grid.rotations, grid.shifts_px, before.shift_px, *settings)
+    best = refine_candidates(volume_ft, stack, found.pose, config.local_steps, before if keep_before else None)
     return replace(best, log_sum=found.log_sum)
 
 
 def find_or_follow_poses(
     volume_ft: VolumeFT,
-    images: WorkingSet,
+    stack: ParticleStack,
     before: Pose,
     settled: Tensor,
     grid: PoseGrid,
     config: SearchConfig,
     on_block: Callable[[int], None] = lambda done: None,
 ) -> LocalResult:
-    """Look only around the poses that are ``settled`` (N,) bool; search the other images' exhaustively."""
+    """Refine poses that are ``settled`` (N,) bool where they are; search those of the other images exhaustively."""
     if not settled.any():
-        return find_poses(volume_ft, images, before, grid, config, True, on_block)
-    result = refine_poses(volume_ft, images, before, config.local_steps)
+        return find_poses(volume_ft, stack, before, grid, config, True, on_block)
+    result = refine_poses(volume_ft, stack, before, config.local_steps)
     if settled.all():
         return result
-    found = find_poses(volume_ft, images.rows(~settled), before[~settled], grid, config, True, on_block)
+    found = find_poses(volume_ft, stack.subset(~settled), before[~settled], grid, config, True, on_block)
     return replaced(result, ~settled, found)

@@ -6,15 +6,14 @@ A map with the group G has ``V(g r) = V(r)``, and its transform ``V_hat(g q) = V
 import math
 from dataclasses import dataclass, replace
 
-import healpy
-import numpy as np
 import roma
 import torch
 from torch import Tensor
 
 from ace_em.maths.fourier import fourier_resize, frequencies
+from ace_em.maths.levenberg_marquardt import damped_step
 from ace_em.maths.point_group import in_asymmetric_unit
-from ace_em.maths.rotations import so3_grid
+from ace_em.maths.rotations import healpix_centres, healpix_pixel, so3_grid
 from ace_em.maths.slices import VolumeFT, sample, volume_to_ft
 from ace_em.metrics.alignment import Frame
 from ace_em.refinement.backprojection import Accumulator
@@ -66,25 +65,6 @@ def symmetrise(accumulator: Accumulator, group: Tensor) -> Accumulator:
             copies.append(torch.stack([value.real, value.imag, sample(power, part, group).real[1:].sum(0)]))
         total[:, z, inside] = grid[:, z, inside] + torch.cat(copies, dim=-1)
     return Accumulator(total, box)
-
-
-def symmetrise_volume(volume: Tensor, group: Tensor, pad: int = 3) -> Tensor:
-    """Mean over the group (g, 3, 3) of ``V(g r)``, of a real map (n, n, n), by Fourier interpolation.
-
-    As in :func:`ace_em.metrics.alignment.turn_volume`, frequencies beyond the Nyquist sphere are dropped.
-    """
-    n = volume.shape[-1]
-    volume_ft, group = volume_to_ft(volume, pad), group.to(volume)
-    axis = frequencies(2 * (n // 2) + 1, volume.device, volume.dtype)
-    half = torch.zeros(len(axis), len(axis), n // 2 + 1, dtype=volume.dtype.to_complex(), device=volume.device)
-    for z in range(len(axis)):
-        k = _plane(axis, axis[z])
-        inside = k.norm(dim=-1) < n / 2
-        if inside.any():
-            parts = k[inside].split(max(1, BLOCK // len(group)))
-            half[z, inside] = torch.cat([sample(volume_ft, part, group).mean(0) for part in parts])
-    half = torch.fft.ifftshift(half[:n, :n], dim=(0, 1))
-    return torch.fft.fftshift(torch.fft.irfftn(half, s=(n, n, n)))
 
 
 @dataclass(frozen=True)
@@ -202,8 +182,7 @@ def _ranked_frames(
 ) -> tuple[Tensor, Tensor]:
     """A grid of frames (m, 3, 3), one of each orbit, and the mean correlation (m,) under the operators ``some``."""
     # down to the equator: turned about the opposite axis, the map and its copy change places
-    pixels = np.arange(healpy.nside2npix(N_SIDE) // 2 + 2 * N_SIDE)
-    direction = torch.as_tensor(np.stack(healpy.pix2vec(N_SIDE, pixels), axis=-1)).float()
+    direction = healpix_centres(N_SIDE)[: 6 * N_SIDE**2 + 2 * N_SIDE].float()
     rotvec = roma.rotmat_to_rotvec(some)
     angle = rotvec.norm(dim=-1)
     one = probe.read(torch.eye(3), centre_px)
@@ -216,8 +195,8 @@ def _ranked_frames(
         for axis in (rotvec / angle[:, None])[(angle - size).abs() < 1e-3]:
             # A^T g A turns about A^T axis
             turned = axis @ frames
-            x, y, z = torch.where(turned[:, 2:] < 0, -turned, turned).numpy().T
-            score += table[torch.as_tensor(healpy.vec2pix(N_SIDE, x, y, z)).clamp(max=len(pixels) - 1)]
+            upper = torch.where(turned[:, 2:] < 0, -turned, turned)
+            score += table[healpix_pixel(upper, N_SIDE).clamp(max=len(direction) - 1)]
     return frames, score / len(some)
 
 
@@ -260,10 +239,9 @@ def _refine(probe: _Probe, rotation: Tensor, centre_px: Tensor, some: Tensor, n_
         )
         jacobian = (ahead - behind) / (2 * steps[:, None])
         hessian = jacobian @ jacobian.mT
-        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-        # what is free leaves no slope: its own curvature cannot damp it
-        damped = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-4 * diagonal.amax(-1, keepdim=True))
-        change = -torch.linalg.solve(damped, jacobian @ now[..., None])[..., 0]
+        # a parameter that is free has no slope, so its own curvature cannot damp it
+        floor = 1e-4 * hessian.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        change = -damped_step(hessian, (jacobian @ now[..., None])[..., 0], damping, floor)
         # noise has slopes of its own: the curvature seems larger than it is, and the step comes out too short
         tried = [moved(stretch * change) for stretch in STRETCHES]
         left = torch.stack([now, *(residual(*state) for state in tried)])

@@ -9,7 +9,8 @@ from torch import Tensor
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import normalise
 from ace_em.errors import InputError
-from ace_em.maths.fourier import HalfPlane, fourier_resize
+from ace_em.maths.fourier import fourier_resize
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.physics.ctf import ctf
 from ace_em.physics.imaging import clean_image_ft

@@ -1,8 +1,7 @@
-"""How far a run has come, kept in RUN/checkpoint.pt so that it can go on from there and end as if nothing had happened.
+"""The progress of a run, saved in RUN/checkpoint.pt, so that a resumed run ends as if it had never stopped.
 
-A run is a row of pieces of work with names. The journal holds the results of those that are finished, and the present
-one's last safe point: a state from which the same code takes the same steps, bit for bit. The images are not in it: they are
-read again.
+A run is a sequence of steps with names. The checkpoint holds the results of those that are done, and the last saved state of
+the present one, from which the same code takes the same steps, bit for bit. Images are not in it: they are read again.
 """
 
 import os
@@ -16,36 +15,41 @@ from ace_em.run.folder import RunFolder
 from ace_em.run.reporter import Reporter
 
 T = TypeVar("T")
-FORMAT = 2
+FORMAT = 3
 
 
-class StopAsked(KeyboardInterrupt):
-    """Someone made the file RUN/stop."""
+class StopRequested(KeyboardInterrupt):
+    """The file RUN/stop was made."""
 
 
 @dataclass
-class Journal:
-    """What is finished, and where the present piece stands.
+class Checkpoint:
+    """Which steps are done, and the state of the present one.
 
     Attributes
     ----------
     fingerprint : of the particles; a checkpoint of others is refused.
-    every_s : seconds between checkpoints at least, unless a piece is finished.
-    finished : results by name.
-    present : the name of the piece under way, and its last safe point.
+    every_s : least time between two writes, apart from those at the end of a step.
+    done : results by name.
+    present : the name of the present step, and its last saved state.
     """
 
     run: RunFolder
     reporter: Reporter
     fingerprint: Plain
     every_s: float
-    finished: dict[str, Plain] = field(default_factory=dict)
+    done: dict[str, Plain] = field(default_factory=dict)
     present: tuple[str, Plain] | None = None
     _saved_at: float = field(default_factory=time.monotonic)
     _unsaved: Plain = None
 
     def reload(self) -> bool:
-        """Take up the last checkpoint; False when there is none. What was recorded after it is forgotten."""
+        """Load the last checkpoint, and drop the records that came after it; False if there is none.
+
+        Raises
+        ------
+        InputError : the checkpoint is of another version, or of other particles.
+        """
         state = self.run.read_checkpoint()
         if state is None:
             os.truncate(self.run.metrics, 0)
@@ -56,65 +60,64 @@ class Journal:
             raise InputError(
                 f"{self.run.path}: the run there is of other particles: {_differences(state['fingerprint'], self.fingerprint)}"
             )
-        self.finished = state["finished"]
+        self.done = state["done"]
         self.present = (state["name"], state["state"]) if state["name"] else None
         os.truncate(self.run.metrics, min(state["metrics_bytes"], self.run.metrics.stat().st_size))
-        self.reporter.go_on_from(state["elapsed_s"])
+        self.reporter.resume_from(state["elapsed_s"])
         return True
 
-    def result(self, kind: type[T], name: str) -> T | None:
-        """What a finished piece has given."""
-        return unpacked(kind, self.finished[name]) if name in self.finished else None
+    def load_done(self, kind: type[T], name: str) -> T | None:
+        """The result of a step that is done; None if it is not."""
+        return unpacked(kind, self.done[name]) if name in self.done else None
 
-    def safe_point(self, name: str) -> Plain | None:
-        """Where a piece is to be gone on from; None when it has not begun."""
+    def load_progress(self, name: str) -> Plain | None:
+        """The saved state of a step that was begun; None if it was not."""
         return self.present[1] if self.present is not None and self.present[0] == name else None
 
-    def at(self, name: str, state: object) -> None:
-        """A safe point. It is written now and then; when someone asks to stop, at once."""
+    def save_progress(self, name: str, state: object) -> None:
+        """A state that the step can be resumed from. It is written every ``every_s`` seconds, or when a stop is requested."""
         self.present = (name, packed(state))
         self._note()
-        self.heed_stop()
+        self.raise_if_stop_requested()
         if time.monotonic() - self._saved_at >= self.every_s:
             self.flush()
 
-    def heed_stop(self) -> None:
-        """Leave, when someone asks to; the last safe point is written on the way out."""
+    def raise_if_stop_requested(self) -> None:
+        """End the run when RUN/stop is there; the last saved state is written on the way out."""
         if self.run.stop.exists():
-            raise StopAsked
+            raise StopRequested
 
-    def finish(self, name: str, result: object, instead_of: str = "") -> None:
-        """A piece is done; results whose names begin with ``instead_of`` are no longer needed."""
+    def save_done(self, name: str, result: object, instead_of: str = "") -> None:
+        """A step is done; results whose names begin with ``instead_of`` are no longer needed."""
         if instead_of:
-            self.finished = {key: value for key, value in self.finished.items() if not key.startswith(instead_of)}
-        self.finished[name] = packed(result)
+            self.done = {key: value for key, value in self.done.items() if not key.startswith(instead_of)}
+        self.done[name] = packed(result)
         self.present = None
         self._note()
         self.flush()
 
     def where(self) -> str:
-        """Where the run stands, in words."""
+        """Where the run is, in words."""
         if self.present is not None:
             step = self.present[1].get("training", {}).get("step")
-            name = self.present[0].replace(": ace", ": training").replace(": explore", ": exploring")
-            return f"in {name}" + (f", after update {step}" if step else "")
-        return f"after {list(self.finished)[-1]}" if self.finished else "before the training"
+            return f"in {self.present[0]}" + (f", after update {step}" if step else "")
+        return f"after {list(self.done)[-1]}" if self.done else "before the training"
 
     def _note(self) -> None:
-        """The state of now, to be written by ``flush``: a record or a second later it would be another."""
+        """The state of now, which ``flush`` writes: records and time go on."""
         name, state = self.present or ("", None)
         self._unsaved = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "metrics_bytes": self.run.metrics.stat().st_size,
             "elapsed_s": self.reporter.elapsed_s,
-            "finished": dict(self.finished),
+            "done": dict(self.done),
             "name": name,
             "state": state,
         }
 
     def flush(self) -> None:
-        """Write the last safe point if that has not been done."""
+        """Write the last saved state if that has not been done."""
         if self._unsaved is not None:
             self.run.write_checkpoint(self._unsaved)
             self._unsaved, self._saved_at = None, time.monotonic()

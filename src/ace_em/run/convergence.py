@@ -9,13 +9,14 @@ from ace_em.config import RunConfig, SearchConfig
 from ace_em.metrics.coverage import N_VIEWS, coverage
 from ace_em.refinement.abinitio import HeldOut
 from ace_em.refinement.half_sets import HalfSetState
+from ace_em.run.log import in_angstrom
 from ace_em.run.plan import Plan
 
-AMORTISED_SHARE = 0.7
-"""Of the signal that the right map explains, an encoder's poses, which are a few degrees off, leave about this much."""
+ENCODER_SHARE = 0.7
+"""An encoder's poses are a few degrees off: with them the right map explains about this share of what it would."""
 
 FEW_VIEWS = 0.5
-"""Of the views that as many poses at random would reach."""
+"""Share of the views that as many random poses would cover, below which the user is told."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def judge(
     """
     search, stable = config.search, searched.stable_share(config.search.stable_deg)
     shared = search.shared_band * plan.box_angstrom / plan.diameter_angstrom
-    resolution, start = plan.box_angstrom / last.fsc143_shell, plan.box_angstrom / shared
+    start = plan.box_angstrom / shared
     wrong = []
     short = f"explains {held_out.explained:.0%} of the signal in images held out, where noise allows {held_out.expected:.0%}"
     if held_out.against_null < search.least_z:
@@ -79,49 +80,50 @@ def judge(
     ball_share = plan.mask(plan.boxes[-1]).mean().item()
     by_chance = agreement_by_chance(shared, len(features_fsc), ball_share, len(plan.group))
     if agreement_beyond(last.halves.fsc, shared) < 0.143:
-        wrong.append(f"the half-maps hardly agree beyond the {start:.0f} A that they started from")
+        wrong.append(f"the half-maps hardly agree beyond {start:.0f} A, the resolution that they started from")
     elif agreement_beyond(features_fsc, shared) < max(0.143, by_chance):
         wrong.append(
-            f"beyond the {start:.0f} A that they started from the half-maps agree on their radial mean alone, as any arrangement "
-            f"of poses would (FSC without it {agreement_beyond(features_fsc, shared):.2f})"
+            f"beyond {start:.0f} A, the resolution that they started from, the half-maps agree in their radial mean only, which "
+            f"any arrangement of poses gives (FSC without it {agreement_beyond(features_fsc, shared):.2f})"
         )
     if wrong:
         return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. {advice(plan, config)}")
-    message = f"converged: {stable:.0%} of the poses stable; half-maps agree to {resolution:.1f} A (FSC 0.143)"
+    resolution = in_angstrom(plan.box_angstrom, last.fsc143_shell, len(last.halves.fsc))
+    message = f"converged: {stable:.0%} of the poses stable; half-maps agree to {resolution} (FSC 0.143)"
     if not explains(held_out, search):
         message += f". But the map {short}: some views may be in a wrong place. Compare with another --seed"
     return Verdict(True, message)
 
 
-def judge_amortised(last: HalfSetState, expected: float, config: RunConfig) -> Verdict:
+def judge_autoencoder(last: HalfSetState, expected: float, config: RunConfig) -> Verdict:
     """The verdict on stage 1 alone.
 
     Parameters
     ----------
-    last : the decoder's map, the encoder's poses, how far these moved at the end of the training.
+    last : the decoder's map, the encoder's poses, and how far these moved at the end of the training.
     expected : share of the signal that the right map and poses would explain.
     """
     search, stable = config.search, last.stable_share(config.search.stable_deg)
     explained = f"explains {last.explained:.0%} of the signal at the encoder's poses, where noise allows {expected:.0%}"
     wrong = []
-    if last.explained < AMORTISED_SHARE * expected:
+    if last.explained < ENCODER_SHARE * expected:
         wrong.append(f"the map only {explained}")
     if stable < search.settled_share:
         wrong.append(f"only {stable:.0%} of the poses are stable")
     if wrong:
         tries = f"more --ace.steps (now {config.ace.steps}), another --seed, or --stages all"
         return Verdict(False, f"not converged: {'; '.join(wrong)}. Do not trust this map. Try: {tries}")
-    caution = "The half-maps share one network's poses: their FSC is no evidence for these"
+    caution = "The poses of both half-maps come from one network: their FSC is no evidence for the poses"
     reached = coverage(last.pose.rotation)
     # that so many views at random would reach
     at_random = 1 - math.exp(-len(last.pose) / N_VIEWS)
     if reached < FEW_VIEWS * at_random:
-        caution += f". The views reach only {reached:.0%} of the sphere: few there may be, but a collapse looks the same"
+        caution += f". The views cover only {reached:.0%} of the sphere: preferred orientation, or a collapsed encoder"
     return Verdict(True, f"converged: {stable:.0%} of the poses stable; the map {explained}. {caution}")
 
 
 def advice(plan: Plan, config: RunConfig) -> str:
-    """What to try."""
+    """What to try, in one sentence."""
     tries = [
         f"another --seed or more --starts (now {config.starts})",
         f"a longer training (--ace.steps, now {config.ace.steps})",

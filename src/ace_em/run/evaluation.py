@@ -11,24 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ace_em.data.particle_stack import CPU
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import survey, working_set
-from ace_em.data.working_set import CPU
+from ace_em.data.preprocess import read_stack
+from ace_em.data.survey import survey
 from ace_em.errors import InputError
 from ace_em.io.atomic import replace_atomically
 from ace_em.io.mrc import read_volume
-from ace_em.maths.fourier import HalfPlane, fourier_resize
+from ace_em.maths.fourier import fourier_resize
+from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.masks import ball_radius_px, soft_ball
 from ace_em.metrics.alignment import align_poses, apply_frame, nearest_estimate, turn_volume
 from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
-from ace_em.models.voxel_grid import ball_radius_px, soft_ball
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Accumulator, accumulate, reconstruct_halves
-from ace_em.report.page import write_report
 from ace_em.run.folder import RunFolder
-from ace_em.run.plan import choose_device, group_of
 from ace_em.run.reporter import Reporter
+from ace_em.run.validate import choose_device, group_of
 
 READ_AT_A_TIME = 5000
 """Images that are read before they are inserted; fewer where they would take more than ``READ_BYTES``."""
@@ -101,12 +102,12 @@ def bound(
     block = _read_at_a_time(box)
     for start in range(0, len(rows), block):
         some = slice(start, start + block)
-        images = working_set(truth, look, box, rows=np.array(rows[some]))
+        stack = read_stack(truth, look, box, rows=np.array(rows[some]))
         # every other image is of the first half
-        halves = [torch.arange(first, len(images), 2) for first in (0, 1)]
-        inserted = [accumulate(images, at_box[some], half, device=device) for half in halves]
+        halves = [torch.arange(first, len(stack), 2) for first in (0, 1)]
+        inserted = [accumulate(stack, at_box[some], half, device=device) for half in halves]
         sums = [a + b for a, b in zip(sums, inserted, strict=True)] if sums else inserted
-        on_block(start + len(images))
+        on_block(start + len(stack))
     diameter_px = look.diameter_angstrom / (truth.box * truth.pixel_size_angstrom) * box
     maps = reconstruct_halves(sums[0], sums[1], soft_ball(box, ball_radius_px(box, diameter_px)))
     return resolution_shell(fourier_shell_correlation(maps.combined, volume), 0.5)
@@ -119,7 +120,7 @@ def _read_at_a_time(box: int) -> int:
 
 
 def insertion_device(name: str) -> torch.device:
-    """Where the images of the bound are inserted for a ``--device``. On Apple's devices that was never tried: the CPU does it."""
+    """Where the images of the bound are inserted for a ``--device``; the CPU in place of Apple's, where it was never tried."""
     device = choose_device(name)
     return torch.device(device if device == "cuda" else "cpu")
 
@@ -139,7 +140,7 @@ def evaluate(run_path: Path, truth_path: Path, device: torch.device = CPU, repor
     Parameters
     ----------
     device : where the images of the bound are inserted.
-    reporter : told how far that is; None: nobody.
+    reporter : shows the progress; None shows none.
     """
     reporter = Reporter(mode="quiet") if reporter is None else reporter
     run = RunFolder(run_path)
@@ -161,7 +162,7 @@ def evaluate(run_path: Path, truth_path: Path, device: torch.device = CPU, repor
     at_box = dataclasses.replace(frame, origin_px=frame.origin_px * (box / truth.box))
     fsc = fourier_shell_correlation(turn_volume(torch.from_numpy(map_found), at_box), true_volume)
     shell = resolution_shell(fsc, 0.5)
-    with reporter.beating(), reporter.task("inserting the images at their true poses", len(rows)) as task:
+    with reporter.heartbeat(), reporter.task("inserting the images at their true poses", len(rows)) as task:
         bound_shell = bound(truth, true, true_volume, rows, device, task.update)
     result = Evaluation(
         fsc05_px=box / shell,
@@ -177,7 +178,4 @@ def evaluate(run_path: Path, truth_path: Path, device: torch.device = CPU, repor
     )
     with replace_atomically(run.evaluation) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
-    # the page of a finished run, now with the truth beside
-    if (run.path / "report.html").is_file():
-        write_report(run.path)
     return result

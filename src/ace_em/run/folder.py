@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ace_em.errors import InputError
@@ -30,9 +26,9 @@ RESULTS = (
     *("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "volume_sharp.mrc", "mask.mrc", "encoder.pt"),
     *("confident.star", "report.html"),
 )
-"""What a finished run leaves beside its settings, records and checkpoint."""
+"""Results of a finished run, beside its settings, records and checkpoint."""
 FILES = (
-    *("metrics.jsonl", "config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "status.json", "current.mrc", "stop"),
+    *("metrics.jsonl", "config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "status.json", "current.mrc", "stop", ".lock"),
     *(*RESULTS, "poses.cs", "confident.cs", "evaluation.json"),
 )
 """Everything that a run may write; an earlier run's are removed by --overwrite, and nothing else is."""
@@ -75,12 +71,12 @@ class RunFolder:
 
     @property
     def status(self) -> Path:
-        """What the run is doing, for ``ace-em watch``."""
+        """The present state of the run, for ``ace-em watch``."""
         return self.path / "status.json"
 
     @property
     def stop(self) -> Path:
-        """Anyone who makes this file asks the run to stop; it keeps its state first."""
+        """A file of this name asks the run to stop; it saves its state first."""
         return self.path / "stop"
 
     @property
@@ -107,7 +103,7 @@ class RunFolder:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise InputError(f"{path}: {parent} is not a writable folder; expected a writable place for the run")
 
-    def spare(self, inputs: list[Path]) -> None:
+    def refuse_if_overwriting(self, inputs: list[Path]) -> None:
         """Refuse to replace a run by one that is made from its own files."""
         mine = {(self.path / name).resolve() for name in FILES}
         for path in inputs:
@@ -116,13 +112,14 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, overwrite: bool) -> "RunFolder":
-        """A folder for a new run. The files of an earlier run are removed when told to, and nothing else."""
+        """A folder for a new run. With ``overwrite`` the files of an earlier run are removed, and nothing else."""
         RunFolder.check(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         run = RunFolder(path)
         if run.metrics.exists():
             with run.locked():
                 run._remove(FILES)
+        run.metrics.touch()
         return run
 
     def reopen(self) -> None:
@@ -139,14 +136,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Refuse to share the folder with a run that is still going on; the lock goes with the process that holds it."""
-        with open(self.metrics, "a") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise InputError(f"{self.path}: another run is writing there; wait for it, or stop it first") from error
-            yield
+        """Refuse to share the folder with a run that is still going on; the lock ends with the process that holds it."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            with lock:
+                yield
+                (self.path / ".lock").unlink(missing_ok=True)
+        except Timeout as error:
+            raise InputError(f"{self.path}: another run is writing there; wait for it, or stop it first") from error
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Every setting, for ``ace-em reconstruct --config``."""
@@ -180,7 +177,7 @@ class RunFolder:
                 write_particle_table(self.path / f"{name}.cs", some)
 
     def write_current_map(self, volume: Tensor, pixel_size_angstrom: float) -> None:
-        """The map so far, for whoever looks on."""
+        """The map so far, for the live page and ChimeraX."""
         write_volume(self.current_map, volume.cpu().numpy(), pixel_size_angstrom)
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
@@ -198,7 +195,7 @@ class RunFolder:
             except FileNotFoundError:
                 continue
             except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError):
-                # a disk may lose what was written; the one before is as good a start
+                # damaged on disk: the one before is as good a start
                 continue
             if isinstance(state, dict):
                 return state

@@ -1,30 +1,81 @@
-"""The images of a run at a working box: in memory, or in a scratch file when they are more than memory may hold."""
+"""The particles, half-sets and images that a run is made from."""
 
+import dataclasses
+import hashlib
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ace_em.config import RunConfig
-from ace_em.data.preprocess import scratch_set, working_set
-from ace_em.data.scratch import refuse_small_folder, scratch_bytes
-from ace_em.data.working_set import Images
+from ace_em.data.coefficients import refuse_small_folder, scratch_bytes
+from ace_em.data.particle_stack import ParticleStack
+from ace_em.data.particles import Particles
+from ace_em.data.preprocess import read_stack
+from ace_em.data.select import selected_rows
+from ace_em.data.split import half_sets
+from ace_em.errors import InputError
+from ace_em.io.tables import read_particle_table
 from ace_em.run.plan import Plan
 from ace_em.run.reporter import Reporter
 
+PATHS = ("subset", "exclude", "passthrough", "project", "scratch")
+"""Settings that are paths, or several separated by commas."""
 
-def read_images(plan: Plan, box: int, config: RunConfig, out: Path, reporter: Reporter, keep_optics: bool = False) -> Images:
-    """All particles, normalised and whitened; ``out`` is the folder of the run, which need not be there yet."""
+
+def open_particles(path: Path, config: RunConfig) -> Particles:
+    """The particles that the settings choose."""
+    if config.project and not Path(config.project).is_dir():
+        raise InputError(f"--project {config.project}: no such folder; expected the one that image paths are relative to")
+    passthrough = [Path(p) for p in config.passthrough.split(",") if p]
+    table = read_particle_table(path, passthrough)
+    rows = selected_rows(table, config.subset, config.exclude, config.max_particles, config.seed)
+    if len(rows) < len(table):
+        table = table.rows(rows)
+    return Particles.of(table, Path(config.project) if config.project else None)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The settings with absolute paths: config.yaml may be used from another folder."""
+
+    def absolute(paths: str) -> str:
+        return ",".join(str(Path(path).absolute()) for path in paths.split(",") if path)
+
+    changes: dict[str, Any] = {name: absolute(getattr(config, name)) for name in PATHS}
+    return dataclasses.replace(config, **changes)
+
+
+def chosen_half_sets(particles: Particles, seed: int) -> np.ndarray:
+    """The half-sets (N,) of the input's rlnRandomSubset if it has two of similar size, otherwise random halves."""
+    given = particles.half_sets()
+    if given is not None and set(np.unique(given)) == {1, 2} and np.bincount(given)[1:].min() > len(given) / 4:
+        return given
+    return half_sets(len(particles), seed)
+
+
+def fingerprint(particles: Particles) -> dict[str, Any]:
+    """What identifies a set of particles, wherever its files are."""
+    names = hashlib.sha256("\n".join(particles.image_names).encode()).hexdigest()[:16]
+    return {"particles": len(particles), "box": particles.box, "pixel size": particles.pixel_size_angstrom, "image names": names}
+
+
+def read_images(plan: Plan, box: int, config: RunConfig, out: Path, reporter: Reporter) -> ParticleStack:
+    """All particles at a working box: in memory, or in a scratch file when they are more than memory may hold.
+
+    ``out`` is the folder of the run, which need not exist yet.
+    """
+    scratch = None if plan.fits(box) else scratch_folder(config, out)
     with reporter.task(f"reading images at {box} px", len(plan.particles)) as task:
-        if plan.fits(box):
-            return working_set(plan.particles, plan.look, box, on_block=task.update, keep_optics=keep_optics)
-        return scratch_set(plan.particles, plan.look, box, scratch_folder(config, out), task.update, keep_optics)
+        return read_stack(plan.particles, plan.look, box, scratch=scratch, on_block=task.update)
 
 
 def scratch_folder(config: RunConfig, out: Path) -> Path:
-    """Where images go that memory has no room for."""
+    """Where images go that do not fit into memory."""
     return Path(config.scratch) if config.scratch else next(p for p in (out, *out.absolute().parents) if p.is_dir())
 
 
 def refuse_small_disk(plan: Plan, config: RunConfig, out: Path) -> None:
-    """Find out before the run that the disk has no room for the largest of its scratch files, which are there one at a time."""
+    """Refuse, before the run, a disk without room for the largest of its scratch files; there is one at a time."""
     boxes = [box for box in (plan.working_box, *plan.boxes) if not plan.fits(box)]
     if boxes:
         refuse_small_folder(scratch_folder(config, out), scratch_bytes(len(plan.particles), max(boxes)))

@@ -1,19 +1,22 @@
-"""What a run says about its rounds: a line for the user, and a record for metrics.jsonl."""
+"""Messages and records of a run's rounds: a line for the user, and one for metrics.jsonl."""
 
+import torch
 from torch import Tensor
 
 from ace_em.config import RunConfig
 from ace_em.refinement.abinitio import HeldOut, Round
-from ace_em.refinement.ctf_refinement import DefocusFit
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.run.plan import Plan
 from ace_em.run.reporter import Reporter
 from ace_em.training.loop import Progress
 
+NO_LOSS = torch.zeros(())
+"""Of a task that an update did not train."""
+
 
 def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, reporter: Reporter) -> str:
     """Record a training step; returns the words beside the progress bar."""
-    image, pose = progress.losses.image.item(), progress.losses.pose.item()
+    image, pose = (progress.losses.get(name, NO_LOSS).item() for name in ("image", "pose"))
     band = plan.box_angstrom / min(progress.band, plan.working_box / 2)
     reporter.record(
         "ace",
@@ -27,31 +30,31 @@ def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, repo
     return f"band {band:.0f} A  image loss {image:.3f}  pose loss {pose:.3f}"
 
 
-def lesson_step(progress: Progress, steps: int, reporter: Reporter) -> str:
-    """Record a step of the encoder's lesson; returns the words beside the progress bar."""
-    pose = progress.losses.pose.item()
-    reporter.record("teach", step=progress.step, steps=steps, pip_loss=round(pose, 5))
+def encoder_step(progress: Progress, steps: int, reporter: Reporter) -> str:
+    """Record a step of the encoder's training on the map; returns the words beside the progress bar."""
+    pose = progress.losses["pose"].item()
+    reporter.record("encoder", step=progress.step, steps=steps, pip_loss=round(pose, 5))
     return f"pose loss {pose:.3f}"
 
 
 def poses_watched(step: int, moved_deg: Tensor, config: RunConfig, reporter: Reporter) -> None:
-    """How far the encoder's poses turned since the last look."""
+    """How far the encoder's poses turned since they were last compared."""
     stable = (moved_deg < config.search.stable_deg).float().mean().item()
     moved = moved_deg.median().item()
     reporter.say(f"step {step} of {config.ace.steps}: {stable:.0%} of poses stable, median move {moved:.1f} deg")
     reporter.record("watch", step=step, stable=round(stable, 4), moved_median_deg=round(moved, 3))
 
 
-def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> None:
+def ab_initio_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> None:
     """A round on a random subset."""
     band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
     moved = state.moved_deg.median().item()
     reporter.say(
-        f"exploring, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, {state.explained:.1%} of the "
-        f"signal explained{without_particle(state.shown)}"
+        f"ab initio search, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, {state.explained:.1%} of "
+        f"the signal explained{without_particle(state.shown)}"
     )
     reporter.record(
-        "explore",
+        "ab_initio",
         start=start,
         box=plan.working_box,
         round=state.number,
@@ -65,16 +68,16 @@ def exploring_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
 
 
 def without_particle(shown: float) -> str:
-    """The end of a sentence: how many images show no particle, if so many that it matters."""
+    """The end of a sentence: how many images show no particle, if more than a few."""
     return f"; {1 - shown:.0%} of the images show no particle" if shown < 0.995 else ""
 
 
 def start_judged(start: int, held_out: HeldOut, n: int, reporter: Reporter) -> None:
-    """What the held-out images say of a start."""
+    """How well a start's map explains the held-out images."""
     share, z = held_out.explained, held_out.against_null
     of_noise = f"(noise allows {held_out.expected:.0%}) " if held_out.expected > 0 else ""
     signal = f"explains {share:.1%} of the signal {of_noise}in" if share < 1.5 else "fits"
-    reporter.say(f"start {start}: its map {signal} {n} images held out, and beats a map of random phases by z = {z:.0f}")
+    reporter.say(f"start {start}: the map {signal} {n} held-out images; against a map of random phases z = {z:.0f}")
     reporter.record(
         "start",
         start=start,
@@ -92,10 +95,11 @@ def half_set_round(
     resolution, moved = plan.box_angstrom / state.fsc143_shell, state.particles_moved_deg.median().item()
     stable, shown = state.stable_share(config.search.stable_deg), state.shown.float().mean().item()
     name = "search of all images" if stage == "search" else f"refinement at {box} px"
-    # a box is entered with maps of the poses that there are
+    # the first round at a box makes maps from the poses there are
     as_they_were = stage == "refine" and number == 1
-    poses = "poses as they were" if as_they_were else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
-    reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {resolution:.2f} A, {poses}{without_particle(shown)}")
+    poses = "poses unchanged" if as_they_were else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
+    at = in_angstrom(plan.box_angstrom, state.fsc143_shell, len(state.halves.fsc))
+    reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {at}, {poses}{without_particle(shown)}")
     reporter.record(
         stage,
         box=box,
@@ -105,16 +109,21 @@ def half_set_round(
         moved_median_deg=None if as_they_were else round(moved, 4),
         explained=None if as_they_were else round(state.explained, 4),
         fsc143_angstrom=round(resolution, 3),
-        brightness_sd=round(state.calibration.scale.std().item(), 4),
+        intensity_scale_sd=round(state.intensity_scale.std().item(), 4),
         shown=round(shown, 4),
     )
 
 
-def defocus_fitted(fit: DefocusFit, plan: Plan, state: HalfSetState, reporter: Reporter) -> None:
-    """How much the defocus changed, and what it did for the half-maps."""
-    sd, resolution = fit.offset_angstrom.std().item(), plan.box_angstrom / state.fsc143_shell
+def defocus_fitted(state: HalfSetState, at_limit: int, plan: Plan, reporter: Reporter) -> None:
+    """How much the defocus changed, and the half-maps' FSC with it."""
+    sd, resolution = state.defocus_offset_angstrom.std().item(), plan.box_angstrom / state.fsc143_shell
     reporter.say(
-        f"defocus changed by {sd:.0f} A (standard deviation), {fit.at_limit} at the limit and left alone; half-map FSC 0.143 at "
-        f"{resolution:.2f} A"
+        f"defocus changed by {sd:.0f} A (standard deviation); {at_limit} particles at the limit of the range keep theirs; "
+        f"half-map FSC 0.143 at {in_angstrom(plan.box_angstrom, state.fsc143_shell, len(state.halves.fsc))}"
     )
-    reporter.record("defocus", sd_angstrom=round(sd, 1), at_limit=fit.at_limit, fsc143_angstrom=round(resolution, 3))
+    reporter.record("defocus", sd_angstrom=round(sd, 1), at_limit=at_limit, fsc143_angstrom=round(resolution, 3))
+
+
+def in_angstrom(box_angstrom: float, shell: float, n_shells: int) -> str:
+    """A resolution in words: ``8.63 A``, or ``8.50 A or better`` where the curve does not fall below the threshold."""
+    return f"{box_angstrom / shell:.2f} A" + (" or better" if shell >= n_shells - 1 else "")

@@ -7,13 +7,14 @@ import torch
 
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import posed_table, with_confidence
-from ace_em.data.preprocess import survey
+from ace_em.data.survey import survey
 from ace_em.errors import InputError
 from ace_em.inference.predictor import Predictor
 from ace_em.io.tables import write_particle_table
+from ace_em.run.eta import clock
 from ace_em.run.folder import RunFolder
 from ace_em.run.plan import free_threads
-from ace_em.run.reporter import Reporter, clock
+from ace_em.run.reporter import Reporter
 
 FEWEST_SURVEYED = 20
 """Images that their contrast is measured from."""
@@ -53,7 +54,7 @@ def predict(
     sign, how = contrast_of(particles, predictor, contrast)
     colour = "white" if sign > 0 else "black"
     reporter.say(f"{table.path}: {len(particles)} particles; protein is {colour} ({how})")
-    with reporter.beating(), reporter.task("predicting poses", len(particles)) as task:
+    with reporter.heartbeat(), reporter.task("predicting poses", len(particles)) as task:
         found = predictor.predict(particles, sign=sign, on_block=task.update)
     done = posed_table(particles, predictor.handed(found.pose), None)
     probability = predictor.probability(found)
@@ -77,16 +78,16 @@ def check_output(out: Path, overwrite: bool, run: Path, needed: Sequence[Path]) 
         raise InputError(f"{out}: exists already; expected a new file (or give --overwrite)")
     if out.resolve() in {path.resolve() for path in needed}:
         raise InputError(f"{out}: is the input; expected another name")
-    RunFolder(run).spare([out])
+    RunFolder(run).refuse_if_overwriting([out])
 
 
 def contrast_of(particles: Particles, predictor: Predictor, contrast: str) -> tuple[float, str]:
     """+1 for white protein, -1 for black, and where that is from: the user, the images, the file, or the run."""
     if contrast != "auto":
-        return (1.0 if contrast == "white" else -1.0), "as told"
+        return (1.0 if contrast == "white" else -1.0), "as given"
     look = survey(particles) if len(particles) >= FEWEST_SURVEYED else None
     if look is not None and abs(look.contrast_z) >= SURE_CONTRAST:
         return look.sign, f"measured, z = {look.contrast_z:+.0f}"
     if particles.sign_on_disk is not None:
-        return particles.sign_on_disk, "says the file"
+        return particles.sign_on_disk, "from the file"
     return predictor.look.sign, "as in the run"

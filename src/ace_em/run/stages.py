@@ -1,43 +1,68 @@
-"""The stages of a run one by one: each takes up the work where the journal says that it stands."""
+"""The stages of a run, each resumed from where the checkpoint says it stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import Images
-from ace_em.inference.confidence import Evidence, evidence
+from ace_em.data.particle_stack import CPU, ParticleStack
+from ace_em.data.preprocess import read_stack
+from ace_em.data.split import subset
+from ace_em.data.survey import noise_groups, pooled
+from ace_em.inference.confidence import Evidence, ResidualBaseline, evidence
+from ace_em.inference.predictor import Predictor
 from ace_em.io.plain import unpacked
 from ace_em.metrics.alignment import apply_frame, turn_volume
 from ace_em.physics.pose import Pose
-from ace_em.refinement.abinitio import Explorer, HeldOut, Round, explore, held_out_rows, judge_held_out
-from ace_em.refinement.abinitio import without_past as rounds_without_past
+from ace_em.refinement.abinitio import AbInitioSetup, HeldOut, Round, ab_initio, held_out_rows, judge_held_out
+from ace_em.refinement.abinitio import without_old_maps as rounds_without_old_maps
 from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.half_sets import (
     HalfSets,
     HalfSetState,
     at_box,
+    change_box,
     refine_half_sets,
     search_half_sets,
     shared_start,
-    without_past,
+    without_old_maps,
 )
-from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.search import SearchSpace
 from ace_em.refinement.symmetry import find_axes
-from ace_em.run import log as run_log
-from ace_em.run.autoencoder_only import Trained, start_seed, train_start
-from ace_em.run.context import Job, poses_tried, search_space
+from ace_em.run import log
+from ace_em.run.context import RunContext
 from ace_em.run.convergence import explains
 from ace_em.run.inputs import read_images
+from ace_em.run.pose_watch import PoseWatch
+from ace_em.training.autoencoder import AutoEncoder
+from ace_em.training.encoder_on_map import train_encoder_on_map
+from ace_em.training.fabric import make_fabric
+from ace_em.training.infer import encode
+from ace_em.training.loop import Training
 
 SYMMETRY_BAND = 6.5
 """Axes are looked for in the map up to this, in cycles per diameter."""
 
 
 @dataclass(frozen=True)
+class Trained:
+    """The end of stage 1: the decoder's map, the encoder's poses (N,), and the networks' weights by name, all on the CPU."""
+
+    volume: Tensor
+    pose: Pose
+    networks: dict[str, Tensor]
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: AutoEncoder, stack: ParticleStack) -> "Trained":
+        pose = encode(model, stack).to(CPU)
+        model = model.cpu()
+        return Trained(model.decoder.volume(), pose, model.state_dict())
+
+
+@dataclass(frozen=True)
 class Start:
-    """Where stage 1 and the exploring of one random start ended, and how well its map explains images held out.
+    """Where stage 1 and the ab initio search of one random start ended, and how well its map explains held-out images.
 
     ``networks`` are the weights of encoder and decoder by name.
     """
@@ -48,94 +73,131 @@ class Start:
     held_out: HeldOut
 
 
-def run_start(number: int, job: Job, images: Images) -> Start:
-    """Stage 1 and exploring from one random start."""
-    config, plan, journal, name = job.config, job.plan, job.journal, f"start {number}"
-    trained = journal.result(Trained, f"{name}: trained")
+def start_seed(seed: int, number: int) -> int:
+    """Every start of every seed has its own."""
+    return seed * 100 + number
+
+
+def train_start(number: int, context: RunContext, stack: ParticleStack, watch: PoseWatch | None = None) -> AutoEncoder:
+    """Stage 1 from the random weights of start ``number`` (from 1), or resumed."""
+    plan, config, reporter = context.plan, context.config, context.reporter
+    name = f"start {number}: training"
+    begun = context.checkpoint.load_progress(name)
+    if begun is not None and watch is not None:
+        watch.load(begun["watched"])
+    training = Training(
+        stack,
+        plan.diameter_px(stack.box),
+        config.ace,
+        make_fabric(plan.device, config),
+        start_seed(config.seed, number),
+        begun and begun["training"],
+    )
+    with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
+        for progress in training:
+            for note in progress.notes:
+                reporter.say(note)
+            if watch is not None:
+                watch(progress, training.model)
+            if progress.step % 10 == 0 or progress.step == config.ace.steps:
+                task.update(progress.step, log.ace_step(progress, number, plan, config, reporter))
+            if progress.saved:
+                watched = None if watch is None else watch.packed()
+                context.checkpoint.save_progress(name, {"training": training.saved, "watched": watched})
+                with torch.no_grad():
+                    context.show(training.model.decoder.volume())
+    return training.model
+
+
+def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
+    """Stage 1 and the ab initio search from one random start."""
+    config, plan, checkpoint, name = context.config, context.plan, context.checkpoint, f"start {number}"
+    trained = checkpoint.load_done(Trained, f"{name}: trained")
     if trained is None:
-        model = train_start(number, plan, images, config, job.reporter, journal, job.show)
-        trained = Trained.of(model, images)
-        journal.finish(f"{name}: trained", trained)
+        trained = Trained.of(train_start(number, context, stack), stack)
+        checkpoint.save_done(f"{name}: trained", trained)
     no_group = torch.eye(3)[None]
-    space = SearchSpace(images.box, plan.diameter_px(images.box), config.search, no_group, plan.independent)
-    explorer = Explorer(images, plan.mask(images.box), space, config.search, plan.search_device)
-    generator = torch.Generator().manual_seed(start_seed(config, number))
+    space = SearchSpace(stack.box, plan.diameter_px(stack.box), config.search, no_group, plan.independent)
+    setup = AbInitioSetup(stack, plan.mask(stack.box), space, config.search, plan.search_device)
+    generator = torch.Generator().manual_seed(start_seed(config.seed, number))
     # the same images for every start
-    rows, seen = held_out_rows(len(images), config.search, torch.Generator().manual_seed(config.seed))
-    last = explored(name, number, job, explorer, trained, seen, generator)
-    last, held_out = judge_held_out(explorer, last, rows, generator)
-    run_log.start_judged(number, held_out, len(rows), job.reporter)
+    rows, seen = held_out_rows(len(stack), config.search, torch.Generator().manual_seed(config.seed))
+    last = ab_initio_rounds(number, context, setup, trained, seen, generator)
+    last, held_out = judge_held_out(setup, last, rows, generator)
+    log.start_judged(number, held_out, len(rows), context.reporter)
     start = Start(number, trained.networks, last, held_out)
-    journal.finish(f"{name}: judged", start, instead_of=f"{name}:")
+    checkpoint.save_done(f"{name}: judged", start, instead_of=f"{name}:")
     return start
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of exploring so far, and the state of the random numbers after them."""
+    """The rounds of the ab initio search so far, and the state of the random numbers after them."""
 
     history: list[Round]
     random: Tensor
 
 
-def explored(
-    name: str, number: int, job: Job, explorer: Explorer, trained: Trained, seen: Tensor, generator: torch.Generator
+def ab_initio_rounds(
+    number: int, context: RunContext, setup: AbInitioSetup, trained: Trained, seen: Tensor, generator: torch.Generator
 ) -> Round:
-    """The last round of exploring of a start."""
+    """The last round of a start's ab initio search."""
+    name, checkpoint = f"start {number}: ab initio search", context.checkpoint
     history: list[Round] = []
-    begun = job.journal.safe_point(f"{name}: explore")
+    begun = checkpoint.load_progress(name)
     if begun is not None:
         rounds = unpacked(Rounds, begun)
         history = rounds.history
         generator.set_state(rounds.random)
-    with job.reporter.task(f"exploring, start {number}", job.config.search.explore_rounds) as task:
+    with context.reporter.task(f"ab initio search, start {number}", context.config.search.ab_initio_rounds) as task:
 
         def on_block(round_number: int, total: int, done: int) -> None:
-            job.journal.heed_stop()
+            checkpoint.raise_if_stop_requested()
             last = history[-1] if history else None
             state = f"stable {last.stable:.0%}, explained {last.explained:.0%}" if last else ""
             task.update(round_number - 1, f"{done} of {total} images  {state}")
 
-        for last in explore(explorer, trained.volume, trained.pose, seen, generator, on_block, history):
-            run_log.exploring_round(last, number, job.plan, job.reporter)
-            job.journal.at(f"{name}: explore", Rounds(rounds_without_past(history), generator.get_state()))
-            job.show(last.halves.combined)
+        for last in ab_initio(setup, trained.volume, trained.pose, seen, generator, on_block, history):
+            log.ab_initio_round(last, number, context.plan, context.reporter)
+            checkpoint.save_progress(name, Rounds(rounds_without_old_maps(history), generator.get_state()))
+            context.show(last.halves.combined)
     return history[-1]
 
 
-def best_start(job: Job, images: Images) -> Start:
-    """Starts from random weights until one explains images it has not seen; otherwise the one that explains them best."""
-    config, reporter, journal = job.config, job.reporter, job.journal
+def best_start(context: RunContext, stack: ParticleStack) -> Start:
+    """Random starts until the map of one explains images it has not seen; otherwise the start that explains them best."""
+    config, reporter, checkpoint = context.config, context.reporter, context.checkpoint
     starts: list[Start] = []
     for number in range(1, config.starts + 1):
-        start = journal.result(Start, f"start {number}: judged") or run_start(number, job, images)
+        start = checkpoint.load_done(Start, f"start {number}: judged") or run_start(number, context, stack)
         starts.append(start)
         if explains(start.held_out, config.search):
             break
         if number < config.starts:
-            reporter.say("that is poor: trying another start")
+            reporter.say("the map explains too little: trying another start")
             reporter.expected.once_more("start")
-    # one whose map says nothing about images it has not seen is no candidate, however well it fits their noise
+    # a map that says nothing about images it has not seen is no candidate, however well it fits their noise
     best = max(starts, key=lambda s: (s.held_out.against_null >= config.search.least_z, s.held_out.explained))
     if len(starts) > 1:
-        reporter.say(f"keeping start {best.number}: the held-out images are the likeliest under its map")
+        reporter.say(f"keeping start {best.number}, whose map explains the held-out images best")
     reporter.record("kept", start=best.number)
-    journal.finish("kept", best, instead_of="start ")
+    checkpoint.save_done("kept", best, instead_of="start ")
     return best
 
 
-def on_axes(start: Start, job: Job) -> tuple[Tensor, Pose]:
-    """The explored map and poses, turned so that the point group's axes stand as RELION has them."""
-    plan, config, reporter = job.plan, job.config, job.reporter
+def on_axes(start: Start, context: RunContext) -> tuple[Tensor, Pose]:
+    """The ab initio map and poses, turned so that the point group's axes stand as RELION has them."""
+    plan, config, reporter = context.plan, context.config, context.reporter
     volume, pose, box = start.last.halves.combined, start.last.pose, plan.working_box
     if len(plan.group) == 1:
         return volume, pose
     band = SYMMETRY_BAND * box / plan.diameter_px(box)
     axes = find_axes(volume, plan.group, band, torch.Generator().manual_seed(config.seed))
-    reporter.say(f"{config.symmetry.upper()}: the map correlates with its symmetric copies to {axes.correlation:.2f}")
-    reporter.record("symmetry", group=config.symmetry.upper(), correlation=round(axes.correlation, 4))
+    name = config.symmetry.upper()
+    reporter.say(f"{name}: the map correlates with its symmetric copies to {axes.correlation:.2f}")
+    reporter.record("symmetry", group=name, correlation=round(axes.correlation, 4))
     if axes.correlation < 0.5:
-        reporter.say(f"that is little: does the particle have {config.symmetry.upper()}? Compare with a run in C1")
+        reporter.say(f"low self-correlation under {name}: check the symmetry, and compare with a run in C1")
     return turn_volume(volume, axes.frame), apply_frame(pose, axes.frame)
 
 
@@ -147,99 +209,150 @@ class HalfRounds:
     random: Tensor
 
 
-def half_sets_of(images: Images, job: Job) -> HalfSets:
-    """The half-sets at the images' box."""
-    plan = job.plan
-    blank = BlankTest(poses_tried(plan, job.config), plan.independent)
-    return HalfSets(images, job.half_set, plan.mask(images.box), plan.group, plan.search_device, blank)
+def half_sets_of(stack: ParticleStack, context: RunContext) -> HalfSets:
+    """The half-sets at the stack's box."""
+    plan = context.plan
+    blank = BlankTest(plan.poses_tried(context.config), plan.independent)
+    return HalfSets(stack, context.half_set, plan.mask(stack.box), plan.group, plan.search_device, blank)
 
 
-def search(start: Start, images: Images, job: Job) -> HalfSetState:
-    """Every image against the map of its own half-set, at the working box; ``images`` are brought up to date in place."""
-    plan, config, journal, box = job.plan, job.config, job.journal, job.plan.working_box
-    space = search_space(plan, box, config)
+def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetState:
+    """Every image against the map of its own half-set, at the working box."""
+    plan, config, checkpoint, box = context.plan, context.config, context.checkpoint, context.plan.working_box
+    space = plan.search_space(box, config)
     generator, n = torch.Generator().manual_seed(config.seed), len(plan.particles)
-    begun = journal.safe_point("search")
+    begun = checkpoint.load_progress("search")
     if begun is None:
-        volume, pose = on_axes(start, job)
-        history = [shared_start(volume, pose, space.band(config.search.shared_band), Calibration.none(box, n))]
+        volume, pose = on_axes(start, context)
+        history = [shared_start(stack, volume, pose, space.band(config.search.shared_band))]
     else:
         rounds = unpacked(HalfRounds, begun)
         history = rounds.history
         generator.set_state(rounds.random)
-    for step in history[-1].applied:
-        step.apply_(images)
-    sets = half_sets_of(images, job)
-    with job.reporter.task("search of all images", config.search.max_rounds) as task:
+    sets = half_sets_of(stack, context)
+    with context.reporter.task("search of all images", config.search.max_rounds) as task:
 
         def on_block(number: int, done: int) -> None:
-            journal.heed_stop()
+            checkpoint.raise_if_stop_requested()
             task.update(number - 1, f"{done} of about {n // 2} images of a half-set")
 
         for state in search_half_sets(sets, history, space, generator, on_block):
-            run_log.half_set_round("search", state, len(history) - 1, box, plan, config, job.reporter)
-            job.show_fsc(state.halves.fsc)
-            journal.at("search", HalfRounds(without_past(history), generator.get_state()))
-            job.show(state.halves.combined)
-    journal.finish("search", history[-1])
+            log.half_set_round("search", state, len(history) - 1, box, plan, config, context.reporter)
+            context.show_fsc(state.halves.fsc)
+            checkpoint.save_progress("search", HalfRounds(without_old_maps(history), generator.get_state()))
+            context.show(state.halves.combined)
+    checkpoint.save_done("search", history[-1])
     return history[-1]
 
 
-def refine(searched: HalfSetState, job: Job) -> tuple[HalfSetState, HalfSets]:
-    """Stage 3 through the working boxes; the sets of the last box too, their images up to date with the state."""
-    plan, journal = job.plan, job.journal
+def refine(searched: HalfSetState, context: RunContext) -> tuple[HalfSetState, HalfSets]:
+    """Stage 3 through its boxes; the half-sets of the last box too."""
+    plan, checkpoint = context.plan, context.checkpoint
     state, box = searched, plan.working_box
     sets: HalfSets | None = None
     for next_box in plan.boxes:
-        name = f"refine {next_box}"
-        done = journal.result(HalfSetState, name)
+        name = f"refinement at {next_box} px"
+        done = checkpoint.load_done(HalfSetState, name)
         if done is not None and next_box != plan.boxes[-1]:
             state, box = done, next_box
             continue
-        begun = journal.safe_point(name)
+        begun = checkpoint.load_progress(name)
         if done is not None:
             history = [done]
         else:
             history = [at_box(state, box, next_box)] if begun is None else unpacked(HalfRounds, begun).history
         sets = None  # the images of two boxes need not be in memory together
-        images = read_images(plan, next_box, job.config, job.run.path, job.reporter)
-        for step in history[-1].applied:
-            step.apply_(images)
-        sets = half_sets_of(images, job)
+        sets = half_sets_of(read_images(plan, next_box, context.config, context.run.path, context.reporter), context)
         box = next_box
         if done is None:
-            refine_at(box, sets, history, job)
-            journal.finish(name, history[-1])
+            refine_at(box, sets, history, context)
+            checkpoint.save_done(name, history[-1])
         state = history[-1]
     assert sets is not None
     return state, sets
 
 
-def judge_poses(sets: HalfSets, state: HalfSetState, job: Job) -> Evidence:
-    """What the other half's map says of every pose; ``sets`` are those of the ``state``."""
-    done = job.journal.result(Evidence, "confidence")
-    if done is not None:
-        return done
-    with job.reporter.task("confidence of the poses", len(sets.images)) as task:
-
-        def on_block(n: int) -> None:
-            job.journal.heed_stop()
-            task.update(n)
-
-        space = search_space(job.plan, sets.images.box, job.config)
-        found = evidence(sets, state, space, job.config.predict.distinct_deg, on_block)
-    job.journal.finish("confidence", found)
-    return found
-
-
-def refine_at(box: int, sets: HalfSets, history: list[HalfSetState], job: Job) -> None:
+def refine_at(box: int, sets: HalfSets, history: list[HalfSetState], context: RunContext) -> None:
     """The rounds of stage 3 at one box; appended to ``history``."""
-    plan, config = job.plan, job.config
-    with job.reporter.task(f"refinement at {box} px", config.refine.max_rounds) as task:
+    plan, config, name = context.plan, context.config, f"refinement at {box} px"
+    with context.reporter.task(name, config.refine.max_rounds) as task:
         for state in refine_half_sets(sets, history, config.refine):
             number = len(history) - 1
             task.update(number, f"FSC 0.143 at {plan.box_angstrom / state.fsc143_shell:.1f} A")
-            run_log.half_set_round("refine", state, number, box, plan, config, job.reporter)
-            job.show_fsc(state.halves.fsc)
-            job.journal.at(f"refine {box}", HalfRounds(without_past(history), torch.empty(0)))
-            job.show(state.halves.combined)
+            log.half_set_round("refine", state, number, box, plan, config, context.reporter)
+            context.show_fsc(state.halves.fsc)
+            context.checkpoint.save_progress(name, HalfRounds(without_old_maps(history), torch.empty(0)))
+            context.show(state.halves.combined)
+
+
+def judge_poses(sets: HalfSets, state: HalfSetState, context: RunContext) -> Evidence:
+    """How well the other half's map supports every pose; ``sets`` are those of the ``state``."""
+    done = context.checkpoint.load_done(Evidence, "confidence")
+    if done is not None:
+        return done
+    with context.reporter.task("confidence of the poses", len(sets.stack)) as task:
+
+        def on_block(n: int) -> None:
+            context.checkpoint.raise_if_stop_requested()
+            task.update(n)
+
+        space = context.plan.search_space(sets.stack.box, context.config)
+        found = evidence(sets, state, space, context.config.predict.distinct_deg, on_block)
+    context.checkpoint.save_done("confidence", found)
+    return found
+
+
+def new_predictor(state: HalfSetState, networks: dict[str, Tensor], context: RunContext) -> Predictor:
+    """The final map, with the encoder of stage 1."""
+    plan, config, box = context.plan, context.config, context.plan.working_box
+    group = noise_groups(plan.particles)
+    look = pooled(replace(plan.look, noise=state.noise), group)
+    return Predictor(
+        box=plan.particles.box,
+        pixel_size_angstrom=plan.particles.pixel_size_angstrom,
+        diameter_angstrom=plan.diameter_angstrom,
+        look=look,
+        volume=change_box(state.halves.combined, box),
+        encoder={n.removeprefix("encoder."): value for n, value in networks.items() if n.startswith("encoder.")},
+        shift_sd_px=max(state.pose.shift_px.std().item() * box / plan.boxes[-1], 0.1),
+        symmetry=config.symmetry,
+        flip_hand=config.flip_hand,
+        ace=config.ace,
+        config=config.predict,
+        baseline=ResidualBaseline(0.0, 1.0),
+        poses_tried=float(plan.poses_tried(config)),
+        converged=False,
+    )
+
+
+def train_encoder(state: HalfSetState, networks: dict[str, Tensor], context: RunContext) -> Predictor:
+    """Stage 4: the encoder is trained on the final map, from the weights of stage 1's ``networks``."""
+    plan, config, checkpoint, name = context.plan, context.config, context.checkpoint, "encoder training"
+    done = checkpoint.load_done(Predictor, name)
+    if done is not None:
+        return done
+    rows = subset(len(plan.particles), config.predict.images, config.seed)
+    predictor = new_predictor(state, networks, context)
+    with context.reporter.task(f"reading images at {plan.working_box} px", len(rows)) as task:
+        stack = read_stack(plan.particles, predictor.look, plan.working_box, rows=rows, on_block=task.update)
+    begun = checkpoint.load_progress(name)
+    training = train_encoder_on_map(
+        predictor.model(stack.half_plane),
+        stack,
+        predictor.diameter_px,
+        config.predict,
+        make_fabric(plan.device, config),
+        config.seed,
+        begun and begun["training"],
+    )
+    with context.reporter.task("training the encoder on the final map", config.predict.steps) as task:
+        for progress in training:
+            for note in progress.notes:
+                context.reporter.say(note)
+            if progress.step % 10 == 0 or progress.step == config.predict.steps:
+                task.update(progress.step, log.encoder_step(progress, config.predict.steps, context.reporter))
+            if progress.saved:
+                checkpoint.save_progress(name, {"training": training.saved})
+    trained = replace(predictor, encoder=training.model.cpu().encoder.state_dict())
+    checkpoint.save_done(name, trained)
+    return trained

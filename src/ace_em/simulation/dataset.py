@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ace_em.config import SimulationConfig
-from ace_em.maths.fourier import HalfPlane, fourier_resize, resize
+from ace_em.maths.fourier import fourier_resize, resize
+from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.physics.ctf import CTFParameters, ctf
-from ace_em.physics.imaging import shift_phase
+from ace_em.physics.imaging import image_of_slice
 from ace_em.physics.noise import snr_db_to_noise_sd
 from ace_em.physics.pose import Pose
 from ace_em.simulation.density import density_map, project_atoms
@@ -78,10 +79,9 @@ def clean_images(specimen: Specimen, pose: Pose, parameters: CTFParameters | Non
         image_ft = half_plane.gather(plane)
     else:
         image_ft = central_slices(volume_to_ft(specimen.volume, 3), half_plane, pose.rotation)
-    image_ft = image_ft * shift_phase(half_plane, pose.shift_px)
-    if parameters is not None:
-        image_ft = image_ft * ctf(parameters, half_plane, config.pixel_size)
-    return half_plane.to_image(image_ft)
+    none = torch.ones(1, len(half_plane))
+    effective = none if parameters is None else ctf(parameters, half_plane, config.pixel_size)
+    return half_plane.to_image(image_of_slice(image_ft, effective, half_plane, pose.shift_px))
 
 
 def noise_sd(specimen: Specimen, pose: Pose, parameters: CTFParameters, config: SimulationConfig, n_images: int = 200) -> float:

@@ -30,13 +30,6 @@ class Atoms:
         """Edge of the smallest box that holds the atoms whatever their orientation."""
         return 2 * self.position_angstrom.norm(dim=-1).max().item()
 
-    @property
-    def diameter_angstrom(self) -> float:
-        """Largest extent, as twice the distance of the farthest atom from the centre of the extremes, over a few axes."""
-        axes = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=self.position_angstrom.dtype)
-        along = self.position_angstrom @ torch.nn.functional.normalize(axes, dim=-1).T
-        return (along.amax(0) - along.amin(0)).max().item()
-
 
 def is_structure(path: Path) -> bool:
     """Whether the file's name says that it holds atoms."""

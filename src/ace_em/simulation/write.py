@@ -1,6 +1,7 @@
 """``ace-em simulate``: structure to particles.mrcs, particles.star, truth.star and volume.mrc, in bounded memory."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from ace_em.io.mrc import StackWriter, read_volume, write_volume
 from ace_em.io.star import ParticleTable, read_particle_star, with_poses, write_star
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
-from ace_em.run.reporter import Reporter
 from ace_em.simulation.dataset import (
     Specimen,
     sample_ctf,
@@ -78,8 +78,19 @@ def simulate(
     poses: str | None = None,
     ctf: str | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    on_block: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write a simulated particle set into the folder ``out``; one that is there is replaced only when told to."""
+    """Write a simulated particle set into the folder ``out``.
+
+    Parameters
+    ----------
+    structure : atoms or a map.
+    poses, ctf : STAR files whose poses and CTF columns are used, row by row; None draws them.
+    overwrite : replace a set that is there.
+    say : given a line of text before and after the images are made.
+    on_block : called with the number of images done.
+    """
     check(config)
     files = [out / name for name in ("particles.star", "particles.mrcs", "truth.star", "volume.mrc")]
     if not overwrite and any(f.exists() for f in files):
@@ -105,22 +116,16 @@ def simulate(
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error.strerror}); expected a writable folder") from error
 
-    reporter = Reporter()
     source = f"{len(specimen.atoms)} atoms" if specimen.atoms is not None else "a map"
-    reporter.say(
-        f"{structure}: {source}; {config.n} images of {config.box} px at {config.pixel_size:g} A/px, {config.snr_db:g} dB"
-    )
+    say(f"{structure}: {source}; {config.n} images of {config.box} px at {config.pixel_size:g} A/px, {config.snr_db:g} dB")
     write_volume(out / "volume.mrc", specimen.volume.numpy(), config.pixel_size)
-    with (
-        StackWriter(out / "particles.mrcs", (config.n, config.box, config.box), config.pixel_size) as stack,
-        reporter.task("simulating", config.n) as task,
-    ):
-        for block in simulate_images(specimen, pose, parameters, config, generator, task.update):
+    with StackWriter(out / "particles.mrcs", (config.n, config.box, config.box), config.pixel_size) as stack:
+        for block in simulate_images(specimen, pose, parameters, config, generator, on_block):
             stack.write(block.numpy())
     table = particle_table(out / "particles.star", parameters, config)
     write_star(table.path, table)
     write_star(out / "truth.star", dataclasses.replace(with_true_poses(table, pose, config), path=out / "truth.star"))
-    reporter.say(f"{out / 'particles.star'} written; the true poses are in {out / 'truth.star'}")
+    say(f"{out / 'particles.star'} written; the true poses are in {out / 'truth.star'}")
 
 
 def with_true_poses(table: ParticleTable, pose: Pose, config: SimulationConfig) -> ParticleTable:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.preprocess import particle_disc
-from ace_em.data.working_set import WorkingSet
-from ace_em.maths.fourier import HalfPlane
+from ace_em.data.particle_stack import Batch
+from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.masks import particle_disc
 from ace_em.models.decoder import Projector
 from ace_em.models.encoder import PoseEncoder
-from ace_em.physics.imaging import shift_phase
+from ace_em.physics.imaging import image_of_slice
 from ace_em.physics.pose import Pose
 from ace_em.tasks.losses import pose_loss
 
@@ -25,10 +25,10 @@ def draw_poses(n: int, shift_sd_px: Tensor | float, generator: torch.Generator) 
 
 
 def background_noise(n: int, half_plane: HalfPlane, variance: Tensor, generator: torch.Generator) -> Tensor:
-    """The background of whitened images (epsilon of eq. 12): complex Gaussian noise (n, m) of ``variance`` (m,).
+    """The background of whitened images (epsilon of eq. 12): complex Gaussian noise (n, m) of ``variance`` (m,) or (n, m).
 
-    Like that of the images it is confined to the disc about the particle, with the same power in every coefficient, and so
-    stronger where the particle is than noise over the whole box would be.
+    As in the images it is confined to the particle disc, with the same power in every coefficient, and so stronger where the
+    particle is than noise over the whole box would be.
     """
     disc = particle_disc(half_plane.box).to(variance.device)
     white = torch.randn(n, *disc.shape, device=variance.device, generator=generator)
@@ -38,17 +38,17 @@ def background_noise(n: int, half_plane: HalfPlane, variance: Tensor, generator:
 def pose_image_pose(
     encoder: PoseEncoder,
     project: Projector,
-    batch: WorkingSet,
+    batch: Batch,
     shift_sd_px: Tensor | float,
     generator: torch.Generator,
     config: AceConfig,
-) -> Tensor:
-    """L_PIP of eq. 13: fresh poses, the batch's own CTFs, background noise; the decoder frozen or not."""
+) -> dict[str, Tensor]:
+    """L_PIP of eq. 13, ``{"pose": scalar}``: fresh poses, the batch's own CTFs, background noise; the decoder frozen or not."""
     drawn = draw_poses(len(batch), shift_sd_px, generator)
     with torch.no_grad() if config.pip_freeze_decoder else contextlib.nullcontext():
-        clean = project(batch.half_plane, drawn.rotation)
-        image_ft = clean * batch.transfer * shift_phase(batch.half_plane, drawn.shift_px)
+        slices = project(batch.half_plane, drawn.rotation)
+        image_ft = image_of_slice(slices, batch.effective_ctf, batch.half_plane, drawn.shift_px)
         image_ft = image_ft + background_noise(len(batch), batch.half_plane, batch.noise_variance, generator)
     predicted = encoder(image_ft)
-    box = batch.box
-    return pose_loss(drawn.rotation, drawn.shift_px / box, predicted.rotation, predicted.shift_px / box, config.pip_spread)
+    shift, shift_predicted = drawn.shift_px / batch.box, predicted.shift_px / batch.box
+    return {"pose": pose_loss(drawn.rotation, shift, predicted.rotation, shift_predicted, config.pip_spread)}

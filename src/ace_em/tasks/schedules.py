@@ -1,4 +1,4 @@
-"""What changes with the step: learning rate, which task and label (eq. 10, 15), the band of the image loss."""
+"""What changes with the step: learning rate, task and label (eq. 10, 15), the band of the image loss."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class StepPlan(NamedTuple):
     ----------
     band : the image loss counts frequencies up to this shell.
     beta : weight of PIP (eq. 14).
-    mate : the half turn scored beside every hypothesis.
+    half_turn : the half turn, about z, x or y (1, 2, 3), that is scored beside every hypothesis.
     ipi : whether IPI is trained in this update.
     label : kernel that low-passes the label (eq. 9), 0 for none.
     copies : of every image, of which the image loss takes the better (eq. 6, 7).
@@ -21,7 +21,7 @@ class StepPlan(NamedTuple):
 
     band: float
     beta: float
-    mate: int
+    half_turn: int
     ipi: bool = True
     label: int = 0
     copies: int = 1

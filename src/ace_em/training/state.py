@@ -1,6 +1,8 @@
-"""The state of stage 1 between two updates: what is kept, put back after a loss that is no number, and gone on from."""
+"""The state of the training between two updates: saved, restored after a loss that is NaN or infinite, and resumed from."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,7 @@ from ace_em.io.plain import Plain
 from ace_em.training.autoencoder import AutoEncoder
 
 MOST_RESTORED = 3
-"""Times that the training is taken back to its last good state before it is given up."""
+"""Times that the training goes back to its last good state before it is given up."""
 
 
 @dataclass
@@ -19,9 +21,10 @@ class TrainingState:
 
     Attributes
     ----------
-    rate : what the learning rates of the schedule are multiplied by; halved each time the training was taken back.
+    rate : factor on the learning rates of the schedule; halved each time the training went back.
     restored : how often that was.
-    parts : a batch goes through the networks in so many parts, as large as the device has memory for.
+    parts : images are projected in so many parts, as the device's memory allows.
+    batch : images per update; 0 before the first.
     """
 
     model: AutoEncoder
@@ -31,29 +34,31 @@ class TrainingState:
     rate: float = 1.0
     restored: int = 0
     parts: int = 1
+    batch: int = 0
 
     def packed(self) -> Plain:
         """A copy, on the CPU, that the coming updates do not change."""
-        numbers = {name: getattr(self, name) for name in ("step", "rate", "restored", "parts")}
+        numbers = {name: getattr(self, name) for name in ("step", "rate", "restored", "parts", "batch")}
         networks = {"model": _cpu(self.model.state_dict()), "adam": _cpu(self.adam.state_dict())}
         return numbers | networks | {"generator": self.generator.get_state(), "device": self.generator.device.type}
 
     def load(self, data: Plain) -> None:
-        """Go back, or on, to a packed state."""
+        """Take up a packed state."""
         self._load_networks(data)
         if data.get("device", "cpu") == self.generator.device.type:
             self.generator.set_state(data["generator"])
         else:
-            # another device has random numbers of its own: others than those that the run would have had, but not the same again
+            # another device has another sequence of random numbers: not the one the run would have had, but no repetition either
             self.generator.manual_seed(self.generator.initial_seed() + data["step"])
-        self.rate, self.restored, self.parts = data["rate"], data["restored"], data["parts"]
+        self.rate, self.restored = data["rate"], data["restored"]
+        self.parts, self.batch = data["parts"], data["batch"]
 
-    def take_back(self, data: Plain) -> None:
-        """The networks of a packed state, half the learning rate, and the batches that come next rather than the same again."""
+    def go_back(self, data: Plain) -> None:
+        """Go back to the networks of a packed state at half the learning rate; the batches are new ones."""
         if self.restored == MOST_RESTORED:
             raise Diverged(
-                f"the losses of stage 1 are not numbers, in update {self.step} and after {self.restored} returns to an "
-                f"earlier state at half the learning rate each. Try a lower --ace.lr-encoder and --ace.lr-decoder"
+                f"training diverged: the loss was NaN or infinite in update {self.step}, after {self.restored} restarts from "
+                f"an earlier state at half the learning rate each. Try a lower --ace.lr-encoder, --ace.voxel.lr or --ace.fouriernet.lr"
             )
         self._load_networks(data)
         self.rate, self.restored = self.rate / 2, self.restored + 1
@@ -65,7 +70,7 @@ class TrainingState:
         self.step = data["step"]
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number."""
+        """Whether every weight is finite."""
         return all(bool(p.isfinite().all()) for p in self.model.parameters())
 
 
@@ -76,3 +81,11 @@ def _cpu(state: Plain) -> Plain:
     if isinstance(state, list | tuple):
         return [_cpu(value) for value in state]
     return state.detach().clone().cpu() if isinstance(state, torch.Tensor) else state
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own random numbers from ``seed``, for initial weights; afterwards they go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,195 @@
+"""A first look at the images: contrast, noise, particle size and signal-to-noise ratio."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_em.data.particles import Particles
+from ace_em.maths.fourier import fourier_resize, radius_grid, shell_sums
+from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.masks import disc_share
+from ace_em.physics.noise import NoiseModel, background_mask, background_mean_sd, noise_power
+
+SURVEYED = 1000
+"""Images that are looked at."""
+SURVEYED_OF_GROUP = 200
+"""And of each group with a noise spectrum of its own at least."""
+SURVEY_PIXELS = 2**22
+LEAST_OF_GROUP = 500
+"""An optics group of fewer particles shares the noise spectrum of the others like it."""
+MOST_GROUPS = 20
+FLOOR = 0.05
+"""Images are whitened by no less than this share of the power in their strongest shell."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a look at some of the images tells before the run.
+
+    Attributes
+    ----------
+    sign : +1 when the protein is white on disk, -1 when it is black.
+    contrast_z : how sure that is, in standard deviations of the mean.
+    diameter_angstrom : of the particle, roughly (see ``_diameter_px``).
+    noise : noise power of normalised images, for each group of :func:`noise_groups`.
+    snr : signal over noise power of the normalised images, whole box.
+    common_sd : what all images are divided by where there is more signal than noise; None: each image by its own background's
+        deviation. In images of high SNR the background is the CTF's ringing, which differs from image to image without any
+        difference in exposure.
+    """
+
+    sign: float
+    contrast_z: float
+    diameter_angstrom: float
+    noise: NoiseModel
+    snr: float
+    common_sd: float | None
+
+
+def noise_groups(particles: Particles) -> Tensor:
+    """Group (N,) of each particle that has a noise spectrum of its own, from 0.
+
+    The largest optics groups, up to ``MOST_GROUPS`` of at least ``LEAST_OF_GROUP`` particles, are groups of their own; all
+    others are one group together.
+    """
+    group, count = np.unique(particles.optics_group, return_inverse=True, return_counts=True)[1:]
+    large = [int(g) for g in np.argsort(-count, kind="stable")[:MOST_GROUPS] if count[g] >= LEAST_OF_GROUP]
+    number = np.full(len(count), len(large))
+    number[large] = np.arange(len(large))
+    # without a rest the last number is not used, and with a rest alone it is 0
+    return torch.from_numpy(number[group.reshape(-1)])
+
+
+def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Survey:
+    """Look at about a thousand images: contrast, noise, size and SNR.
+
+    Parameters
+    ----------
+    particles : the set.
+    sign : +1 or -1 when the contrast is known; otherwise it is measured.
+    """
+    group = noise_groups(particles)
+    chosen = _chosen_rows(group, seed)
+    common_sd = _common_sd(particles, chosen)
+    n_groups = int(group.max()) + 1
+    parts = [
+        _looked_at(normalise(images, 1.0, common_sd), group[torch.from_numpy(rows)], n_groups)
+        for rows, images in _survey_blocks(particles, chosen)
+    ]
+    weights = torch.tensor([len(part.rings) for part in parts]) / len(chosen)
+    power, square = (sum(w * getattr(part, name) for w, part in zip(weights, parts, strict=True)) for name in ("power", "square"))
+    count = torch.bincount(group[torch.from_numpy(chosen)], minlength=n_groups)[:, None]
+    noise = torch.stack([part.noise_sum for part in parts]).sum(0) / count.clamp(min=1)
+    measured, z = _contrast(torch.cat([part.rings for part in parts]))
+    sign = measured if sign is None else sign
+    small = torch.cat([part.small for part in parts])
+    diameter = _diameter_px(small) * particles.box / small.shape[-1] * particles.pixel_size_angstrom
+    model = NoiseModel.of(noise, FLOOR * power[1:].max().item(), disc_share(particles.box))
+    return Survey(sign, z, diameter, model, max(square.item() - 1, 0.0), common_sd)
+
+
+def pooled(look: Survey, group: Tensor) -> Survey:
+    """The survey with one noise spectrum for all images, the mean of the groups' by their size; ``group`` (N,)."""
+    weight = torch.bincount(group, minlength=len(look.noise.variance)).float()
+    return replace(look, noise=look.noise.pooled(weight))
+
+
+def normalise(images: Tensor, sign: float, common_sd: float | None = None) -> Tensor:
+    """Images (b, n, n) with background (outside the inscribed circle) of mean 0 and deviation 1, times ``sign``.
+
+    With a ``common_sd`` every image is divided by that instead of its own background's deviation.
+    """
+    mean, sd = background_mean_sd(images, background_mask(images.shape[-1], images.shape[-1] / 2))
+    scale = sd[:, None, None] if common_sd is None else common_sd
+    return (images - mean[:, None, None]) / scale * sign
+
+
+def _chosen_rows(group: Tensor, seed: int) -> np.ndarray:
+    """Rows at random, and more of a group that has few among them; ascending."""
+    order = np.random.default_rng(seed).permutation(len(group))
+    chosen = [order[:SURVEYED]]
+    for number in range(int(group.max()) + 1):
+        mine = order[group.numpy()[order] == number]
+        chosen.append(mine[:SURVEYED_OF_GROUP])
+    return np.unique(np.concatenate(chosen))
+
+
+def _survey_blocks(particles: Particles, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Rows and images as on disk, some at a time: a thousand large ones would take gigabytes."""
+    for rows in np.array_split(chosen, max(1, round(len(chosen) * particles.box**2 / SURVEY_PIXELS))):
+        yield rows, torch.from_numpy(particles.images(rows))
+
+
+def _common_sd(particles: Particles, chosen: np.ndarray) -> float | None:
+    """The background's median deviation in images of more signal than noise (:class:`Survey`), else None."""
+    background = background_mask(particles.box, particles.box / 2)
+    blocks = _survey_blocks(particles, chosen)
+    found = [(images.var(dim=(1, 2)), background_mean_sd(images, background)[1]) for _, images in blocks]
+    variance, sd = (torch.cat(column) for column in zip(*found, strict=True))
+    return sd.median().item() if variance.median() > 2 * sd.square().median() else None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Of some normalised images (b, n, n): means over rings (b, r), noise power per shell summed over the images of each group
+    (G, n_shells), power per shell, mean square, small images."""
+
+    rings: Tensor
+    noise_sum: Tensor
+    power: Tensor
+    square: Tensor
+    small: Tensor
+
+
+def _looked_at(images: Tensor, group: Tensor, n_groups: int) -> _Look:
+    box = images.shape[-1]
+    half_plane, background = HalfPlane.within(box), background_mask(box, box / 2)
+    noise_sum = torch.zeros(n_groups, box // 2 + 1)
+    for number in group.unique().tolist():
+        mine = images[group == number]
+        noise_sum[number] = len(mine) * noise_power(mine, background, half_plane)
+    power = half_plane.from_image(images).abs().square().mean(0)
+    in_shells = shell_sums(power, half_plane.shell, box // 2) / shell_sums(torch.ones_like(power), half_plane.shell, box // 2)
+    return _Look(_ring_means(images), noise_sum, in_shells, images.square().mean(), fourier_resize(images, min(box, 32), 2))
+
+
+def _ring_means(images: Tensor) -> Tensor:
+    """Means (b, r) of images (b, n, n) over overlapping rings about the centre."""
+    n = images.shape[-1]
+    radius = radius_grid(n, 2)
+    width = max(2.0, n / 16)
+    rings = torch.stack([((radius - r).abs() < width) & (radius < 0.45 * n) for r in torch.arange(0, 0.45 * n, width)])
+    return images.flatten(1) @ (rings.flatten(1) / rings.sum((1, 2))[:, None]).T.to(images)
+
+
+def _contrast(means: Tensor) -> tuple[float, float]:
+    """Sign of the protein against the background and its z-score, from the ring means (b, r) of normalised images.
+
+    The ring about the centre whose mean stands out most is the protein's. The centre alone does not serve: a hollow particle has
+    no protein there, and the CTF's lack of low frequencies makes the inside of a shell darker than the background.
+    """
+    ring = means.mean(0).abs().argmax()
+    mean, error = means[:, ring].mean().item(), (means[:, ring].std() / len(means) ** 0.5).item()
+    return (1.0 if mean >= 0 else -1.0), mean / max(error, 1e-12)
+
+
+def _diameter_px(images: Tensor) -> float:
+    """Particle diameter in pixels, from where the excess variance of normalised images (b, n, n) lies.
+
+    Three times the radius that holds 80 % of it: 0.85 to 0.9 of the largest extent of the structures tried (1.1 for a ball),
+    blurred by their shifts. Second moments give the same on simulated images, but depend on the outer rings, which in real
+    ones hold noise and neighbours.
+    """
+    n = images.shape[-1]
+    radius = radius_grid(n, 2)
+    excess = images.square().mean(0)
+    excess = (excess - excess[radius > n / 2].median()).clamp(min=0)
+    rings = shell_sums(excess.flatten(), radius.round().long().flatten(), n // 2 + 1)
+    enclosed = rings.cumsum(0) / rings.sum().clamp(min=1e-20)
+    ring = int((enclosed >= 0.8).nonzero()[0])
+    before = enclosed[ring - 1].item() if ring else 0.0
+    radius_px = ring - 1 + (0.8 - before) / max(enclosed[ring].item() - before, 1e-6) + 0.5
+    return min(3 * radius_px, float(n))
