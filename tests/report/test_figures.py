@@ -14,19 +14,17 @@ import yaml
 from matplotlib.figure import Figure
 
 from ace_em.io.star import read_particle_star, write_star
-from ace_em.report.charts import fsc_figure
-from ace_em.report.figures import nice_length, png, smoothed_views
-from ace_em.report.histograms import ParticleNumbers, histogram_figure
+from ace_em.report.charts import fsc_figure, round_figure
+from ace_em.report.figures import histogram_figure, nice_length, png, smoothed_views
+from ace_em.report.load import read_run
 from ace_em.report.page import render
-from ace_em.report.rounds import Rounds, round_figure
-from ace_em.report.run_files import read_run
-from ace_em.report.sentences import shared
-from ace_em.report.triplets import Comparison, evenly, extremes
+from ace_em.report.particles import Comparison, evenly, extremes, particle_numbers
+from ace_em.report.summary import shared
 
 
 def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("ace_em.report.cards.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
+    monkeypatch.setattr("ace_em.report.page.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
     assert "Every image counts at its 4 equivalent views in D2." in render(read_run(run))
     views = seen[0].unflatten(0, (4, -1))[..., 2]
     signs = (views / views[0]).round().long()
@@ -37,7 +35,7 @@ def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure:
     """The figure behind a picture."""
     made: list[Figure] = []
-    for module in ("rounds", "charts", "histograms"):
+    for module in ("charts", "figures"):
         monkeypatch.setattr(f"ace_em.report.{module}.png", lambda figure: made.append(figure) or png(figure))
     make()
     return made[0]
@@ -45,8 +43,8 @@ def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure
 
 def test_rounds_stand_in_columns_in_the_order_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = read_run(run)
-    rounds = Rounds(files.stage("explore"), files.stage("search"), files.stage("refine"), files.stage("start"), 192.0)
-    panels = _drawn(monkeypatch, lambda: round_figure(rounds)).axes
+    phases = {"exploring": files.stage("explore"), "search": files.stage("search"), "refinement": files.stage("refine")}
+    panels = _drawn(monkeypatch, lambda: round_figure(phases, files.stage("start"), 192.0)).axes
     columns = {axes.get_title(): axes.get_position().x0 for axes in panels if axes.get_title()}
     assert list(columns) == ["exploring", "search", "refinement"] == sorted(columns, key=lambda name: columns[name])
     explained = next(axes for axes in panels if axes.get_ylabel() == "explained (%)")
@@ -121,7 +119,7 @@ def test_the_worst_particles_are_those_at_wrong_poses(run: Path) -> None:
 def test_correlations_do_not_depend_on_the_block(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison, rows = _comparison(run), np.arange(7)
     whole = comparison.correlations(rows)
-    monkeypatch.setattr("ace_em.report.triplets._BLOCK", 3)
+    monkeypatch.setattr("ace_em.report.particles._BLOCK", 3)
     assert comparison.correlations(rows) == pytest.approx(whole, abs=1e-5)
     assert whole == pytest.approx([t.correlation for t in comparison.triplets(rows)], abs=1e-5)
 
@@ -132,14 +130,14 @@ def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytes
     for axis in "XY":
         table.particles[f"rlnOrigin{axis}Angst"] = [str(n if axis == "X" else -2 * n) for n in range(20)]
     write_star(run / "poses.star", table)
-    numbers = ParticleNumbers.of(read_particle_star(run / "poses.star"))
-    assert numbers.shift_angstrom is not None and numbers.defocus_um is not None
+    defocus, confidence, shift = particle_numbers(read_particle_star(run / "poses.star"))
+    assert shift is not None and defocus is not None
     # the particle lies where the origin, its opposite, says
-    assert numbers.shift_angstrom[3] == pytest.approx([-3.0, 6.0], abs=1e-4)
-    assert numbers.defocus_um[0] == pytest.approx(
+    assert shift[3] == pytest.approx([-3.0, 6.0], abs=1e-4)
+    assert defocus[0] == pytest.approx(
         (float(table.particles["rlnDefocusU"][0]) + float(table.particles["rlnDefocusV"][0])) / 2e4
     )
-    figure = _drawn(monkeypatch, lambda: histogram_figure(numbers))
+    figure = _drawn(monkeypatch, lambda: histogram_figure(defocus, confidence, shift))
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "defocus (µm)",
         "largest pose probability",
