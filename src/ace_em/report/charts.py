@@ -4,7 +4,7 @@ Lines differ in dashes or markers as well as in colour.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,7 @@ def fsc_figure(
     import matplotlib
 
     frequency, last = curve.frequency_per_angstrom, float(curve.frequency_per_angstrom[-1])
+    step = last / (len(frequency) - 1)
     # the masked and the corrected curve often coincide: one is drawn broad below the other
     curves: dict[str, tuple[np.ndarray | None, dict[str, Any]]] = {
         "masked": (curve.masked, {"color": COLOURS[4], "alpha": 0.7, "linewidth": 6}),
@@ -54,7 +55,8 @@ def fsc_figure(
         axes, lowest = figure.subplots(), 0.0
         for name, (fsc, style) in curves.items():
             if fsc is not None:
-                axes.plot(np.arange(1, len(fsc)) * frequency[1], fsc[1:], label=name, **style)
+                x = np.arange(len(fsc)) * step if len(fsc) != len(frequency) else frequency
+                axes.plot(x[1:], fsc[1:], label=name, **style)
                 lowest = min(lowest, float(np.nanmin(fsc[1:])))
         for threshold in crossings:
             axes.axhline(threshold, color=GREY, linewidth=1, linestyle=":")
@@ -142,9 +144,7 @@ def _style(start: str) -> dict[str, Any]:
     return {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)], "marker": "o"}
 
 
-def round_figure(
-    phases: dict[str, Sequence[Record]], held_out: Sequence[Record], box_angstrom: float
-) -> bytes:
+def round_figure(phases: Mapping[str, Sequence[Record]], held_out: Sequence[Record], box_angstrom: float) -> bytes:
     """The rounds of stages 2 and 3: a column per phase; rows for pose change, stable share, resolution, signal explained.
 
     Parameters
@@ -202,8 +202,9 @@ def _draw_explained(axes: "Axes", explore: dict[str, list[Record]], held_out: Se
     for start, rows in explore.items():
         axes.plot(np.arange(len(rows)) + 1.0, 100 * column(rows, "explained"), **_style(start))
     for start, records in by_start(held_out).items():
-        explained, mark = 100 * column(records, "explained")[-1], {"markersize": 8, "markeredgecolor": "white"}
-        axes.plot(len(explore.get(start, "1")), explained, "D", color=_style(start)["color"], **mark)
+        explained = 100 * column(records, "explained")[-1]
+        mark: dict[str, Any] = {"color": _style(start)["color"], "markersize": 8, "markeredgecolor": "white"}
+        axes.plot(len(explore.get(start, "1")), explained, "D", **mark)
     axes.axhline(100, color=GREY, linewidth=1, linestyle=":")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(106.0, axes.get_ylim()[1]))
 

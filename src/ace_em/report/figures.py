@@ -69,7 +69,7 @@ def nice_length(extent: float) -> float:
 def image_grid(
     images: Sequence[Sequence[np.ndarray]],
     titles: Sequence[Sequence[str]],
-    pixel_size_angstrom: float,
+    edge_angstrom: float = math.nan,
     bar: tuple[int, int] | None = None,
     ranges: Sequence[tuple[float, float]] = (),
     notes: Sequence[Sequence[str]] = (),
@@ -80,7 +80,7 @@ def image_grid(
     ----------
     images : rows of images (n, n).
     titles : above the images of as many rows as there are rows of titles.
-    pixel_size_angstrom : of the image with the scale bar.
+    edge_angstrom : of the image with the scale bar.
     bar : row and column of the image with the scale bar; None: no scale bar.
     ranges : grey values (black, white) of each row; without them every image has its own.
     notes : text in the corner of the images.
@@ -101,14 +101,14 @@ def image_grid(
             if notes:
                 axes.text(0.03, 0.97, notes[i][j], transform=axes.transAxes, va="top", color="white", fontsize=10)
         if bar is not None:
-            _scale_bar(panels[bar], images[bar[0]][bar[1]].shape[0], pixel_size_angstrom)
+            _scale_bar(panels[bar], images[bar[0]][bar[1]].shape[0], edge_angstrom)
         return png(figure)
 
 
-def _scale_bar(axes: "Axes", box: int, pixel_size_angstrom: float) -> None:
-    length = nice_length(box * pixel_size_angstrom)
+def _scale_bar(axes: "Axes", box: int, edge_angstrom: float) -> None:
+    length = nice_length(edge_angstrom)
     start, y = 0.05 * box, 0.06 * box
-    axes.plot([start, start + length / pixel_size_angstrom], [y, y], color="white", linewidth=3, solid_capstyle="butt")
+    axes.plot([start, start + length / edge_angstrom * box], [y, y], color="white", linewidth=3, solid_capstyle="butt")
     axes.text(start, y + 0.03 * box, f"{length:g} Å", color="white", fontsize=11, va="bottom")
 
 
@@ -127,7 +127,7 @@ def map_figure(volume: Map, sharp: Map | None, made: str = "sharpened") -> bytes
         # sharpening makes values below 0; with those as black the masked solvent would be grey
         ranges[1] = (0.0, ranges[1][1])
     titles = [[f"{words} {axis}" for axis in "xyz"] for words in rows]
-    return image_grid(list(rows.values()), titles, volume.pixel_size_angstrom, (0, 0), ranges)
+    return image_grid(list(rows.values()), titles, volume.volume.shape[0] * volume.pixel_size_angstrom, (0, 0), ranges)
 
 
 def _slices(density: np.ndarray) -> list[np.ndarray]:
@@ -172,9 +172,7 @@ def view_figure(rotation: Tensor, spread_deg: float) -> bytes:
         return png(figure)
 
 
-def histogram_figure(
-    defocus_um: np.ndarray | None, confidence: np.ndarray | None, shift_angstrom: np.ndarray | None
-) -> bytes:
+def histogram_figure(defocus_um: np.ndarray | None, confidence: np.ndarray | None, shift_angstrom: np.ndarray | None) -> bytes:
     """Histograms over N particles; None leaves a panel out.
 
     Parameters

@@ -76,7 +76,9 @@ def build_app(run: Path, access: Access, parts: LiveParts) -> FastAPI:
     @app.middleware("http")
     async def guarded(request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
         if not access.has_token(request):
-            response: Response = PlainTextResponse("open the address that `ace-em watch` printed, with its token", status_code=401)
+            response: Response = PlainTextResponse(
+                "open the address that `ace-em watch` printed, with its token", status_code=401
+            )
         else:
             response = await following(request)
             if not access.loopback and response.status_code == 200 and "token" in request.query_params:

@@ -17,26 +17,13 @@ from markupsafe import Markup
 from ace_em.errors import InputError, in_words
 from ace_em.io.atomic import replace_atomically
 from ace_em.maths.point_group import point_group
-from ace_em.report import load, particles
+from ace_em.report import load
+from ace_em.report import summary as words
 from ace_em.report.charts import fsc_figure, loss_figure, round_figure, watch_figure
 from ace_em.report.figures import Drawn, map_figure, view_figure
 from ace_em.report.load import CONFIG, EVALUATION, FSC, MAP, MAP_SO_FAR, METRICS, POSES, REPORT, SHARP, RunFiles, number
-from ace_em.report.summary import (
-    AUTOENCODER_RUN,
-    EVERY_RUN,
-    STAGES,
-    Summary,
-    crossing_angstrom,
-    crossings_of,
-    limits,
-    outcome,
-    provenance,
-    scores,
-    shared,
-    show_crossings,
-    summarise,
-    tiles,
-)
+from ace_em.report.particles import extremes_card, histogram_card, triplet_card
+from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, show_crossings, summarise
 from ace_em.report.volume_view import EDGE, view_maps
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -102,19 +89,14 @@ def script(name: str) -> str:
 
 def write_report(run: Path) -> Path:
     """Write ``RUN/report.html`` for a run, finished or not; the path of the page."""
-    files = read_or_refuse(run)
+    files = load.read_run(run)
+    if not any((run / file).exists() for file in _RECORDS):
+        # the report.html in it may be of another program
+        raise InputError(f"{run}: not the folder of a run: neither {' nor '.join(_RECORDS)} is in it")
     page = render(files)
     with replace_atomically(run / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / REPORT
-
-
-def read_or_refuse(run: Path) -> RunFiles:
-    """The run folder; refused when it is not of a run, because the report.html of another program may be there."""
-    files = load.read_run(run)
-    if not any((run / file).exists() for file in _RECORDS):
-        raise InputError(f"{run}: not the folder of a run: neither {' nor '.join(_RECORDS)} is in it")
-    return files
 
 
 def render(run: RunFiles) -> str:
@@ -141,14 +123,14 @@ def layout(run: Path) -> dict[str, Any]:
 
 
 def _outcome(run: RunFiles, summary: Summary) -> dict[str, str]:
-    kind, sentence = outcome(run, summary)
+    kind, sentence = words.outcome(run, summary)
     reasons, _, advice = str(run.last("end").get("message") or "").partition(" Try: ")
     return {"kind": kind, "sentence": sentence, "reasons": reasons[:1].upper() + reasons[1:], "advice": advice}
 
 
 def _problems(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
-    stages = AUTOENCODER_RUN if run.autoencoder_only else EVERY_RUN
-    return [*run.problems, *((METRICS, f"no entry of {STAGES[stage]}") for stage in stages if not run.stage(stage))]
+    stages = words.AUTOENCODER_RUN if run.autoencoder_only else words.EVERY_RUN
+    return [*run.problems, *((METRICS, f"no entry of {words.STAGES[stage]}") for stage in stages if not run.stage(stage))]
 
 
 def _map(run: RunFiles, summary: Summary) -> Drawn:
@@ -177,8 +159,8 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
     if curve.features is not None:
         without = crossing_angstrom(curve.frequency_per_angstrom, curve.features, 0.143)
         caption += (
-            f" After subtraction of the radial mean of each half-map: {show_crossings({0.143: without})}. If this curve falls much "
-            "earlier than the other, the map is a ball or a shell without features."
+            f" After subtraction of the radial mean of each half-map: {show_crossings({0.143: without})}. If this curve falls "
+            "much earlier than the other, the map is a ball or a shell without features."
         )
     if curve.corrected is not None:
         caption += (
@@ -187,8 +169,8 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
         )
     if common is not None:
         caption += (
-            f" Grey: both half-sets began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge of the cut and "
-            f"the spherical mask extend the agreement to about {common.reach_angstrom:.3g} Å. The FSC is independent beyond."
+            f" Grey: both half-sets began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge of the cut "
+            f"and the spherical mask extend the agreement to about {common.reach_angstrom:.3g} Å. Beyond it the half-maps are independent."
         )
     if run.autoencoder_only:
         caption += " Both half-maps have the poses of one network: where these are wrong, the half-maps still agree."
@@ -229,7 +211,9 @@ def _losses(run: RunFiles, summary: Summary) -> Drawn:
 
 def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     if run.autoencoder_only and run.stage("watch"):
-        caption = "Median change of the encoder's poses since the last check, and the share of stable poses, for a subset of images."
+        caption = (
+            "Median change of the encoder's poses since the last check, and the share of stable poses, for a subset of images."
+        )
         return Drawn(watch_figure(run.stage("watch")), caption)
     stages = {"exploring": "explore", "search": "search", "refinement": "refine"}
     phases = {name: run.stage(stage) for name, stage in stages.items() if run.stage(stage)}
@@ -238,56 +222,41 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     caption = "From the top: median change of the poses in a round; share of stable poses; half-map FSC 0.143"
     if "exploring" in phases:
         caption += (
-            " (while exploring not independent, the half-maps share a reference); share of the signal that the map explains (above "
-            "100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, in two "
-            "half-sets"
+            " (while exploring not independent, the half-maps share a reference); share of the signal that the map explains "
+            "(above 100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, in "
+            "two half-sets"
         )
     if len(phases) > ("exploring" in phases):
         caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"
     return Drawn(round_figure(phases, run.stage("start"), run.box_angstrom), f"{caption}.")
 
 
+def _of(values: Callable[[RunFiles], Any]) -> Callable[[RunFiles, Summary], Any]:
+    """For a part that needs no summary."""
+    return lambda run, summary: values(run)
+
+
 _RECORDS = (METRICS, CONFIG)
 _RESULTS = (*_RECORDS, FSC, POSES)
 _IMAGES = (MAP, POSES, CONFIG)
-OUTCOME = Part("outcome", _RESULTS, _outcome)
-TILES = Part("tiles", (*_RESULTS, MAP, EVALUATION), tiles)
 PROBLEMS = Part("problems", (*_RESULTS, EVALUATION, *load.MAPS), _problems)
+TOP = (Part("outcome", _RESULTS, _outcome), Part("tiles", (*_RESULTS, MAP, EVALUATION), words.tiles), PROBLEMS)
 GRID = (
     Part("map", (MAP, SHARP, MAP_SO_FAR), _map, "The map", "picture", "central slices and projections of the map"),
     Part("fsc", (FSC, EVALUATION, CONFIG), _fsc, "Resolution", "chart", "Fourier shell correlation of the half-maps"),
     Part("views", (POSES, CONFIG), _views, "Views", "picture", "distribution of viewing directions"),
     Part("losses", (METRICS,), _losses, "Stage 1: losses", "chart", "image loss and PIP loss over steps"),
-    Part("rounds", _RECORDS, _rounds, "Poses, round by round", "chart", "pose change, stable share, resolution, signal explained"),
     Part(
-        "histograms",
-        (POSES,),
-        lambda run, summary: particles.histogram_card(run),
-        "Particles",
-        "chart",
-        "histograms of defocus, in-plane shift and pose probability",
+        "rounds", _RECORDS, _rounds, "Poses, round by round", "chart", "pose change, stable share, resolution, signal explained"
     ),
-    Part(
-        "triplets",
-        _IMAGES,
-        lambda run, summary: particles.triplet_card(run),
-        "Images and predictions",
-        "picture",
-        "input, predicted image and clean projection",
-    ),
-    Part(
-        "extremes",
-        _IMAGES,
-        lambda run, summary: particles.extremes_card(run),
-        "Best and worst particles",
-        "picture",
-        "images that agree best and worst with the map, and their predictions",
-    ),
-    Part("evaluation", (EVALUATION,), lambda run, summary: scores(run.evaluation or {})),
+    Part("histograms", (POSES,), _of(histogram_card), "Particles", "chart", "histograms of defocus, shift and pose probability"),
+    Part("triplets", _IMAGES, _of(triplet_card), "Images and predictions", "picture", "input, prediction, clean projection"),
+    Part("extremes", _IMAGES, _of(extremes_card), "Best and worst particles", "picture", "best and worst images and predictions"),
+    Part("evaluation", (EVALUATION,), _of(words.scores)),
 )
 BELOW = (
-    Part("provenance", (METRICS,), lambda run, summary: provenance(run)),
-    Part("limits", _RECORDS, lambda run, summary: limits(run)),
-    Part("settings", (CONFIG,), lambda run, summary: run.config_text),
+    Part("provenance", (METRICS,), _of(words.provenance)),
+    Part("limits", _RECORDS, _of(words.limits)),
+    Part("settings", (CONFIG,), _of(lambda run: run.config_text)),
 )
-PARTS = (OUTCOME, TILES, PROBLEMS, *GRID, *BELOW)
+PARTS = (*TOP, *GRID, *BELOW)

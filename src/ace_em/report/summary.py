@@ -78,10 +78,11 @@ class Summary:
 
 
 def crossing_angstrom(frequency: np.ndarray, fsc: np.ndarray, threshold: float) -> float:
-    """Resolution at which an FSC (n,) first falls below ``threshold``, NaN when it never does; ``frequency`` (n,) in 1/Angstrom."""
+    """Resolution in Angstrom at which an FSC (n,) falls below ``threshold``, NaN if never; ``frequency`` (n,) in 1/Angstrom."""
     if not (fsc[2:] < threshold).any():
         return math.nan
-    return float(1 / (resolution_shell(torch.from_numpy(fsc), threshold) * frequency[1]))
+    shell = resolution_shell(torch.from_numpy(fsc), threshold)
+    return float(1 / np.interp(shell, np.arange(len(frequency)), frequency))
 
 
 def crossings_of(frequency: np.ndarray, fsc: np.ndarray | None) -> dict[float, float]:
@@ -231,8 +232,9 @@ def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
     return found
 
 
-def scores(evaluation: Record) -> list[tuple[str, str]]:
-    """(name, value) of evaluation.json; the resolution is a bound where the curve stays above 0.5 to its last shell."""
+def scores(run: RunFiles) -> list[tuple[str, str]]:
+    """(name, value) of evaluation.json, if any; the resolution is a bound where the curve stays above 0.5 to its last shell."""
+    evaluation = run.evaluation or {}
     curve, found = evaluation.get("fsc_truth"), []
     bound = isinstance(curve, list) and all(number({"fsc": value}, "fsc") >= 0.5 for value in curve[2:])
     for name in [*(name for name in SCORES if name in evaluation), *(name for name in evaluation if name not in SCORES)]:
