@@ -170,7 +170,7 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
     if common is not None:
         caption += (
             f" Grey: both half-sets began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge of the cut "
-            f"and the spherical mask extend the agreement to about {common.reach_angstrom:.3g} Å. Beyond it the half-maps are independent."
+            f"and the spherical mask extend the agreement to about {common.reach_angstrom:.3g} Å; beyond it they are independent."
         )
     if run.autoencoder_only:
         caption += " Both half-maps have the poses of one network: where these are wrong, the half-maps still agree."
@@ -223,8 +223,8 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     if "exploring" in phases:
         caption += (
             " (while exploring not independent, the half-maps share a reference); share of the signal that the map explains "
-            "(above 100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, in "
-            "two half-sets"
+            "(above 100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, "
+            "in two half-sets"
         )
     if len(phases) > ("exploring" in phases):
         caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"
