@@ -17,7 +17,7 @@ from ace_em.io.image_name import parse_image_name
 from ace_em.io.particle_table import ParticleTable
 from ace_em.io.star import read_particle_star, with_poses, write_star
 from ace_em.io.tables import read_particle_table
-from ace_em.report.run_files import read_run
+from ace_em.report.load import read_run
 
 COLUMNS = (
     "rlnImageName rlnVoltage rlnDefocusU rlnDefocusV rlnDefocusAngle rlnSphericalAberration rlnAmplitudeContrast rlnPixelSize"

@@ -14,19 +14,17 @@ import yaml
 from matplotlib.figure import Figure
 
 from ace_em.io.star import read_particle_star, write_star
-from ace_em.report.charts import fsc_figure
-from ace_em.report.figures import nice_length, png, smoothed_views
-from ace_em.report.histograms import ParticleNumbers, histogram_figure
+from ace_em.report.charts import fsc_figure, round_figure
+from ace_em.report.figures import histogram_figure, nice_length, png, smoothed_views
+from ace_em.report.load import read_run
 from ace_em.report.page import render
-from ace_em.report.rounds import Rounds, round_figure
-from ace_em.report.run_files import read_run
-from ace_em.report.sentences import shared
-from ace_em.report.triplets import Comparison, evenly, extremes
+from ace_em.report.particles import Triplet, evenly, extremes, particle_numbers, triplets
+from ace_em.report.summary import shared
 
 
 def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("ace_em.report.cards.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
+    monkeypatch.setattr("ace_em.report.page.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
     assert "Every image counts at its 4 equivalent views in D2." in render(read_run(run))
     views = seen[0].unflatten(0, (4, -1))[..., 2]
     signs = (views / views[0]).round().long()
@@ -37,7 +35,7 @@ def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure:
     """The figure behind a picture."""
     made: list[Figure] = []
-    for module in ("rounds", "charts", "histograms"):
+    for module in ("charts", "figures"):
         monkeypatch.setattr(f"ace_em.report.{module}.png", lambda figure: made.append(figure) or png(figure))
     make()
     return made[0]
@@ -45,8 +43,8 @@ def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure
 
 def test_rounds_stand_in_columns_in_the_order_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = read_run(run)
-    rounds = Rounds(files.stage("explore"), files.stage("search"), files.stage("refine"), files.stage("start"), 192.0)
-    panels = _drawn(monkeypatch, lambda: round_figure(rounds)).axes
+    phases = {"exploring": files.stage("explore"), "search": files.stage("search"), "refinement": files.stage("refine")}
+    panels = _drawn(monkeypatch, lambda: round_figure(phases, files.stage("start"), 192.0)).axes
     columns = {axes.get_title(): axes.get_position().x0 for axes in panels if axes.get_title()}
     assert list(columns) == ["exploring", "search", "refinement"] == sorted(columns, key=lambda name: columns[name])
     explained = next(axes for axes in panels if axes.get_ylabel() == "explained (%)")
@@ -84,18 +82,17 @@ def test_every_fsc_curve_and_the_shared_band_are_drawn(run: Path, monkeypatch: p
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_predictions_match_images_made_from_turned_atoms(finished: Path, sign: float) -> None:
-    comparison = _comparison(finished / "run", sign)
-    triplets = comparison.triplets(evenly(5, len(comparison.particles)))
-    assert [t.row for t in triplets] == [1, 6, 11, 15, 20] and triplets[1].name == "6@stack.mrcs"
+    found = _compared(finished / "run", evenly(5, 20), sign)
+    assert [t.row for t in found] == [1, 6, 11, 15, 20] and found[1].name == "6@stack.mrcs"
     # wrong shifts, CTF or rotations give less than 0.7
-    assert all(sign * t.correlation > 0.93 for t in triplets), [t.correlation for t in triplets]
-    assert all(t.clean.shape == (32, 32) for t in triplets)
+    assert all(sign * t.correlation > 0.93 for t in found), [t.correlation for t in found]
+    assert all(t.clean.shape == (32, 32) for t in found)
 
 
-def _comparison(run: Path, sign: float = 1.0) -> Comparison:
+def _compared(run: Path, rows: np.ndarray, sign: float = 1.0) -> list[Triplet]:
     files = read_run(run)
     assert files.particles is not None and files.map is not None
-    return Comparison.of(files.particles, files.map, sign, 12.0)
+    return triplets(files.particles, files.map, sign, rows)
 
 
 def test_the_worst_particles_are_those_at_wrong_poses(run: Path) -> None:
@@ -110,20 +107,22 @@ def test_the_worst_particles_are_those_at_wrong_poses(run: Path) -> None:
         cells[where] = str(float(cells[where]) + 90)
         text = text.replace(line, " ".join(cells))
     (run / "poses.star").write_text(text)
-    found = extremes(_comparison(run), shown=2)
-    assert found.n == 20 and {t.row for t in found.worst} == wrong
-    assert [t.correlation for t in found.best] == sorted((t.correlation for t in found.best), reverse=True)
-    assert found.worst[-1].correlation < 0.7 < found.median < found.best[-1].correlation
+    found = _compared(run, np.arange(20))
+    best, worst = extremes(found, shown=2)
+    assert {t.row for t in worst} == wrong
+    agreement = sorted((t.correlation for t in found), reverse=True)
+    assert [t.correlation for t in (*best, *worst)] == agreement[:2] + agreement[-2:]
+    assert worst[0].correlation < 0.7 < best[-1].correlation
     page = render(read_run(run))
     assert re.search(r"<td>worst</td><td>(3|17)</td><td>(3|17)@stack.mrcs</td>", page)
 
 
 def test_correlations_do_not_depend_on_the_block(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    comparison, rows = _comparison(run), np.arange(7)
-    whole = comparison.correlations(rows)
-    monkeypatch.setattr("ace_em.report.triplets._BLOCK", 3)
-    assert comparison.correlations(rows) == pytest.approx(whole, abs=1e-5)
-    assert whole == pytest.approx([t.correlation for t in comparison.triplets(rows)], abs=1e-5)
+    whole = _compared(run, np.arange(7))
+    monkeypatch.setattr("ace_em.report.particles._BLOCK", 3)
+    blocks = _compared(run, np.arange(7))
+    assert [t.row for t in blocks] == [t.row for t in whole] == [1, 2, 3, 4, 5, 6, 7]
+    assert [t.correlation for t in blocks] == pytest.approx([t.correlation for t in whole], abs=1e-5)
 
 
 def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,14 +131,14 @@ def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytes
     for axis in "XY":
         table.particles[f"rlnOrigin{axis}Angst"] = [str(n if axis == "X" else -2 * n) for n in range(20)]
     write_star(run / "poses.star", table)
-    numbers = ParticleNumbers.of(read_particle_star(run / "poses.star"))
-    assert numbers.shift_angstrom is not None and numbers.defocus_um is not None
+    defocus, confidence, shift = particle_numbers(read_particle_star(run / "poses.star"))
+    assert shift is not None and defocus is not None
     # the particle lies where the origin, its opposite, says
-    assert numbers.shift_angstrom[3] == pytest.approx([-3.0, 6.0], abs=1e-4)
-    assert numbers.defocus_um[0] == pytest.approx(
+    assert shift[3] == pytest.approx([-3.0, 6.0], abs=1e-4)
+    assert defocus[0] == pytest.approx(
         (float(table.particles["rlnDefocusU"][0]) + float(table.particles["rlnDefocusV"][0])) / 2e4
     )
-    figure = _drawn(monkeypatch, lambda: histogram_figure(numbers))
+    figure = _drawn(monkeypatch, lambda: histogram_figure(defocus, confidence, shift))
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "defocus (µm)",
         "largest pose probability",

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from ace_em.report.live_parts import PARTS, LiveParts
-from ace_em.report.live_status import read_status
+from ace_em.report.live_status import LIVE_PARTS, LiveParts, read_status
 
 
 def test_the_status_says_how_the_run_stands(going: Path, say: Callable[..., None]) -> None:
@@ -48,7 +47,7 @@ def test_a_process_that_is_gone_or_busy_is_told_apart(going: Path, say: Callable
     assert read_status(going)["state"] == "lost"
     say(going, host=socket.gethostname(), pid=os.getpid(), updated=time.time() - 90)
     status = read_status(going)
-    assert status["state"] == "silent" and status["stoppable"] and "its process is there" in status["headline"]
+    assert status["state"] == "silent" and status["stoppable"] and "the process exists" in status["headline"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_a_status_that_is_none_is_no_error(run: Path, text: str) -> None:
 
 def test_parts_are_made_again_only_when_their_files_change(going: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr("ace_em.report.cards.loss_figure", lambda records: drawn.append(len(records)) or b"")
+    monkeypatch.setattr("ace_em.report.page.loss_figure", lambda records: drawn.append(len(records)) or b"")
     parts = LiveParts(going, pause_s=0.3)
     before: Any = parts.state()["versions"]
     assert parts.part("losses") == parts.part("losses") and len(drawn) == 1
@@ -81,7 +80,7 @@ def test_parts_are_made_again_only_when_their_files_change(going: Path, monkeypa
 
 def test_what_is_still_to_come_is_not_called_missing(going: Path, run: Path) -> None:
     parts = LiveParts(going)
-    assert all("Not shown" not in parts.part(name) for name in PARTS)
+    assert all("Not shown" not in parts.part(name) for name in LIVE_PARTS)
     assert parts.part("outcome") == "" and parts.part("views") == "" and "<img" in parts.part("rounds")
     assert "<dt>stable poses</dt><dd>100 %</dd>" in parts.part("tiles")
     assert [m["name"] for m in json.loads(parts.maps())] == ["current"]

@@ -29,9 +29,8 @@ def healpix_centres(n_side: int) -> Tensor:
     from_pole = torch.minimum(ring, 4 * n_side - ring)
     count = 4 * from_pole.clamp(max=n_side)
     cap = 1 - from_pole.double().square() / (3 * n_side**2)
-    z = torch.where(
-        from_pole < n_side, torch.where(ring < 2 * n_side, cap, -cap), belt
-    )
+    belt = (2 * n_side - ring).double() * (2 / (3 * n_side))
+    z = torch.where(from_pole < n_side, torch.where(ring < 2 * n_side, cap, -cap), belt)
     # pixels of the caps, and of every other ring of the belt, begin half a pixel off the meridian
     offset = torch.where((from_pole < n_side) | ((ring - n_side) % 2 == 0), 0.5, 0.0).double()
     index = torch.arange(int(count.sum())) - (count.cumsum(0) - count).repeat_interleave(count)

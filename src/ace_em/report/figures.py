@@ -1,61 +1,63 @@
-"""The style of the report's figures, and its pictures: grey or viridis values, light on black on every screen.
+"""Images and histograms of the report, each as the bytes of a PNG: maps, views, particles. Line charts are in charts.py.
 
-Every figure is the bytes of a PNG. matplotlib is imported where it is used, and without pyplot: no window, no state
-shared between calls.
+Images and sphere plots are light on black in both colour schemes (PICTURE). Charts are dark on white (CHART); the page inverts
+them in the dark scheme. matplotlib is imported where it is used, without pyplot, so that no state is shared between calls.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from ace_em.report.run_files import Map
-from ace_em.report.triplets import Extremes, Triplet
+from ace_em.errors import InputError
+from ace_em.metrics.coverage import view_counts
+from ace_em.report.load import Map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# of Okabe and Ito
+# colours of Okabe and Ito, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", "-.", ":")
-GREY = "#777777"
+GREY, TEXT_GREY = "#777777", "#555555"
 # matplotlib types its settings by a list of every name
 _COMMON: Any = {"font.size": 12, "axes.titlesize": 12, "figure.constrained_layout.use": True, "lines.linewidth": 2}
-CHART: Any = _COMMON | {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
+CHART: Any = _COMMON | {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd"}
+CHART |= {"axes.axisbelow": True, "legend.frameon": False}
 PICTURE: Any = _COMMON | {"figure.facecolor": "#141414", "text.color": "#dddddd", "axes.titlecolor": "#dddddd"}
 PICTURE |= {"xtick.color": "#dddddd", "ytick.color": "#dddddd", "axes.labelcolor": "#dddddd", "axes.edgecolor": "#888888"}
+N_SIDE = 16
+"""HEALPix resolution of the view distribution."""
+SCATTERED = 2000
+"""Particles in the scatter plot of shifts, about."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page: the bytes of a PNG, the caption, and the rows of a table below it, the first its head."""
+
+    png: bytes
+    caption: str
+    table: Sequence[Sequence[str]] = ()
 
 
 def new_figure(size_inch: tuple[float, float]) -> "Figure":
+    """An empty figure of (width, height) inches at 160 dpi."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=size_inch, dpi=160)
 
 
 def png(figure: "Figure") -> bytes:
+    """The figure as a PNG; without the version of matplotlib, so that equal figures are equal bytes."""
     buffer = io.BytesIO()
-    # without the program's name and address, equal figures are equal bytes on every version
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _show(axes: "Axes", image: np.ndarray, low: float | None = None, high: float | None = None) -> None:
-    """Grey picture, y upwards, so that x, y and the direction to the viewer are right-handed."""
-    low = float(np.percentile(image, 0.5)) if low is None else low
-    high = float(np.percentile(image, 99.8)) if high is None else high
-    axes.imshow(image, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-12), interpolation="bicubic")
-    axes.set_axis_off()
 
 
 def nice_length(extent: float) -> float:
@@ -64,118 +66,154 @@ def nice_length(extent: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= extent / 3)
 
 
-def _scale_bar(axes: "Axes", box: int, pixel_size_angstrom: float) -> None:
-    length = nice_length(box * pixel_size_angstrom)
+def image_grid(
+    images: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[Sequence[str]],
+    edge_angstrom: float = math.nan,
+    bar: tuple[int, int] | None = None,
+    ranges: Sequence[tuple[float, float]] = (),
+    notes: Sequence[Sequence[str]] = (),
+) -> bytes:
+    """Grey images in rows and columns, the y axis upwards.
+
+    Parameters
+    ----------
+    images : rows of images (n, n).
+    titles : above the images of as many rows as there are rows of titles.
+    edge_angstrom : of the image with the scale bar.
+    bar : row and column of the image with the scale bar; None: no scale bar.
+    ranges : grey values (black, white) of each row; without them every image has its own.
+    notes : text in the corner of the images.
+    """
+    import matplotlib
+
+    n_columns = len(images[0])
+    with matplotlib.rc_context(PICTURE):
+        figure = new_figure((5.6, (5.6 / n_columns - 0.02) * len(images) + 0.2 * len(titles)))
+        panels = figure.subplots(len(images), n_columns, squeeze=False)
+        for (i, j), axes in np.ndenumerate(panels):
+            image = images[i][j]
+            low, high = ranges[i] if ranges else np.percentile(image, [0.5, 99.8])
+            axes.imshow(image, cmap="gray", origin="lower", vmin=low, vmax=max(high, low + 1e-12), interpolation="bicubic")
+            axes.set_axis_off()
+            if i < len(titles):
+                axes.set_title(titles[i][j])
+            if notes:
+                axes.text(0.03, 0.97, notes[i][j], transform=axes.transAxes, va="top", color="white", fontsize=10)
+        if bar is not None:
+            _scale_bar(panels[bar], images[bar[0]][bar[1]].shape[0], edge_angstrom)
+        return png(figure)
+
+
+def _scale_bar(axes: "Axes", box: int, edge_angstrom: float) -> None:
+    length = nice_length(edge_angstrom)
     start, y = 0.05 * box, 0.06 * box
-    axes.plot([start, start + length / pixel_size_angstrom], [y, y], color="white", linewidth=3, solid_capstyle="butt")
+    axes.plot([start, start + length / edge_angstrom * box], [y, y], color="white", linewidth=3, solid_capstyle="butt")
     axes.text(start, y + 0.03 * box, f"{length:g} Å", color="white", fontsize=11, va="bottom")
 
 
 def map_figure(volume: Map, sharp: Map | None, made: str = "sharpened") -> bytes:
-    """Central slices across x, y and z of the map and of its sharpened version; projections, of the latter where there is one.
+    """Central slices across x, y and z of the map and of the sharpened map; projections of the sharpened map where there is one.
 
-    ``made`` says in a word what was done to the sharpened map.
+    ``made`` is the word for the second map in the titles: 'sharpened' or 'masked'.
     """
-    import matplotlib
-
     best = (volume if sharp is None else sharp).volume
     rows = {"slice across": _slices(volume.volume)}
     if sharp is not None:
         rows[f"{made}, at"] = _slices(best)
     rows["projection along"] = [best.sum(axis) for axis in (2, 1, 0)]
-    with matplotlib.rc_context(PICTURE):
-        figure = new_figure((5.6, 2.05 * len(rows)))
-        panels = figure.subplots(len(rows), 3)
-        for line, (words, images) in zip(panels, rows.items(), strict=True):
-            low, high = np.percentile(np.stack(images), [0.5, 99.8])
-            # sharpening digs troughs, beside which the empty outside of the mask would be grey
-            low = 0.0 if words.startswith(made) else float(low)
-            for axes, image, letter in zip(line, images, "xyz", strict=True):
-                _show(axes, image, low, float(high))
-                axes.set_title(f"{words} {letter}")
-        _scale_bar(panels[0, 0], volume.volume.shape[0], volume.pixel_size_angstrom)
-        return png(figure)
+    ranges = [tuple(np.percentile(np.stack(images), [0.5, 99.8])) for images in rows.values()]
+    if sharp is not None:
+        # sharpening makes values below 0; with those as black the masked solvent would be grey
+        ranges[1] = (0.0, ranges[1][1])
+    titles = [[f"{words} {axis}" for axis in "xyz"] for words in rows]
+    return image_grid(list(rows.values()), titles, volume.volume.shape[0] * volume.pixel_size_angstrom, (0, 0), ranges)
 
 
 def _slices(density: np.ndarray) -> list[np.ndarray]:
-    """Planes through the centre of (n, n, n) ``density``, across x, y and z."""
+    """Planes (n, n) through the centre of (n, n, n) ``density``, across x, y and z."""
     return [density.take(density.shape[0] // 2, axis) for axis in (2, 1, 0)]
 
 
-def smoothed_views(rotation: Tensor, spread_deg: float, n_side: int = 16) -> np.ndarray:
-    """Density of viewing directions, the last columns of (N, 3, 3) ``rotation``, on HEALPix pixels (12 n_side^2,).
+def smoothed_views(rotation: Tensor, spread_deg: float) -> np.ndarray:
+    """Density of viewing directions on HEALPix pixels (12 N_SIDE^2,) for (N, 3, 3) ``rotation``; 1 for uniform views.
 
-    1 is the density of uniform views; each view is spread over a Gaussian-like cap (von Mises and Fisher's).
+    Every view is spread over a von Mises-Fisher cap of ``spread_deg``.
     """
     import healpy
 
-    views = rotation[..., :, 2].double().numpy()
-    counts = np.bincount(healpy.vec2pix(n_side, *views.T), minlength=healpy.nside2npix(n_side))
-    centres = np.stack(healpy.pix2vec(n_side, np.arange(len(counts))), axis=-1).astype(np.float32)
-    reached = counts > 0
-    kernel = np.exp((centres @ centres[reached].T - 1) / math.radians(spread_deg) ** 2)
-    return np.asarray(kernel @ counts[reached] / kernel.sum(0).mean() / counts.sum() * len(counts))
+    counts = view_counts(rotation, N_SIDE)
+    centres = np.stack(healpy.pix2vec(N_SIDE, np.arange(len(counts))), axis=-1).astype(np.float32)
+    kernel = np.exp((centres @ centres[counts > 0].T - 1) / math.radians(spread_deg) ** 2)
+    return np.asarray(kernel @ counts[counts > 0] / kernel.sum(0).mean() / counts.sum() * len(counts))
 
 
 def view_figure(rotation: Tensor, spread_deg: float) -> bytes:
-    """Viewing directions on the sphere, Mollweide projection."""
+    """Viewing directions of (N, 3, 3) ``rotation`` on the sphere, Mollweide projection."""
     import healpy
     import matplotlib
 
     density = smoothed_views(rotation, spread_deg)
     longitude, latitude = np.linspace(-180, 180, 361), np.linspace(-90, 90, 181)
-    mid_lon, mid_lat = np.meshgrid((longitude[1:] + longitude[:-1]) / 2, (latitude[1:] + latitude[:-1]) / 2)
-    values = density[healpy.ang2pix(16, mid_lon, mid_lat, lonlat=True)]
+    middles = np.meshgrid((longitude[1:] + longitude[:-1]) / 2, (latitude[1:] + latitude[:-1]) / 2)
+    values = density[healpy.ang2pix(N_SIDE, *middles, lonlat=True)]
     with matplotlib.rc_context(PICTURE):
         figure = new_figure((5.6, 3.9))
         axes = figure.add_subplot(projection="mollweide")
-        # views that are nearly uniform must look so
+        # a scale to at least 2: the noise of uniform views must not fill it
         high = max(2.0, float(density.max()))
         edges = np.radians(longitude), np.radians(latitude)
         mesh = axes.pcolormesh(*edges, values, cmap="viridis", vmin=0, vmax=high, rasterized=True)
-        axes.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["-120°", "-60°", "0°", "60°", "120°"], fontsize=10)
-        axes.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["-60°", "-30°", "0°", "30°", "60°"], fontsize=10)
+        for ticks, set_ticks in (((-120, -60, 0, 60, 120), axes.set_xticks), ((-60, -30, 0, 30, 60), axes.set_yticks)):
+            set_ticks(np.radians(ticks), [f"{tick}°" for tick in ticks], fontsize=10)
         axes.grid(color="white", alpha=0.25, linewidth=0.6)
         bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", shrink=0.7, pad=0.06)
         bar.set_label("views, 1 = as many as when uniform")
         return png(figure)
 
 
-def triplet_figure(triplets: Sequence[Triplet], pixel_size_angstrom: float) -> bytes:
-    """One row a particle: input, predicted image, clean projection; every picture has its own grey scale."""
+def histogram_figure(defocus_um: np.ndarray | None, confidence: np.ndarray | None, shift_angstrom: np.ndarray | None) -> bytes:
+    """Histograms over N particles; None leaves a panel out.
+
+    Parameters
+    ----------
+    defocus_um : (N,) mean defocus in micrometres.
+    confidence : (N,) largest probability of a pose, 0 to 1.
+    shift_angstrom : (N, 2) in-plane shift (x, y); drawn as a histogram of its length and as a scatter plot.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(PICTURE):
-        figure = new_figure((5.6, 0.35 + 1.85 * len(triplets)))
-        panels = figure.subplots(len(triplets), 3, squeeze=False)
-        for line, triplet in zip(panels, triplets, strict=True):
-            for axes, image in zip(line, (triplet.image, triplet.predicted, triplet.clean), strict=True):
-                _show(axes, image)
-            _note(line[0], f"#{triplet.row}")
-            _note(line[1], f"r = {triplet.correlation:.2f}")
-        for axes, title in zip(panels[0], ("input", "predicted", "clean projection"), strict=True):
-            axes.set_title(title)
-        _scale_bar(panels[0, 2], triplets[0].clean.shape[0], pixel_size_angstrom)
+    panels: list[Callable[[Axes], None]] = []
+    if defocus_um is not None:
+        panels.append(lambda axes: _histogram(axes, defocus_um, "defocus (µm)", COLOURS[0]))
+    if confidence is not None:
+        panels.append(lambda axes: _histogram(axes, confidence, "largest pose probability", COLOURS[2], (0.0, 1.0)))
+    if shift_angstrom is not None:
+        length = np.hypot(*shift_angstrom.T)
+        panels.append(lambda axes: _histogram(axes, length, "in-plane shift (Å)", COLOURS[1]))
+        panels.append(lambda axes: _scatter(axes, shift_angstrom))
+    if not panels:
+        raise InputError("poses.star has neither defocus nor poses")
+    n_rows = (len(panels) + 1) // 2
+    with matplotlib.rc_context(CHART):
+        figure = new_figure((5.6, 2.7 * n_rows))
+        grid = figure.add_gridspec(n_rows, 2)
+        for n, draw in enumerate(panels):
+            full_width = n == len(panels) - 1 and n % 2 == 0
+            draw(figure.add_subplot(grid[n // 2, :] if full_width else grid[n // 2, n % 2]))
         return png(figure)
 
 
-def extremes_figure(found: Extremes) -> bytes:
-    """Input and predicted image of the best particles, on the left, and of the worst."""
-    import matplotlib
-
-    with matplotlib.rc_context(PICTURE):
-        figure = new_figure((5.6, 0.35 + 1.42 * len(found.best)))
-        panels = figure.subplots(len(found.best), 4, squeeze=False)
-        for line, best, worst in zip(panels, found.best, found.worst, strict=True):
-            for (left, right), triplet in ((line[:2], best), (line[2:], worst)):
-                _show(left, triplet.image)
-                _show(right, triplet.predicted)
-                _note(left, f"#{triplet.row}")
-                _note(right, f"r = {triplet.correlation:.2f}")
-        for axes, title in zip(panels[0], ("best: input", "predicted", "worst: input", "predicted"), strict=True):
-            axes.set_title(title)
-        return png(figure)
+def _histogram(axes: "Axes", values: np.ndarray, name: str, colour: str, limits: tuple[float, float] | None = None) -> None:
+    axes.hist(values, bins=min(40, max(5, int(len(values) ** 0.5))), range=limits, color=colour)
+    axes.axvline(float(np.median(values)), color="black", linewidth=1.2, linestyle="--")
+    axes.set(xlabel=name, ylabel="particles", xlim=limits)
 
 
-def _note(axes: "Axes", text: str) -> None:
-    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", color="white", fontsize=10)
+def _scatter(axes: "Axes", shift: np.ndarray) -> None:
+    some = shift[:: max(1, len(shift) // SCATTERED)]
+    reach = 1.05 * max(float(np.percentile(np.abs(shift), 99.5)), 1e-3)
+    axes.plot(*some.T, ".", color=COLOURS[1], alpha=0.35, markersize=3, markeredgewidth=0)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlabel="shift in x (Å)", ylabel="in y (Å)", xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")

@@ -1,49 +1,105 @@
-"""`ace-em watch`: the page of a run, served while the run goes on. It reads the run's files and holds no model."""
+"""`ace-em watch`: serves the page of a run while the run goes on. It reads the files of the run and loads no model."""
 
 import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from ace_em.errors import InputError
-from ace_em.report.live_status import read_status
+from ace_em.report.live_status import LIVE_PARTS, SERVED, LiveParts, read_status, served_file
+from ace_em.report.load import REPORT, STOP
+from ace_em.report.page import layout, script, templates
 
 try:
     import uvicorn
     from fastapi import FastAPI, HTTPException, Request, Response
-    from fastapi.responses import FileResponse, HTMLResponse
-
-    from ace_em.report.live_guard import Guard
-    from ace_em.report.live_page import live_page
+    from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 except ImportError as error:
     raise InputError(f"ace-em watch needs {error.name}, which is not installed: pip install 'ace-em[watch]'") from error
 
-from ace_em.report.live_parts import PARTS, SERVED, LiveParts, served_file
-from ace_em.report.scripts import LIVE_JS, VIEWER_JS, plotly_js
+SCRIPTS = ("plotly.js", "viewer.js", "live.js")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_META_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
+HEADERS = {
+    "Cache-Control": "no-store",
+    # a meta element cannot forbid frames
+    "Content-Security-Policy": f"{_META_POLICY}; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+# report.html has scripts of its own: they run in an origin of their own
+_REPORT_POLICY = {"Content-Security-Policy": "sandbox allow-scripts; frame-ancestors 'none'"}
 
-# a report that was served is one file with scripts of its own; here it gets an origin of its own, so that these reach nothing
-_REPORT_POLICY = "sandbox allow-scripts; frame-ancestors 'none'"
+
+@dataclass(frozen=True)
+class Access:
+    """Who may read the page.
+
+    Attributes
+    ----------
+    loopback : only this machine reaches the server. Then no token is needed, but the Host header must be one of
+        ``LOOPBACK_NAMES``, which prevents DNS rebinding.
+    port : of the server. Cookies of different ports are not separate: their names contain the port.
+    token : needed when other machines reach the server, in the address once and then in a cookie.
+    """
+
+    loopback: bool
+    port: int
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+
+    @property
+    def cookie(self) -> str:
+        return f"ace_em_{self.port}"
+
+    def has_token(self, request: Request) -> bool:
+        given = request.query_params.get("token") or request.cookies.get(self.cookie) or ""
+        return self.loopback or secrets.compare_digest(given.encode(), self.token.encode())
 
 
-def build_app(run: Path, guard: Guard, parts: LiveParts) -> FastAPI:
-    """The server's answers: a page, its scripts, the state of the run, and the files of a short list."""
+def build_app(run: Path, access: Access, parts: LiveParts) -> FastAPI:
+    """The application: the page, its scripts, the state of the run, and the files that may be downloaded."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if access.loopback:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES, www_redirect=False)
 
     @app.middleware("http")
     async def guarded(request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = guard.refusal(request) or await following(request)
-        guard.finish(request, response)
+        if not access.has_token(request):
+            response: Response = PlainTextResponse(
+                "open the address that `ace-em watch` printed, with its token", status_code=401
+            )
+        else:
+            response = await following(request)
+            if not access.loopback and response.status_code == 200 and "token" in request.query_params:
+                response.set_cookie(access.cookie, access.token, httponly=True, samesite="strict")
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
-
-    _add_scripts(app)
 
     @app.get("/")
     def page() -> HTMLResponse:
-        return HTMLResponse(live_page(run, guard.csrf))
+        macros: Any = templates().get_template("parts.html.j2").module
+        html = {name: macros.place(name) for name in LIVE_PARTS} | {"problems": ""}
+        values = layout(run) | {"policy": _META_POLICY, "html": html, "scripts": SCRIPTS}
+        return HTMLResponse(templates().get_template("live.html.j2").render(values))
+
+    @app.get("/scripts/{name}")
+    def scripts(name: str) -> Response:
+        return Response(script(_known(name, SCRIPTS)), media_type="text/javascript")
 
     @app.get("/api/state")
-    def state() -> dict[str, object]:
+    def state() -> dict[str, Any]:
         return parts.state()
 
     @app.get("/api/maps")
@@ -52,56 +108,47 @@ def build_app(run: Path, guard: Guard, parts: LiveParts) -> FastAPI:
 
     @app.get("/api/part/{name}")
     def part(name: str) -> HTMLResponse:
-        if name not in PARTS:
-            raise HTTPException(404)
-        return HTMLResponse(parts.part(name))
+        return HTMLResponse(parts.part(_known(name, LIVE_PARTS)))
 
     @app.get("/files/{name}")
     def file(name: str) -> FileResponse:
         path = served_file(run, name)
         if path is None:
             raise HTTPException(404)
-        if name == "report.html":
-            return FileResponse(path, media_type=SERVED[name], headers={"Content-Security-Policy": _REPORT_POLICY})
+        if name == REPORT:
+            return FileResponse(path, media_type=SERVED[name], headers=_REPORT_POLICY)
         return FileResponse(path, media_type=SERVED[name], filename=name)
 
     @app.post("/stop")
-    def stop(request: Request) -> dict[str, object]:
-        if not guard.may_stop(request):
-            raise HTTPException(403, "only this server's own page may stop the run")
+    def stop(request: Request) -> dict[str, Any]:
+        # a browser sends the origin of the page with every POST; a page of another site cannot change it
+        if urlsplit(request.headers.get("origin", "")).netloc != request.headers.get("host"):
+            raise HTTPException(403, "only a page of this server may stop the run")
         ask_to_stop(run)
         return parts.state()
 
     return app
 
 
-def _add_scripts(app: FastAPI) -> None:
-    scripts: dict[str, Callable[[], str]] = {
-        "/plotly.js": plotly_js,
-        "/viewer.js": lambda: VIEWER_JS,
-        "/live.js": lambda: LIVE_JS,
-    }
-    for path, text in scripts.items():
-
-        def script(text: Callable[[], str] = text) -> Response:
-            return Response(text(), media_type="text/javascript")
-
-        app.get(path)(script)
+def _known(name: str, names: Any) -> str:
+    if name not in names:
+        raise HTTPException(404)
+    return name
 
 
 def ask_to_stop(run: Path) -> None:
-    """Make the empty file RUN/stop, which the run looks for; only while there is a run to see it."""
+    """Make the empty file RUN/stop, on which the run saves a checkpoint and ends; refused when no run is going on."""
     if not read_status(run)["stoppable"]:
         raise HTTPException(409, "no run is going on here that could be stopped")
     try:
-        # a link in its place must not make a file elsewhere
-        os.close(os.open(run / "stop", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
+        # not through a link, which would make a file elsewhere
+        os.close(os.open(run / STOP, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
     except OSError as error:
         raise HTTPException(409, f"the run could not be asked to stop: {error.strerror}") from error
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that a busy port is known before anything is promised."""
+    """A listening socket; ``port`` 0 takes any that is free."""
     if not 0 <= port <= 65535:
         raise InputError(f"--port {port}: expected 0 (any that is free) to 65535")
     if not host:
@@ -117,37 +164,33 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"--port {port} on {host}: {error.strerror}; another --port may be free") from error
 
 
-def guard_of(bound: socket.socket) -> Guard:
-    """The rules for a socket: a token unless nobody but this machine reaches it."""
+def access_of(bound: socket.socket) -> Access:
+    """The rules for a listening socket: a token unless only this machine reaches it."""
     address, port = bound.getsockname()[:2]
-    return Guard(ipaddress.ip_address(address.partition("%")[0]).is_loopback, port)
+    return Access(ipaddress.ip_address(address.partition("%")[0]).is_loopback, port)
 
 
-def address_of(guard: Guard, host: str) -> str:
-    """What to open in a browser."""
+def address_of(access: Access, host: str) -> str:
+    """The address to open in a browser."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{guard.port}/" + ("" if guard.loopback else f"?token={guard.token}")
+    return f"http://{name}:{access.port}/" + ("" if access.loopback else f"?token={access.token}")
 
 
 def watch(run: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
     """Serve the page of a run folder until interrupted."""
+    import torch
+
     if not run.is_dir():
         raise InputError(f"{run}: {'not a folder' if run.exists() else 'no such folder'}, expected a run of ace-em")
     with listen(host, port) as bound:
-        _step_back()
-        guard = guard_of(bound)
-        app = build_app(run, guard, LiveParts(run))
+        # the run has priority
+        torch.set_num_threads(1)
+        os.nice(5)
+        access = access_of(bound)
+        app = build_app(run, access, LiveParts(run))
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
-        print(f"{address_of(guard, host)}  (Ctrl-C ends it; the run goes on)", flush=True)
+        print(f"{address_of(access, host)}  (Ctrl-C ends it; the run goes on)", flush=True)
         try:
             uvicorn.Server(config).run(sockets=[bound])
         except KeyboardInterrupt:
             print()
-
-
-def _step_back() -> None:
-    """Whoever looks on must not slow the run."""
-    import torch
-
-    torch.set_num_threads(1)
-    os.nice(5)

@@ -1,50 +1,102 @@
-"""The report of a run: one HTML file that holds everything and asks for nothing."""
+"""Writes RUN/report.html: reads the run folder, draws the figures, renders the templates. The page loads nothing."""
 
+import base64
+import hashlib
 import math
 import re
-from html import escape
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ace_em.errors import InputError
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ace_em.errors import InputError, in_words
 from ace_em.io.atomic import replace_atomically
-from ace_em.report.cards import RUN_CARDS
-from ace_em.report.limits import limits
-from ace_em.report.particle_cards import PARTICLE_CARDS
-from ace_em.report.parts import Part, in_columns
-from ace_em.report.provenance import provenance
-from ace_em.report.run_files import RunFiles, number, read_run
-from ace_em.report.scripts import VIEWER_JS, plotly_js, script_hash
-from ace_em.report.sentences import AUTOENCODER_RUN, EVERY_RUN, STAGES, Summary, last, outcome, show_share, summarise, tiles
-from ace_em.report.style import CSS
-from ace_em.report.volume_view import view_maps, viewer_card
+from ace_em.maths.point_group import point_group
+from ace_em.report import load
+from ace_em.report import summary as words
+from ace_em.report.charts import fsc_figure, loss_figure, round_figure, watch_figure
+from ace_em.report.figures import Drawn, map_figure, view_figure
+from ace_em.report.load import CONFIG, EVALUATION, FSC, MAP, MAP_SO_FAR, METRICS, POSES, REPORT, SHARP, RunFiles, number
+from ace_em.report.particles import extremes_card, histogram_card, triplet_card
+from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, show_crossings, summarise
+from ace_em.report.volume_view import EDGE, view_maps
 
-# nothing may be fetched, whatever text a run brings, and no script run but the page's own
+TEMPLATES = Path(__file__).with_name("templates")
+# nothing may be loaded, and no script may run but those of the page, named by their hashes
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-NO_BREAK = "\N{NO-BREAK SPACE}"
-_SCORES = {
-    "fsc05_px": "FSC 0.5 against the truth (px of the map)",
-    "fsc05_angstrom": "FSC 0.5 against the truth (Å)",
-    "bound_px": "the same for the true poses in C1, the bound (px of the map)",
-    "rot_mean": "Rot. error, mean (squared Frobenius)",
-    "rot_median": "Rot. error, median (squared Frobenius)",
-    "trans": "Trans. error, mean squared (px² of the images)",
-    "within_10deg": "poses within 10°",
-    "coverage": "view sphere reached",
-    "hand": "hand, compared with the truth",
-}
+# plotly reads pixels back from its canvas; browsers warn about that unless the canvas is made for it
+_READ_BACK = """HTMLCanvasElement.prototype.getContext = ((get) => function (kind, options) {
+  return get.call(this, kind, kind === "2d" ? { willReadFrequently: true, ...options } : options);
+})(HTMLCanvasElement.prototype.getContext);
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the page, rendered by the macro of its name in parts.html.j2, or by the macro 'figure' if it has a title.
+
+    Attributes
+    ----------
+    files : files of the run folder that it shows; the live page renders it again when they change.
+    values : argument of the macro, a ``Drawn`` for a figure; the part is empty when they are.
+    title, kind, alt : of a figure: heading, 'picture' or 'chart' (inverted in the dark scheme), text for screen readers.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    values: Callable[[RunFiles, Summary], Any]
+    title: str = ""
+    kind: str = ""
+    alt: str = ""
+
+    def html(self, run: RunFiles, summary: Summary, so_far: bool = False) -> Markup:
+        """Render the part; a figure that cannot be made says why, except ``so_far`` while the run goes on."""
+        macros: Any = templates().get_template("parts.html.j2").module
+        try:
+            values = self.values(run, summary)
+        except (InputError, OSError, ValueError) as error:
+            return Markup("") if so_far else macros.absent(self, in_words(error))
+        macro = macros.figure if self.title else getattr(macros, self.name)
+        return (macro(self, values) if self.title else macro(values)) if values else Markup("")
+
+
+@cache
+def templates() -> Environment:
+    """The templates: autoescaped, and an undefined variable is an error."""
+    loader = FileSystemLoader(TEMPLATES)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
+    # text and command-line options, alternately
+    made.filters["options"] = lambda text: re.split(r"(--\w[\w.-]*\w)", text)
+    made.globals |= {"css": (TEMPLATES / "style.css").read_text(encoding="utf-8"), "edge": EDGE}
+    return made
+
+
+@cache
+def script(name: str) -> str:
+    """Text of viewer.js, live.js, or plotly.js (5 MB, from the installed package; it may stand in a script element)."""
+    if name == "plotly.js":
+        from plotly.offline import get_plotlyjs
+
+        return _READ_BACK + str(get_plotlyjs())
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def write_report(run: Path) -> Path:
-    """Write ``RUN/report.html`` from what the run folder holds, finished or not; the path of the page."""
-    files = read_run(run)
+    """Write ``RUN/report.html`` for a run, finished or not; the path of the page."""
+    files = load.read_run(run)
     if not any((run / file).exists() for file in _RECORDS):
-        # another program's report.html may be here
+        # the report.html in it may be of another program
         raise InputError(f"{run}: not the folder of a run: neither {' nor '.join(_RECORDS)} is in it")
     page = render(files)
-    path = run / "report.html"
-    with replace_atomically(path) as temporary:
+    with replace_atomically(run / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return path
+    return run / REPORT
 
 
 def render(run: RunFiles) -> str:
@@ -53,118 +105,158 @@ def render(run: RunFiles) -> str:
     try:
         maps = view_maps(run)
     except (InputError, OSError, ValueError):
-        # the card of the slices says why
-        maps = None
-    made = {part.name: part.html(run, summary) for part in (*TOP, *GRID, *BELOW)}
-    grid = [viewer_card(maps) if maps else "", *(made[part.name] for part in GRID)]
-    # plotly is most of the page: without a map it would be so for nothing
-    scripts = [plotly_js(), VIEWER_JS] if maps else []
-    policy = "; ".join([_POLICY, *([f"script-src {' '.join(map(script_hash, scripts))}"] if scripts else [])])
-    title = title_of(run.path)
-    body = [
-        f"<header><h1>{escape(title)}</h1><p class='what'>ace-em, ab initio reconstruction</p>",
-        made["outcome"],
-        "</header>",
-        *(made[part.name] for part in TOP[1:]),
-        in_columns(grid),
-        *(made[part.name] for part in BELOW),
-        *(f"<script>{script}</script>" for script in scripts),
-    ]
-    return document(title, "\n".join(filter(None, body)), policy)
+        maps = []
+    # plotly is most of the page: only with a map
+    scripts = [script("plotly.js"), script("viewer.js")] if maps else []
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    policy = _POLICY + ("; script-src " + " ".join(f"'sha256-{value}'" for value in hashes) if scripts else "")
+    html = {part.name: part.html(run, summary) for part in PARTS}
+    values = layout(run.path) | {"policy": policy, "html": html, "maps": maps, "scripts": scripts}
+    return templates().get_template("page.html.j2").render(values)
 
 
-def title_of(run: Path) -> str:
-    """The run's folder and the one that it is in: many runs are called "run"."""
-    return "/".join(run.resolve().parts[-2:]).lstrip("/")
+def layout(run: Path) -> dict[str, Any]:
+    """Values of the page and of the live page: title and order of the parts."""
+    # many run folders have the same name: the folder above is shown too
+    title = "/".join(run.resolve().parts[-2:]).lstrip("/")
+    return {"title": title, "grid": [part.name for part in GRID], "below": [part.name for part in BELOW]}
 
 
-def document(title: str, body: str, policy: str) -> str:
-    """A whole page with its style; ``policy`` says what it may load."""
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)} – ace-em</title><style>{CSS}</style>'
+def _outcome(run: RunFiles, summary: Summary) -> dict[str, str]:
+    kind, sentence = words.outcome(run, summary)
+    reasons, _, advice = str(run.last("end").get("message") or "").partition(" Try: ")
+    return {"kind": kind, "sentence": sentence, "reasons": reasons[:1].upper() + reasons[1:], "advice": advice}
+
+
+def _problems(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
+    stages = words.AUTOENCODER_RUN if run.autoencoder_only else words.EVERY_RUN
+    return [*run.problems, *((METRICS, f"no entry of {words.STAGES[stage]}") for stage in stages if not run.stage(stage))]
+
+
+def _map(run: RunFiles, summary: Summary) -> Drawn:
+    shown = run.map or run.so_far
+    if shown is None:
+        raise run.missing(MAP)
+    views = "Density is white. Seen along x: y to the right, z up; along y: x right, z up; along z: x right, y up."
+    if run.map is None:
+        return Drawn(map_figure(shown, None), f"The map so far, current.mrc. {views}")
+    if run.sharp is None:
+        return Drawn(map_figure(shown, None), views)
+    end = run.last("end")
+    made = "masked" if number(end, "b_factor") == 0 else "sharpened"
+    caption = (
+        "Top: volume.mrc, unmasked. Below: volume_sharp.mrc, weighted by the FSC, masked and, if a B factor was measured, "
+        f"sharpened. {end.get('b_factor_note') or ''} {views}"
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return Drawn(map_figure(shown, run.sharp, made), caption)
 
 
-def _prose(text: str) -> str:
-    """Escaped text whose command-line options are set as code, never broken at their hyphens."""
-    return re.sub(r"--\w[\w.-]*\w", lambda option: f"<code>{option[0]}</code>", escape(text))
+def _fsc(run: RunFiles, summary: Summary) -> Drawn:
+    curve, common, evaluation = run.curve, shared(run), run.evaluation or {}
+    if curve is None:
+        raise run.missing(FSC)
+    caption = f"Half-map FSC in the ball around the particle: {show_crossings(summary.crossings)}."
+    if curve.features is not None:
+        without = crossing_angstrom(curve.frequency_per_angstrom, curve.features, 0.143)
+        caption += (
+            f" After subtraction of the radial mean of each half-map: {show_crossings({0.143: without})}. If this curve falls "
+            "much earlier than the other, the map is a ball or a shell without features."
+        )
+    if curve.corrected is not None:
+        caption += (
+            f" Masked, corrected by phase randomisation: {show_crossings(summary.corrected_crossings)}. The curve of randomised "
+            "phases is the effect of the mask alone."
+        )
+    if common is not None:
+        caption += (
+            f" Grey: both half-sets began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge of the cut "
+            f"and the spherical mask extend the agreement to about {common.reach_angstrom:.3g} Å; beyond it they are independent."
+        )
+    if run.autoencoder_only:
+        caption += " Both half-maps have the poses of one network: where these are wrong, the half-maps still agree."
+    truth = None
+    if isinstance(values := evaluation.get("fsc_truth"), list) and values:
+        truth = load.column([{"fsc": value} for value in values], "fsc")
+        against = crossings_of(np.arange(len(truth)) * curve.frequency_per_angstrom[1], truth)
+        hand = "rotated and mirrored" if evaluation.get("hand") == "mirrored" else "rotated"
+        caption += f" Long dashes: volume.mrc, {hand} onto the truth, against the truth: {show_crossings(against)}."
+    return Drawn(fsc_figure(curve, summary.crossings, summary.corrected_crossings, truth, common), caption)
 
 
-def _outcome(run: RunFiles, summary: Summary) -> str:
-    """How the run ended and the run's own words on it; reasons and advice stand out when it has not converged."""
-    kind, sentence = outcome(run, summary)
-    message = str(last(run.stage("end")).get("message") or "")
-    reasons, advised, advice = message.partition(" Try: ")
-    words = [reasons[:1].upper() + reasons[1:], f"Try: {advice}" if advised else ""]
-    body = "".join(f"<p class='message'>{_prose(text)}</p>" for text in words if text)
-    return f"<div class='outcome {kind}'><p>{escape(sentence)}</p>{body}</div>"
-
-
-def _tiles(run: RunFiles, summary: Summary) -> str:
-    cells = "".join(
-        # a unit stays with its number
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value).replace(' Å', NO_BREAK + 'Å')}</dd></div>"
-        for name, value in tiles(run, summary)
+def _views(run: RunFiles, summary: Summary) -> Drawn:
+    if run.table is None:
+        raise run.missing(POSES)
+    group = point_group(run.symmetry)
+    rotation = (group[:, None] @ load.rotations(run.table).double()).flatten(0, 1)
+    # some 25 views contribute at every point: noise of 20 %
+    spread = min(max(math.degrees(5 / len(rotation) ** 0.5), 5.0), 25.0)
+    caption = (
+        f"Viewing directions in the frame of the map (Mollweide, equal areas), each spread over {spread:.0f}°: longitude is "
+        "RELION's rot, latitude 90° less its tilt."
     )
-    return f"<dl class='tiles'>{cells}</dl>"
+    if len(group) > 1:
+        caption += f" Every image counts at its {len(group)} equivalent views in {run.symmetry}."
+    return Drawn(view_figure(rotation, spread), caption)
 
 
-def _problems(run: RunFiles, summary: Summary) -> str:
-    found = [f"<li><code>{escape(name)}</code>: {escape(what)}</li>" for name, what in run.problems]
-    stages = AUTOENCODER_RUN if run.autoencoder_only else EVERY_RUN
-    absent = [stage for stage in stages if not run.stage(stage)]
-    found += [f"<li><code>metrics.jsonl</code>: no entry of {STAGES[stage]}</li>" for stage in absent]
-    return f"<section class='missing'><h2>What is missing</h2><ul>{''.join(found)}</ul></section>" if found else ""
+def _losses(run: RunFiles, summary: Summary) -> Drawn:
+    if not run.stage("ace"):
+        raise InputError("metrics.jsonl has no entry of stage 1")
+    caption = (
+        "The image loss includes more frequencies as the run proceeds and need not fall. If the PIP loss stays high, the map has "
+        "no features that distinguish views."
+    )
+    return Drawn(loss_figure(run.stage("ace")), caption)
 
 
-def _evaluation(run: RunFiles, summary: Summary) -> str:
-    if not run.evaluation:
-        return ""
-    names = [*(n for n in _SCORES if n in run.evaluation), *(n for n in run.evaluation if n not in _SCORES)]
-    rows = []
-    for name in names:
-        value = run.evaluation[name]
-        if not isinstance(value, list | dict):
-            score = number(run.evaluation, name)
-            text = f"{score:.4g}" if math.isfinite(score) else str(value)
-            if name in ("within_10deg", "coverage"):
-                text = show_share(score, 2)
-            if name.startswith("fsc05") and _never_below_half(run):
-                text = f"≤ {text}"
-            rows.append(f"<tr><th scope='row'>{escape(_SCORES.get(name, name))}</th><td>{escape(text)}</td></tr>")
-    return f"<section class='card'><h2>Against the truth</h2><table>{''.join(rows)}</table></section>"
+def _rounds(run: RunFiles, summary: Summary) -> Drawn:
+    if run.autoencoder_only and run.stage("watch"):
+        caption = (
+            "Median change of the encoder's poses since the last check, and the share of stable poses, for a subset of images."
+        )
+        return Drawn(watch_figure(run.stage("watch")), caption)
+    stages = {"ab initio search": "ab_initio", "search": "search", "refinement": "refine"}
+    phases = {name: run.stage(stage) for name, stage in stages.items() if run.stage(stage)}
+    if not phases:
+        raise InputError("metrics.jsonl has no rounds yet")
+    caption = "From the top: median change of the poses in a round; share of stable poses; half-map FSC 0.143"
+    if "ab initio search" in phases:
+        caption += (
+            " (in the ab initio search they share a reference and are not independent); share of the signal that the map explains "
+            "(above 100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, "
+            "in two half-sets"
+        )
+    if len(phases) > ("ab initio search" in phases):
+        caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"
+    return Drawn(round_figure(phases, run.stage("start"), run.box_angstrom), f"{caption}.")
 
 
-def _never_below_half(run: RunFiles) -> bool:
-    """Whether the curve against the truth stays above 0.5 to its last shell."""
-    curve = (run.evaluation or {}).get("fsc_truth")
-    return isinstance(curve, list) and all(number({"fsc": v}, "fsc") >= 0.5 for v in curve[2:])
+def _of(values: Callable[[RunFiles], Any]) -> Callable[[RunFiles, Summary], Any]:
+    """For a part that needs no summary."""
+    return lambda run, summary: values(run)
 
 
-def _limits(run: RunFiles, summary: Summary) -> str:
-    items = "".join(f"<li><strong>{escape(name)}</strong> {_prose(text)}</li>" for name, text in limits(run))
-    return f"<section class='card wide'><h2>What this run cannot tell you</h2><ul>{items}</ul></section>"
-
-
-def _settings(run: RunFiles, summary: Summary) -> str:
-    if run.config_text is None:
-        return ""
-    return f"<details class='card wide'><summary>Settings (config.yaml)</summary><pre>{escape(run.config_text)}</pre></details>"
-
-
-_RECORDS = ("metrics.jsonl", "config.yaml")
-_EVERY_FILE = (*_RECORDS, "volume.mrc", "volume_sharp.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "poses.star", "evaluation.json")
-TOP: tuple[Part, ...] = (
-    Part("outcome", (*_RECORDS, "fsc.csv", "poses.star"), _outcome),
-    Part("tiles", (*_RECORDS, "fsc.csv", "poses.star", "volume.mrc", "evaluation.json"), _tiles),
-    Part("problems", _EVERY_FILE, _problems),
+_RECORDS = (METRICS, CONFIG)
+_RESULTS = (*_RECORDS, FSC, POSES)
+_IMAGES = (MAP, POSES, CONFIG)
+PROBLEMS = Part("problems", (*_RESULTS, EVALUATION, *load.MAPS), _problems)
+TOP = (Part("outcome", _RESULTS, _outcome), Part("tiles", (*_RESULTS, MAP, EVALUATION), words.tiles), PROBLEMS)
+GRID = (
+    Part("map", (MAP, SHARP, MAP_SO_FAR), _map, "The map", "picture", "central slices and projections of the map"),
+    Part("fsc", (FSC, EVALUATION, CONFIG), _fsc, "Resolution", "chart", "Fourier shell correlation of the half-maps"),
+    Part("views", (POSES, CONFIG), _views, "Views", "picture", "distribution of viewing directions"),
+    Part("losses", (METRICS,), _losses, "Stage 1: losses", "chart", "image loss and PIP loss over steps"),
+    Part(
+        "rounds", _RECORDS, _rounds, "Poses, round by round", "chart", "pose change, stable share, resolution, signal explained"
+    ),
+    Part("histograms", (POSES,), _of(histogram_card), "Particles", "chart", "histograms of defocus, shift and pose probability"),
+    Part("triplets", _IMAGES, _of(triplet_card), "Images and predictions", "picture", "input, prediction, clean projection"),
+    Part("extremes", _IMAGES, _of(extremes_card), "Best and worst particles", "picture", "best and worst images and predictions"),
+    Part("evaluation", (EVALUATION,), _of(words.scores)),
 )
-GRID: tuple[Part, ...] = (*RUN_CARDS, *PARTICLE_CARDS, Part("evaluation", ("evaluation.json",), _evaluation))
-BELOW: tuple[Part, ...] = (
-    Part("provenance", ("metrics.jsonl",), provenance),
-    Part("limits", _RECORDS, _limits),
-    Part("settings", ("config.yaml",), _settings),
+BELOW = (
+    Part("provenance", (METRICS,), _of(words.provenance)),
+    Part("limits", _RECORDS, _of(words.limits)),
+    Part("settings", (CONFIG,), _of(lambda run: run.config_text)),
 )
+PARTS = (*TOP, *GRID, *BELOW)

@@ -50,8 +50,8 @@ def ab_initio_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
     band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
     moved = state.moved_deg.median().item()
     reporter.say(
-        f"ab initio search, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, {state.explained:.1%} of "
-        f"the signal explained{without_particle(state.shown)}"
+        f"ab initio search, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, "
+        f"{state.explained:.1%} of the signal explained{without_particle(state.shown)}"
     )
     reporter.record(
         "ab_initio",

@@ -116,7 +116,7 @@ def low_passed(batch: Batch, kernel: int) -> Tensor:
 
 
 def choose_rotation(project: Projector, batch: Batch, hypotheses: Hypotheses, turn: int) -> tuple[Tensor, Tensor]:
-    """The rotation (b, 3, 3) with the smallest residual, of M hypotheses and their half turns, and whether it is one of these (b,).
+    """The rotation (b, 3, 3) of smallest residual, of M hypotheses and their half turns, and whether it is a half turn (b,).
 
     Scored without gradients; the choice keeps the gradient of its hypothesis. ``turn`` 0 scores no half turns.
     """

@@ -57,8 +57,9 @@ class TrainingState:
         """Go back to the networks of a packed state at half the learning rate; the batches are new ones."""
         if self.restored == MOST_RESTORED:
             raise Diverged(
-                f"training diverged: the loss was NaN or infinite in update {self.step}, after {self.restored} restarts from "
-                f"an earlier state at half the learning rate each. Try a lower --ace.lr-encoder, --ace.voxel.lr or --ace.fouriernet.lr"
+                f"training diverged: the loss was NaN or infinite in update {self.step}, after {self.restored} restarts from an "
+                "earlier state at half the learning rate each. Try a lower --ace.lr-encoder, --ace.voxel.lr or "
+                "--ace.fouriernet.lr"
             )
         self._load_networks(data)
         self.rate, self.restored = self.rate / 2, self.restored + 1

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: every file may be absent or unfinished, and then it is said which."""
+"""Reads a run folder for the report. Every file may be absent, unfinished or damaged; the report then says which."""
 
 import csv
 import json
@@ -20,20 +20,27 @@ from ace_em.io.mrc import read_volume
 from ace_em.io.star import ParticleTable, numeric_column, read_particle_star
 from ace_em.physics.pose import relion_angles_to_rotmat
 
+METRICS, CONFIG, FSC, POSES, EVALUATION = "metrics.jsonl", "config.yaml", "fsc.csv", "poses.star", "evaluation.json"
+MAP, SHARP, HALF1, HALF2, MASK = "volume.mrc", "volume_sharp.mrc", "half1.mrc", "half2.mrc", "mask.mrc"
+MAP_SO_FAR, CONFIDENT, STATUS, STOP, REPORT = "current.mrc", "confident.star", "status.json", "stop", "report.html"
+MAPS = (MAP, SHARP, HALF1, HALF2, MAP_SO_FAR)
+FSC_COLUMNS = ("frequency_per_angstrom", "fsc", "fsc_masked", "fsc_randomised", "fsc_corrected", "fsc_features")
+
 T = TypeVar("T")
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Half-map FSC, every array (n,), shell by shell from shell 0.
+    """Half-map FSC from fsc.csv; every array is (n,), one value per shell from shell 0.
 
     Attributes
     ----------
-    fsc : inside the ball, without a mask.
-    features : the same without the halves' radial means, which any arrangement of poses gives; None in older tables.
-    masked, randomised, corrected : inside the mask, there with random phases, and the one corrected for the other; None where
-        the table has no such column.
+    frequency_per_angstrom : spatial frequency of the shell, 1/Angstrom.
+    fsc : inside the spherical mask.
+    masked, randomised, corrected : inside the solvent mask, the same with randomised phases, and the first corrected for the
+        second; None without such a column.
+    features : inside the spherical mask, after the radial mean of each half-map is subtracted; None in older files.
     """
 
     frequency_per_angstrom: np.ndarray
@@ -42,17 +49,6 @@ class Curve:
     randomised: np.ndarray | None = None
     corrected: np.ndarray | None = None
     features: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the two half-sets had in common at the outset: a map cut at ``cut_angstrom``.
-
-    Its soft edge and the outline of the ball carry agreement a few shells further, to ``reach_angstrom``, even for noise.
-    """
-
-    cut_angstrom: float
-    reach_angstrom: float
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,17 @@ class Map:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds; None stands for what could not be read, and ``problems`` says why.
+    """Content of a run folder; None for a file that could not be read, with the reason in ``problems``.
 
     Attributes
     ----------
-    map, sharp : volume.mrc, and volume_sharp.mrc, which earlier versions did not write.
-    so_far : current.mrc, the map of a run that has not yet written volume.mrc.
-    metrics : the objects of metrics.jsonl, in order.
-    config_text, config : config.yaml as it stands, and parsed (empty when it is not a mapping).
-    table : poses.star without its images; ``particles`` is the same rows with their images, where these were found.
-    problems : (file, what is wrong), in the order in which they were found.
-    inside_only : whether links that lead out of the folder were refused.
+    map, sharp : volume.mrc and volume_sharp.mrc.
+    so_far : current.mrc, read while there is no volume.mrc.
+    metrics : records of metrics.jsonl, in order.
+    config_text, config : config.yaml as text and parsed (empty when it is not a mapping).
+    table : poses.star; ``particles`` are its rows with their images, None when the images were not found.
+    problems : (file, reason), in the order found.
+    inside_only : links that lead out of the folder were refused.
     """
 
     path: Path
@@ -93,35 +89,46 @@ class RunFiles:
     inside_only: bool
 
     def readable(self, file: str) -> bool:
-        """Whether a file is there and may be read."""
         return (self.path / file).is_file() and not (self.inside_only and leads_out(self.path, file))
 
     def stage(self, name: str) -> list[Record]:
-        """The records of a stage, in the order logged."""
+        """Records of one stage, in order."""
         return [record for record in self.metrics if record.get("stage") == name]
+
+    def last(self, name: str) -> Record:
+        """The last record of a stage, empty when there is none."""
+        return (self.stage(name) or [{}])[-1]
+
+    def setting(self, group: str, name: str) -> float:
+        """A number ``group.name`` of the configuration, NaN when absent."""
+        values = self.config.get(group)
+        return number(values if isinstance(values, dict) else None, name)
 
     @property
     def autoencoder_only(self) -> bool:
-        """Whether stage 1 ran alone (``--stages ace``): no search, no refinement, no independent half-maps."""
+        """Whether only stage 1 was asked for (``--stages ace``): no search, no refinement, no independent half-maps."""
         return self.config.get("stages") == "ace"
 
     @property
     def symmetry(self) -> str:
-        """Name of the point group that the run imposes."""
-        groups = [record.get("group") for record in self.stage("symmetry")]
-        return str(groups[-1] if groups else self.config.get("symmetry", "C1")).upper()
+        """Point group that was imposed."""
+        return str(self.last("symmetry").get("group") or self.config.get("symmetry", "C1")).upper()
 
-    def problem(self, file: str) -> str | None:
-        """What is wrong with a file."""
-        return next((f"{name}: {what}" for name, what in self.problems if name == file), None)
+    @property
+    def box_angstrom(self) -> float:
+        """Edge of the images, NaN when unknown."""
+        return number(self.last("survey"), "box") * number(self.last("survey"), "pixel_size_angstrom")
+
+    def missing(self, file: str) -> InputError:
+        """The error that says why a file cannot be shown."""
+        return InputError(next((f"{name}: {why}" for name, why in self.problems if name == file), f"{file} is not there"))
 
 
 def number(record: Record | None, key: str) -> float:
     """A finite number of a record, else NaN."""
     value = (record or {}).get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return math.nan
-    return float(value)
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if valid else math.nan  # type: ignore[arg-type]
 
 
 def column(records: Sequence[Record], key: str) -> np.ndarray:
@@ -130,7 +137,7 @@ def column(records: Sequence[Record], key: str) -> np.ndarray:
 
 
 def by_start(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records of each random start, in the order logged; under '' those of no one start."""
+    """Records of each random start, in order; records without a start are under ''."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(str(record.get("start", "")), []).append(record)
@@ -138,13 +145,13 @@ def by_start(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def rotations(table: ParticleTable) -> Tensor:
-    """(N, 3, 3) rotations of the table's angles."""
+    """(N, 3, 3) rotations from the angles of a particle table."""
     angles = np.stack([numeric_column(table, f"rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")], axis=-1)
     return relion_angles_to_rotmat(torch.from_numpy(angles))
 
 
 def leads_out(run: Path, file: str) -> bool:
-    """Whether a file of the folder is a link to a place outside of it."""
+    """Whether a file of the folder is a link to a place outside the folder."""
     return not (run / file).resolve().is_relative_to(run.resolve())
 
 
@@ -154,34 +161,30 @@ def read_run(run: Path, inside_only: bool = False) -> RunFiles:
         raise InputError(f"{run}: not a folder, expected a run of ace-em")
     problems: list[tuple[str, str]] = []
 
-    def attempt(file: str, read: Callable[[Path], T]) -> T | None:
+    def attempt(file: str, read: Callable[[Path], T], optional: bool = False) -> T | None:
+        if optional and not (run / file).exists():
+            return None
         try:
             if inside_only and leads_out(run, file):
                 raise InputError("a link that leads out of the run folder")
             return read(run / file)
-        except FileNotFoundError:
-            problems.append((file, "not there"))
         except (InputError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            there = (run / file).exists()
-            problems.append((file, in_words(error) if there else "not there"))
+            problems.append((file, in_words(error) if (run / file).exists() else "not there"))
         return None
 
-    volume = attempt("volume.mrc", read_map)
-    sharp = attempt("volume_sharp.mrc", read_map) if (run / "volume_sharp.mrc").exists() else None
-    so_far = attempt("current.mrc", read_map) if volume is None and (run / "current.mrc").exists() else None
-    for file in ("half1.mrc", "half2.mrc"):
-        if not (run / file).is_file():
-            problems.append((file, "not there"))
-    curve = attempt("fsc.csv", _read_curve)
-    metrics, broken = attempt("metrics.jsonl", _read_metrics) or ((), None)
+    volume = attempt(MAP, read_map)
+    sharp = attempt(SHARP, read_map, optional=True)
+    so_far = attempt(MAP_SO_FAR, read_map, optional=True) if volume is None else None
+    problems += [(file, "not there") for file in (HALF1, HALF2) if not (run / file).is_file()]
+    curve = attempt(FSC, _read_curve)
+    metrics, broken = attempt(METRICS, _read_metrics) or ((), "")
     if broken:
-        problems.append(("metrics.jsonl", broken))
-    text = attempt("config.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace"))
-    config = attempt("config.yaml", lambda path: yaml.safe_load(text or "")) if text is not None else None
+        problems.append((METRICS, broken))
+    text = attempt(CONFIG, lambda path: path.read_text(encoding="utf-8", errors="replace"))
+    config = attempt(CONFIG, lambda path: yaml.safe_load(text or "")) if text is not None else None
     config = config if isinstance(config, dict) else {}
-    evaluation = attempt("evaluation.json", _read_object) if (run / "evaluation.json").exists() else None
-    table = attempt("poses.star", read_particle_star)
-    particles = None
+    evaluation = attempt(EVALUATION, _read_object, optional=True)
+    table, particles = attempt(POSES, read_particle_star), None
     if table is not None:
         try:
             particles = _open_images(run, table, config)
@@ -192,6 +195,7 @@ def read_run(run: Path, inside_only: bool = False) -> RunFiles:
 
 
 def read_map(path: Path) -> Map:
+    """Read a cubic map."""
     volume, pixel_size = read_volume(path)
     if len(set(volume.shape)) != 1:
         raise InputError(f"a map of {volume.shape} voxels, expected a cube")
@@ -199,23 +203,21 @@ def read_map(path: Path) -> Map:
 
 
 def _read_curve(path: Path) -> Curve:
-    names = ("frequency_per_angstrom", "fsc", "fsc_masked", "fsc_randomised", "fsc_corrected", "fsc_features")
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
-        present = [name for name in names if name in (table.fieldnames or ())]
-        if present[:2] != list(names[:2]):
-            raise InputError(f"expected columns {names[0]} and {names[1]}")
-        # a row cut short has None where it ends
-        rows = [[float(row[name] or "nan") for name in present] for row in table]
-    values = np.array(rows, dtype=np.float64)
-    if len(rows) < 3 or not np.isfinite(values[:, :2]).all():
-        raise InputError(f"{len(rows)} shells, expected at least 3 with finite values")
+        present = [name for name in FSC_COLUMNS if name in (table.fieldnames or ())]
+        if present[:2] != list(FSC_COLUMNS[:2]):
+            raise InputError(f"expected columns {FSC_COLUMNS[0]} and {FSC_COLUMNS[1]}")
+        # a row that is cut short has None in its last columns
+        values = np.array([[float(row[name] or "nan") for name in present] for row in table], dtype=np.float64)
+    if len(values) < 3 or not np.isfinite(values[:, :2]).all():
+        raise InputError(f"{len(values)} shells, expected at least 3 with finite values")
     found = dict(zip(present, values.T, strict=True))
-    return Curve(values[:, 0], values[:, 1], *(found.get(name) for name in names[2:]))
+    return Curve(values[:, 0], values[:, 1], *(found.get(name) for name in FSC_COLUMNS[2:]))
 
 
-def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str | None]:
-    """The records, and what is wrong with the lines that are none."""
+def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str]:
+    """The records, and what is wrong with the lines that are not records ('' if nothing is)."""
     records: list[Record] = []
     bad: list[int] = []
     lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
@@ -230,7 +232,7 @@ def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str | None]:
             bad.append(n)
     if bad == [len(lines)]:
         return tuple(records), "the last line is incomplete and was left out"
-    return tuple(records), f"{len(bad)} lines could not be read, the first is line {bad[0]}" if bad else None
+    return tuple(records), f"{len(bad)} lines could not be read, the first is line {bad[0]}" if bad else ""
 
 
 def _read_object(path: Path) -> Record:
@@ -241,11 +243,10 @@ def _read_object(path: Path) -> Record:
 
 
 def _open_images(run: Path, table: ParticleTable, config: Record) -> Particles:
-    """The images of poses.star, whose names are relative to --project, to the input's folder or one above it, or to the run."""
+    """Image names are relative to --project, to the folder of the input or one above it, or to the run folder."""
     _, name = parse_image_name(table, 0, str(table.particles["rlnImageName"].iloc[0]))
     project, source = config.get("project"), config.get("particles")
     folders = [Path(project)] if isinstance(project, str) and project else []
     if isinstance(source, str):
         folders += [*Path(source).absolute().parents, *(run / source).absolute().parents]
-    root = next((folder for folder in folders if (folder / name).is_file()), None)
-    return Particles.open(run / "poses.star", root)
+    return Particles.open(run / POSES, next((folder for folder in folders if (folder / name).is_file()), None))

@@ -1,13 +1,13 @@
-// The live page: asks every other second how the run stands, and for those parts that have changed.
+// The live page: asks every 2 s for the state of the run, and for those parts that have changed.
 "use strict";
 (() => {
   const EVERY_MS = 2000, AFTER_FAILURE_MS = 6000;
   const find = (selector) => document.querySelector(selector);
-  const seen = {}; // part -> version shown
+  const shown = {}; // version of each part on the page
   const viewer = aceViewer.mount(find("#maps"));
   const [stop, ask, silent] = [find("#stop"), find("#ask"), find("#silent")];
-  let timer = 0, changing = false;
-  // the token stays in a cookie; the address may be shown to others
+  let timer = 0, updating = false;
+  // the token is in a cookie now; the address may be shown to others
   if (location.search) history.replaceState(null, "", location.pathname);
 
   function say(selector, text) {
@@ -38,9 +38,9 @@
     return answer;
   }
 
-  async function showChanges(versions) {
+  async function update(versions) {
     for (const [name, version] of Object.entries(versions)) {
-      if (seen[name] === version) continue;
+      if (shown[name] === version) continue;
       if (name === "maps") {
         const maps = await (await get("/api/maps")).json();
         find("#maps").hidden = maps.length === 0;
@@ -48,7 +48,7 @@
       } else {
         find(`#part-${name}`).innerHTML = await (await get(`/api/part/${name}`)).text();
       }
-      seen[name] = version;
+      shown[name] = version;
     }
   }
 
@@ -59,21 +59,20 @@
 
   function fail(error) {
     silent.textContent = error.message === "token" ? "This page is of an earlier server: open the address that ace-em watch printed."
-      : "No answer from ace-em watch. The run itself goes on without it.";
+      : "No answer from ace-em watch. The run does not depend on it.";
     silent.hidden = false;
   }
 
   async function look() {
-    // drawing takes the run's processors: not for a page that nobody sees
     if (document.hidden) return later(EVERY_MS);
     try {
       const { status, versions } = await (await get("/api/state")).json();
       showStatus(status);
       silent.hidden = true;
-      // charts take seconds to draw where the run needs the processors: the status does not wait for them
-      if (!changing) {
-        changing = true;
-        showChanges(versions).catch(fail).finally(() => { changing = false; });
+      // figures may take seconds: the status does not wait for them
+      if (!updating) {
+        updating = true;
+        update(versions).catch(fail).finally(() => { updating = false; });
       }
       later(EVERY_MS);
     } catch (error) {
@@ -87,8 +86,7 @@
     if (ask.returnValue !== "stop") return;
     stop.disabled = true;
     try {
-      const answer = await fetch("/stop", { method: "POST", headers: { "X-Ace-Em": find("#keys").dataset.stop } });
-      const said = await answer.json();
+      const answer = await fetch("/stop", { method: "POST" }), said = await answer.json();
       if (answer.ok) showStatus(said.status);
       else say(".message", said.detail);
     } catch {

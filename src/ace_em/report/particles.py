@@ -1,0 +1,194 @@
+"""Figures of single particles: images beside the projections of the map, the best and the worst, histograms over all."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_em.data.particles import Particles, pixel_size_of, star_poses
+from ace_em.data.survey import normalise
+from ace_em.errors import InputError
+from ace_em.io.star import ParticleTable, numeric_column
+from ace_em.maths.fourier import fourier_resize
+from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.slices import volume_to_ft
+from ace_em.physics.ctf import ctf
+from ace_em.physics.imaging import project
+from ace_em.physics.pose import Pose
+from ace_em.report.figures import Drawn, histogram_figure, image_grid
+from ace_em.report.load import CONFIDENT, MAP, POSES, Map, RunFiles
+from ace_em.report.summary import show_share
+
+LOW_PASS_ANGSTROM = 20.0
+MAX_BOX = 128
+"""Edge of the images on the page; the padded transform of a larger map takes gigabytes."""
+CONFIDENCE = "aceConfidence"
+COMPARED, SHOWN = 300, 4
+"""Particles that are compared for the best and the worst, and how many of each are shown."""
+_EXTENT_TOLERANCE = 0.02
+_BLOCK = 100
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """Images (n, n) of one particle.
+
+    Attributes
+    ----------
+    row : of the particle in poses.star, from 1.
+    name : of its image there.
+    image : the input, protein white, low-passed.
+    predicted : projection of the map with CTF and shift.
+    clean : projection without CTF and shift.
+    correlation : of ``image`` and ``predicted``.
+    """
+
+    row: int
+    name: str
+    image: np.ndarray
+    predicted: np.ndarray
+    clean: np.ndarray
+    correlation: float
+
+
+def triplets(particles: Particles, volume: Map, sign: float, rows: np.ndarray) -> list[Triplet]:
+    """Images and projections of the particles at ``rows`` (n,), from 0.
+
+    Parameters
+    ----------
+    particles : with refined poses.
+    volume : map whose box has the same edge in Angstrom as the images.
+    sign : +1 when the protein is white on disk, -1 when it is black.
+    """
+    extent = particles.box * particles.pixel_size_angstrom
+    if abs(volume.volume.shape[0] * volume.pixel_size_angstrom / extent - 1) > _EXTENT_TOLERANCE:
+        raise InputError(f"the images are {extent:.0f} Angstrom wide, the map is not: they cannot be compared")
+    poses = particles.poses()
+    if poses is None:
+        raise InputError("poses.star has no angles")
+    box = min(volume.volume.shape[0], MAX_BOX)
+    half_plane, volume_ft = HalfPlane.within(box), volume_to_ft(fourier_resize(torch.tensor(volume.volume), box, 3))
+    low_pass = torch.exp(-0.5 * (half_plane.radius * LOW_PASS_ANGSTROM / extent).square())
+    found = []
+    for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
+        chosen = torch.from_numpy(block)
+        images = fourier_resize(normalise(torch.from_numpy(particles.images(block)), sign), box, 2)
+        images = half_plane.to_image(half_plane.from_image(images) * low_pass)
+        effective_ctf, pose = ctf(particles.ctf[chosen], half_plane, extent / box), poses[chosen].rescaled(box / particles.box)
+        predicted = half_plane.to_image(project(volume_ft, effective_ctf, half_plane, pose))
+        centred, no_ctf = Pose(pose.rotation, torch.zeros_like(pose.shift_px)), torch.ones_like(effective_ctf)
+        clean = half_plane.to_image(project(volume_ft, no_ctf, half_plane, centred))
+        columns = images.numpy(), predicted.numpy(), clean.numpy(), _correlations(images, predicted).tolist()
+        names = [particles.image_names[row] for row in block]
+        found += [Triplet(int(row) + 1, *values) for row, *values in zip(block, names, *columns, strict=True)]
+    return found
+
+
+def evenly(n: int, of: int) -> np.ndarray:
+    """Up to ``n`` rows (from 0) spread evenly over ``of`` rows."""
+    return np.unique(np.linspace(0, of - 1, n).round().astype(np.int64))
+
+
+def _correlations(a: Tensor, b: Tensor) -> np.ndarray:
+    """Correlation of images (n, box, box) pair by pair, (n,)."""
+    a, b = (x.flatten(1) - x.mean((1, 2))[:, None] for x in (a, b))
+    scale = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp(min=1e-20)
+    return np.asarray(((a * b).sum(1) / scale).numpy(), dtype=np.float64)
+
+
+def _compared(run: RunFiles, n: int) -> list[Triplet]:
+    """Up to ``n`` particles of the run, spread evenly over the set."""
+    if run.map is None:
+        raise run.missing(MAP)
+    if run.particles is None:
+        raise run.missing("particle images")
+    contrast = run.last("survey").get("contrast", run.config.get("contrast"))
+    return triplets(run.particles, run.map, -1.0 if contrast == "black" else 1.0, evenly(n, len(run.particles)))
+
+
+def triplet_card(run: RunFiles) -> Drawn:
+    """Five particles spread evenly over the set: input, prediction, clean projection."""
+    shown = _compared(run, 5)
+    caption = (
+        f"Particles spread evenly over the set. Input: protein white, low-passed at {LOW_PASS_ANGSTROM:g} Å for display. "
+        "Predicted: projection of the map at the pose of the particle, with CTF and shift; r is its correlation with the input. "
+        "Clean projection: without CTF and shift. Every image has its own grey scale; y points up."
+    )
+    images, notes = (
+        [[t.image, t.predicted, t.clean] for t in shown],
+        [[f"#{t.row}", f"r = {t.correlation:.2f}", ""] for t in shown],
+    )
+    extent = run.particles.box * run.particles.pixel_size_angstrom if run.particles else math.nan
+    return Drawn(image_grid(images, [["input", "predicted", "clean projection"]], extent, (0, 2), notes=notes), caption)
+
+
+def extremes(found: list[Triplet], shown: int = SHOWN) -> tuple[list[Triplet], list[Triplet]]:
+    """Up to ``shown`` particles with the highest correlation, the best first, and with the lowest, the worst last."""
+    order = sorted(found, key=lambda t: -t.correlation)
+    shown = min(shown, len(found) // 2)
+    if shown == 0:
+        raise InputError("a single particle cannot be ranked")
+    return order[:shown], order[-shown:]
+
+
+def extremes_card(run: RunFiles) -> Drawn:
+    """The particles that agree best and worst with the map."""
+    found = _compared(run, COMPARED)
+    best, worst = extremes(found)
+    caption = (
+        f"Of {len(found)} particles spread evenly over the set, those whose images correlate best and worst with the prediction; "
+        f"median r = {np.median([t.correlation for t in found]):.2f}. A low r may mean junk or a wrong pose, but also low "
+        "defocus or thick ice. poses.star has the probability of every pose."
+    )
+    pairs = list(zip(best, worst, strict=True))
+    images = [[picture for t in pair for picture in (t.image, t.predicted)] for pair in pairs]
+    notes = [[note for t in pair for note in (f"#{t.row}", f"r = {t.correlation:.2f}")] for pair in pairs]
+    rows = [("", "row of poses.star", "image", "r")]
+    rows += [(name, str(t.row), t.name, f"{t.correlation:.2f}") for name, of in (("best", best), ("worst", worst)) for t in of]
+    titles = [["best: input", "predicted", "worst: input", "predicted"]]
+    return Drawn(image_grid(images, titles, notes=notes), caption, rows)
+
+
+def particle_numbers(table: ParticleTable) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Numbers of N particles; None for a column that is not in the table.
+
+    Returns
+    -------
+    defocus_um : (N,) mean of both defoci in micrometres, underfocus positive.
+    confidence : (N,) largest probability of a pose, 0 to 1.
+    shift_angstrom : (N, 2) shift of the particle from the centre of its image, (x, y).
+    """
+    defocus = confidence = shift = None
+    if all(table.has_column(f"rlnDefocus{axis}") for axis in "UV"):
+        defocus = (numeric_column(table, "rlnDefocusU") + numeric_column(table, "rlnDefocusV")) / 2e4
+    if table.has_column(CONFIDENCE):
+        confidence = numeric_column(table, CONFIDENCE)
+    pixel_size = pixel_size_of(table)
+    poses = star_poses(table, pixel_size)
+    if poses is not None:
+        shift = poses.shift_px.flip(-1).numpy() * pixel_size
+    return defocus, confidence, shift
+
+
+def histogram_card(run: RunFiles) -> Drawn:
+    """Histograms of defocus, pose probability and shift over all particles."""
+    if run.table is None:
+        raise run.missing(POSES)
+    defocus, confidence, shift = particle_numbers(run.table)
+    caption = f"All {len(run.table):,} particles; dashed: the median."
+    if defocus is not None:
+        low, high = np.percentile(defocus, [1, 99])
+        caption += f" Defocus: 98 % are between {low:.2f} and {high:.2f} µm."
+    if confidence is not None:
+        least = run.setting("predict", "confident")
+        least = 0.9 if math.isnan(least) else least
+        share = show_share(float((confidence >= least).mean()))
+        caption += f" Largest pose probability: at least {least:g} for {share} of the particles"
+        caption += ", which are in confident.star." if run.readable(CONFIDENT) else "; 0 for all in a run that has not converged."
+    if shift is not None:
+        caption += (
+            " Shift: of the particle from the centre of its image. A cloud off the origin means that the picks are off centre."
+        )
+    return Drawn(histogram_figure(defocus, confidence, shift), caption)
