@@ -59,7 +59,7 @@ def run_reconstruct(args: Namespace) -> int:
 
 
 def run_predict(args: Namespace) -> int:
-    from ace_em.run.pipeline import open_particles
+    from ace_em.run.inputs import open_particles
     from ace_em.run.predict import predict
     from ace_em.run.reporter import Reporter
 

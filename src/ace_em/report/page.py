@@ -222,9 +222,9 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     caption = "From the top: median change of the poses in a round; share of stable poses; half-map FSC 0.143"
     if "ab initio search" in phases:
         caption += (
-            " (in the ab initio search they share a reference and are not independent); share of the signal that the map explains "
-            "(above 100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, "
-            "in two half-sets"
+            " (not independent in the ab initio search, where they share a reference); share of the signal that the map explains "
+            "(above 100 %: it fits noise). The ab initio search takes a new subset of the images each round; search and "
+            "refinement take all, in two half-sets"
         )
     if len(phases) > ("ab initio search" in phases):
         caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"
