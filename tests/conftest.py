@@ -4,12 +4,19 @@
 """
 
 import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
 from ace_em.maths.products import Factors, product
+
+# modules that tests share
+sys.path.insert(0, str(Path(__file__).parent))
+from planted_particle import Particle, make_particle  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,3 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "relion" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def particle() -> Callable[..., Particle]:
+    """A known volume and images of it."""
+    return make_particle

@@ -39,7 +39,7 @@ COLUMNS = {
     "rlnPixelSize": "8",
 }
 # so short that a check which is missing shows as a wrong exit code and not as a long wait
-TINY = ["--ace.steps", 1, "--ace.batch", 8, "--ace.width", 8, "--ace.depth", 1, "--search.explore_rounds", 1]
+TINY = ["--ace.steps", 1, "--ace.batch", 8, "--ace.width", 8, "--ace.depth", 1, "--search.ab_initio_rounds", 1]
 TINY += ["--search.max_rounds", 1, "--refine.max_rounds", 1, "--starts", 1, "--threads", 1, "--search.spacing", 4]
 
 
@@ -396,7 +396,7 @@ UNCHECKED: dict[str, list[object]] = {
     "milestones": ["--ace.milestones", "[1.5]"],
     "preset": ["--preset", "ours"],
     "pip warm-up": ["--ace.pip_warmup_steps", -1],
-    "exploring rounds": ["--search.explore_rounds", 0],
+    "exploring rounds": ["--search.ab_initio_rounds", 0],
     "held out": ["--search.held_out", 5],
     "candidates": ["--search.top_k", 0],
     "shared band": ["--search.shared_band", 1.5],

@@ -17,7 +17,7 @@ PAPER = [name for name in PRESETS if name != "fast"]
 SHARED: dict[str, Any] = {
     "encoder": "resnet",
     "hypotheses": 1,
-    "mates": False,
+    "alternatives": False,
     "shift_weight": 1.0,
     "last_band": 0.0,
     "march": 0.0,

@@ -21,7 +21,7 @@ from ace_em.inference.confidence import (
 from ace_em.maths.point_group import point_group
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement import search as search_module
 from ace_em.refinement.half_sets import HalfSets, HalfSetState, next_round, shared_start
@@ -117,8 +117,8 @@ def test_answers_that_are_alike_share_the_probability(particle: Any) -> None:
     """A map with a two-fold axis, searched without it: two poses are right; with it they are one."""
     p, group = particle(200, noise=1.0, brightness=4.0), point_group("C2").float()
     volume = symmetrise_volume(p.volume * p.mask, group)
-    clean = clean_image_ft(volume_to_ft(volume), p.images.transfer, p.images.half_plane, p.pose)
-    noise = p.images.image_ft - clean_image_ft(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
+    clean = project(volume_to_ft(volume), p.images.transfer, p.images.half_plane, p.pose)
+    noise = p.images.image_ft - project(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
     images = dataclasses.replace(p.images, image_ft=clean + noise)
     sets, state = settled(images, p.pose, p.mask, volume)
     exact = dataclasses.replace(state.halves, half1=volume, half2=volume)
@@ -160,7 +160,7 @@ def test_the_grid_is_summed_without_the_pose_that_is_kept(particle: Any, monkeyp
         pose = Pose(
             rotations[~near][:, None].expand(-1, 3, -1, -1), (kept.shift_px[i] + grid.shifts_px).expand(sum(~near), -1, -1)
         )
-        predicted = clean_image_ft(p.volume_ft, p.images.transfer[i], p.images.half_plane, pose)
+        predicted = project(p.volume_ft, p.images.transfer[i], p.images.half_plane, pose)
         image = p.images.image_ft[i]
         likelihood = image.abs().square().sum() - (image - predicted).abs().square().sum(-1)
         wanted.append((share * likelihood).flatten().logsumexp(0))

@@ -6,7 +6,7 @@ import pytest
 import roma
 import torch
 
-from ace_em.maths.rotations import MATES, angular_distance_deg, mates, so3_grid, squared_frobenius
+from ace_em.maths.rotations import HALF_TURNS, angular_distance_deg, mates, so3_grid, squared_frobenius
 
 
 def random_rotations(n: int, seed: int = 0) -> torch.Tensor:
@@ -65,8 +65,8 @@ def test_mates_are_half_turns_about_the_image_axes() -> None:
     axis = torch.tensor([[0.0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
     torch.testing.assert_close(relative[0, 0], roma.rotvec_to_rotmat(half_turn[:, None] * axis))
     # a group: the product of two mates is a mate
-    products = (MATES[:, None] @ MATES[None]).reshape(16, 1, 9)
-    assert ((products - MATES.reshape(1, 4, 9)).abs().amax(-1).amin(1) == 0).all()
+    products = (HALF_TURNS[:, None] @ HALF_TURNS[None]).reshape(16, 1, 9)
+    assert ((products - HALF_TURNS.reshape(1, 4, 9)).abs().amax(-1).amin(1) == 0).all()
 
 
 @pytest.mark.parametrize(("dtype", "atol_deg"), [(torch.float32, 0.1), (torch.float64, 1e-5)])

@@ -7,7 +7,7 @@ from torch_fourier_shift import fourier_shift_image_2d
 
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, volume_to_ft
-from ace_em.physics.imaging import clean_image_ft, shift_phase
+from ace_em.physics.imaging import project, shift_phase
 from ace_em.physics.pose import Pose, relion_angles_to_rotmat
 
 F64 = torch.float64
@@ -68,7 +68,7 @@ def test_clean_image_is_slice_times_transfer_times_shift() -> None:
     rotation = relion_angles_to_rotmat(torch.rand(4, 3, generator=generator, dtype=F64) * 180)
     shift = torch.tensor([[2.0, 0.0], [0, 0], [0, -3], [1, 1]], dtype=F64)
     transfer = torch.randn(4, len(half_plane), generator=generator, dtype=F64)
-    made = half_plane.to_image(clean_image_ft(volume_ft, transfer, half_plane, Pose(rotation, shift)))
+    made = half_plane.to_image(project(volume_ft, transfer, half_plane, Pose(rotation, shift)))
     unmoved = half_plane.to_image(central_slices(volume_ft, half_plane, rotation) * transfer)
     for one, other, t in zip(made, unmoved, shift.int().tolist(), strict=True):
         torch.testing.assert_close(one, other.roll(t, (0, 1)))

@@ -15,7 +15,7 @@ from ace_em.maths.radial_mean import features
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation
-from ace_em.physics.imaging import clean_image_ft, shift_phase
+from ace_em.physics.imaging import project, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement import exploring as exploring_module
 from ace_em.refinement.abinitio import (
@@ -35,7 +35,7 @@ from ace_em.refinement.search import SearchSpace
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import Atoms
 
-CONFIG = SearchConfig(explore_rounds=6, explored=0.9)
+CONFIG = SearchConfig(ab_initio_rounds=6, explored=0.9)
 # a grid about each image's last shift that is fine enough to find its pose at once
 FINE = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
 DIAMETER = 13.0
@@ -84,7 +84,7 @@ def test_exploring_ends_when_it_gains_no_more(explained: list[float], wanted: bo
 
 
 def test_band_grows_while_exploring() -> None:
-    config = SearchConfig(first_band=5.0, last_band=9.0, explore_rounds=4)
+    config = SearchConfig(first_band=5.0, last_band=9.0, ab_initio_rounds=4)
     assert [band_per_diameter(n, config) for n in (1, 2, 3, 4, 5, 6, 20)] == [5, 6, 7, 8, 9, 9, 9]
 
 
@@ -94,7 +94,7 @@ def test_explained_share_tells_right_from_wrong(particle: Any, noise: float) -> 
     images = p.images.band(7)
 
     def share(volume_ft: Any, pose: Pose) -> float:
-        predicted = clean_image_ft(volume_ft, images.transfer, images.half_plane, pose)
+        predicted = project(volume_ft, images.transfer, images.half_plane, pose)
         residual = (images.image_ft - predicted).abs().square().sum(-1)
         return explained_share(image_power(images), residual, images.noise_variance)
 
@@ -114,7 +114,7 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
     far = torch.tensor([4.0, -4.0])
     p.images.image_ft.mul_(shift_phase(p.images.half_plane, far))
     p.pose.shift_px.add_(far)
-    config = dataclasses.replace(FINE, first_band=3.5, last_band=4.5, explore_rounds=3, explore_images=80)
+    config = dataclasses.replace(FINE, first_band=3.5, last_band=4.5, ab_initio_rounds=3, ab_initio_images=80)
     start = random_pose(n, 1, p.pose.shift_px + 0.4)
     held_out, seen = torch.arange(0, n, 10), torch.tensor([i for i in range(n) if i % 10])
     blocks: list[tuple[int, int, int]] = []
@@ -151,7 +151,7 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
 
 def test_rounds_follow_the_generator(particle: Any) -> None:
     p = particle(30, box=16, noise=1.0)
-    explorer = explorer_of(p, SearchConfig(first_band=2.0, last_band=2.0, explore_images=20, spacing=2.0), diameter=10.0)
+    explorer = explorer_of(p, SearchConfig(first_band=2.0, last_band=2.0, ab_initio_images=20, spacing=2.0), diameter=10.0)
 
     def first(seed: int) -> Round:
         return next(explore(explorer, p.volume, p.pose, torch.arange(30), generator(seed)))
@@ -164,7 +164,7 @@ def test_rounds_follow_the_generator(particle: Any) -> None:
 def test_each_round_reads_its_band_and_the_last_rounds_map(particle: Any) -> None:
     """From the right poses and half of the true map, with rubbish beyond the band."""
     p = particle(60, box=16)
-    config = dataclasses.replace(FINE, first_band=3.0, last_band=3.0, explore_images=60)
+    config = dataclasses.replace(FINE, first_band=3.0, last_band=3.0, ab_initio_images=60)
 
     def two_rounds(images: WorkingSet) -> list[Round]:
         explorer = explorer_of(p, config, images, diameter=10.0)
@@ -230,7 +230,7 @@ def test_the_right_map_explains_what_is_expected(particle: Any, brightness: floa
     volume_ft = volume_to_ft(reconstruct_halves(halves[0], halves[1], p.mask).combined)
     others, pose, band = p.images.rows(slice(300, None)), p.pose[300:], 7.0
     images = others.band(band)
-    predicted = clean_image_ft(volume_ft, images.transfer, images.half_plane, pose)
+    predicted = project(volume_ft, images.transfer, images.half_plane, pose)
     residual, power = (images.image_ft - predicted).abs().square().sum(-1), image_power(images)
     explained = explained_share(power, residual, images.noise_variance)
     expected = expected_share(power, images.noise_variance, band, 300)
@@ -262,7 +262,7 @@ def test_noise_is_explained_by_chance_alone(particle: Any) -> None:
     """A search makes noise look like any map; a map of random phases does it as well."""
     n = 300
     p = particle(n, box=16, noise=1.0, brightness=0.0)
-    config = SearchConfig(first_band=4.0, last_band=4.0, explore_rounds=3, explore_images=120, spacing=1.5, top_k=2)
+    config = SearchConfig(first_band=4.0, last_band=4.0, ab_initio_rounds=3, ab_initio_images=120, spacing=1.5, top_k=2)
     explorer = explorer_of(p, config, diameter=10.0)
     held_out, seen = held_out_rows(n, config, generator(1))
     reference = particle(1, box=16).volume
@@ -278,7 +278,7 @@ def test_a_shell_is_no_evidence_for_an_arrangement(particle: Any, monkeypatch: p
     p = particle(n, noise=1.0, brightness=0.0)
     shell = 3 * torch.exp(-(radius_grid(20, 3) - 5).square() / 3)
     lumps = p.mask * features(torch.randn(20, 20, 20, generator=generator(4))) * 0.15
-    clean = clean_image_ft(volume_to_ft(shell), p.images.transfer, p.images.half_plane, p.pose)
+    clean = project(volume_to_ft(shell), p.images.transfer, p.images.half_plane, p.pose)
     images = dataclasses.replace(p.images, image_ft=p.images.image_ft + clean)
     explorer = explorer_of(p, dataclasses.replace(FINE, top_k=2), images)
     start = round_with(shell + lumps, random_pose(n, 5, p.pose.shift_px), 7.0)

@@ -119,7 +119,7 @@ def test_exploring_leaves_them_out(particle: Any, monkeypatch: pytest.MonkeyPatc
 
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, exploring)
     images = with_junk(p)
-    config = dataclasses.replace(CONFIG, first_band=4.5, last_band=4.5, explore_images=N)
+    config = dataclasses.replace(CONFIG, first_band=4.5, last_band=4.5, ab_initio_images=N)
     explorer = Explorer(images, p.mask, SearchSpace(20, 13.0, config, C1), config)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     last = next(explore(explorer, p.volume, p.pose, torch.arange(N), torch.Generator().manual_seed(1)))

@@ -11,7 +11,7 @@ from ace_em.data.working_set import WorkingSet
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.physics.ctf import CTFParameters, ctf
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement import defocus
 from ace_em.refinement.ctf_refinement import Optics, refine_defocus, shifted, with_defocus_
@@ -57,7 +57,7 @@ class Stack:
     def crlb_sd(self) -> Tensor:
         """(N,) least deviation of an unbiased estimate: noise has variance 1/2 in each part of a coefficient."""
         slope = (self.transfer(self.error + 5) - self.transfer(self.error - 5)) / 10
-        by_offset = clean_image_ft(self.volume_ft, slope, self.images.half_plane, self.pose)
+        by_offset = project(self.volume_ft, slope, self.images.half_plane, self.pose)
         return (2 * by_offset.abs().square().sum(1)).rsqrt()
 
 
@@ -88,7 +88,7 @@ def stack(n: int, brightness: float = 0.2, error_sd: float = 400.0, seed: int = 
     true = Optics(parameters(n, generator), PIXEL, scale, gain)
     error = error_sd * torch.randn(n, generator=generator)
     stated = replace(true, parameters=shifted(true.parameters, -error))
-    clean = clean_image_ft(volume_ft, true.transfer(half_plane), half_plane, pose)
+    clean = project(volume_ft, true.transfer(half_plane), half_plane, pose)
     noise = torch.view_as_complex(torch.randn(*clean.shape, 2, generator=generator) * 0.5**0.5)
     images = WorkingSet(half_plane, clean + noise, stated.transfer(half_plane), torch.ones(len(half_plane)))
     return Stack(volume_ft, images, clean, stated, pose, error)
@@ -147,7 +147,7 @@ def test_misfit_is_that_of_the_ctf_written_out() -> None:
         assert grid.phase[-1].diff().max() <= 0.7
         for column in (0, 3, len(grid.offset_angstrom) // 2, -1):
             offset = grid.offset_angstrom[column].expand(len(mine.pose))
-            predicted = clean_image_ft(s.volume_ft, mine.transfer(offset), half_plane, mine.pose)
+            predicted = project(s.volume_ft, mine.transfer(offset), half_plane, mine.pose)
             brightness = torch.linspace(-0.5, 2, 2001)[:, None]
             power = predicted.abs().square().sum(1)
             overlap = (mine.images.image_ft * predicted.conj()).real.sum(1)
@@ -222,7 +222,7 @@ def test_corrected_images_ask_for_no_more() -> None:
     optics = with_defocus_(images, s.optics, found)
     again = refine_defocus(s.volume_ft, images, optics, s.pose, RANGE, FLAT).offset_angstrom
     assert rms(again) < 0.05 * rms(s.error)
-    gone = (s.images.image_ft - clean_image_ft(s.volume_ft, transfer, images.half_plane, s.pose)).abs().square().mean()
+    gone = (s.images.image_ft - project(s.volume_ft, transfer, images.half_plane, s.pose)).abs().square().mean()
     assert gone < 1.01
 
 

@@ -122,7 +122,7 @@ class SecondDevice(TorchFunctionMode):
 
 
 C1 = torch.eye(3)[None]
-CONFIG = SearchConfig(spacing=2.5, explore_rounds=2, explore_images=60, max_rounds=3, first_band=4, last_band=6, held_out=20)
+CONFIG = SearchConfig(spacing=2.5, ab_initio_rounds=2, ab_initio_images=60, max_rounds=3, first_band=4, last_band=6, held_out=20)
 CPU = torch.device("cpu")
 
 

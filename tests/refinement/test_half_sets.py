@@ -16,7 +16,7 @@ from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement import backprojection
 from ace_em.refinement import half_sets as half_sets_module
@@ -452,7 +452,7 @@ def test_a_search_with_a_group_finds_poses_up_to_it(particle: Any) -> None:
     p = particle(n)
     volume = symmetrise_volume(p.volume * p.mask, group)
     images = dataclasses.replace(p.images)
-    images.image_ft[:] = clean_image_ft(volume_to_ft(volume), images.transfer, images.half_plane, p.pose)
+    images.image_ft[:] = project(volume_to_ft(volume), images.transfer, images.half_plane, p.pose)
     state = search_run(
         p, sets_of(p, images, group), started(volume, random_pose(n, p.pose.shift_px), 5.0), max_rounds=1, spacing=1.0, top_k=4
     )[0]

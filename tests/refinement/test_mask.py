@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ace_em.io.mrc import read_volume
-from ace_em.models.voxel_grid import soft_ball
+from ace_em.maths.masks import soft_ball
 from ace_em.refinement.mask import _distance_px, _smoothed, connected_parts, soft_mask
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import read_structure

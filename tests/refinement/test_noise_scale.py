@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.half_plane import HalfPlane
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.refinement.abinitio import explained_share
 from ace_em.refinement.noise_scale import Calibration, Residuals, recalibrated_, residuals
 
@@ -44,14 +44,14 @@ def step_(p: Any, images: WorkingSet, before: Calibration) -> Calibration:
 
 def with_brightness(p: Any, brightness: Tensor) -> WorkingSet:
     """The particles' images times ``brightness``, the noise as it is."""
-    clean = clean_image_ft(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
+    clean = project(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
     return dataclasses.replace(p.images, image_ft=p.images.image_ft + (brightness - 1)[:, None] * clean)
 
 
 def test_residuals_are_sums_over_shells_and_images(particle: Any) -> None:
     p = particle(300, noise=1.0)  # more than a block
     found = residuals(p.volume_ft, p.images, p.pose)
-    predicted = clean_image_ft(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
+    predicted = project(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
     left = (p.images.image_ft - predicted).abs().square()
     for shell in range(SHELLS):
         mine = p.images.half_plane.shell == shell
@@ -112,7 +112,7 @@ def test_calibrated_images_still_say_what_is_explained(particle: Any) -> None:
     images, calibration = mistaken(p.images, torch.full((SHELLS,), 1.4)), Calibration.none(BOX, 600)
 
     def explained() -> float:
-        predicted = clean_image_ft(p.volume_ft, images.transfer, images.half_plane, p.pose)
+        predicted = project(p.volume_ft, images.transfer, images.half_plane, p.pose)
         residual = (images.image_ft - predicted).abs().square().sum(-1)
         return explained_share(image_power(images), residual, images.noise_variance)
 

@@ -7,7 +7,7 @@ import roma
 import torch
 
 from ace_em.maths.rotations import angular_distance_deg
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement import local
 from ace_em.refinement.pose_refinement import LocalResult, better, refine_candidates, refine_poses, replaced
@@ -24,7 +24,7 @@ def perturbed(pose: Pose, degrees: float, px: float, seed: int = 4) -> Pose:
 
 
 def residual(p: Any, images: Any, pose: Pose) -> torch.Tensor:
-    return (images.image_ft - clean_image_ft(p.volume_ft, images.transfer, images.half_plane, pose)).abs().square().sum(-1)
+    return (images.image_ft - project(p.volume_ft, images.transfer, images.half_plane, pose)).abs().square().sum(-1)
 
 
 def test_recovers_perturbed_poses(particle: Any) -> None:

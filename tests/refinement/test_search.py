@@ -15,7 +15,7 @@ from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.products import BFLOAT16_ROUNDOFF, Factors
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
-from ace_em.physics.imaging import clean_image_ft, shift_phase
+from ace_em.physics.imaging import project, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.refinement import search as search_module
 from ace_em.refinement.pose_refinement import refine_candidates, refine_poses
@@ -58,7 +58,7 @@ def test_finds_the_true_pose_on_the_grid(particle: Any, centred: bool) -> None:
     centre = torch.randn(20, 2, generator=torch.Generator().manual_seed(3)) if centred else torch.zeros(20, 2)
     pose = Pose(p.pose.rotation, true_shift + centre)
     images = p.images
-    images.image_ft[:] = clean_image_ft(p.volume_ft, images.transfer, images.half_plane, pose)
+    images.image_ft[:] = project(p.volume_ft, images.transfer, images.half_plane, pose)
     rotations, where = grid_with(pose)
     found = search(p.volume_ft, images, rotations, shifts, centre.double())
     assert torch.equal(found.best.rotation, rotations[where])
@@ -84,10 +84,10 @@ class Scored:
         for i in range(len(p.images)):
             pose = Pose(rotations[:, None].expand(-1, len(shifts), -1, -1), (centre[i] + shifts).expand(len(rotations), -1, -1))
             image, h = p.images.image_ft[i], p.images.transfer[i]
-            predicted = clean_image_ft(p.volume_ft, h, p.images.half_plane, pose)
+            predicted = project(p.volume_ft, h, p.images.half_plane, pose)
             likelihood = image.abs().square().sum() - (image - predicted).abs().square().sum(-1)
             # 2 Re(conj(h S phase) y) is multiplied from S and h conj(phase) y, real and imaginary parts apart
-            slices = clean_image_ft(
+            slices = project(
                 p.volume_ft, torch.ones_like(h), p.images.half_plane, Pose(rotations, torch.zeros(1, 2).to(h))
             )
             moved = image * h * shift_phase(p.images.half_plane, -(centre[i] + shifts))
@@ -303,7 +303,7 @@ def test_poses_of_a_symmetric_map_are_found_up_to_its_group(particle: Any) -> No
     p, group = particle(30), point_group("D2").float()
     volume_ft = volume_to_ft(symmetrise_volume(p.volume * p.mask, group))
     images = p.images
-    images.image_ft[:] = clean_image_ft(volume_ft, images.transfer, images.half_plane, p.pose)
+    images.image_ft[:] = project(volume_ft, images.transfer, images.half_plane, p.pose)
     config = dataclasses.replace(CONFIG, spacing=1.0, shift=0.05, shift_step=0.05)
     grid = SearchSpace(20, 13.0, config, group).grid(6.0, torch.Generator().manual_seed(0))
     found = find_poses(volume_ft, images.band(6.0), p.pose, grid, config, keep_before=False)

@@ -59,7 +59,7 @@ FILES = {
 CONFIDENCE_COLUMNS = ["rlnMaxValueProbDistribution", "aceLikelihoodGap", "aceHypothesisSpread"]
 POSE_COLUMNS = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
 # half of the signal is beyond a band that a small run can be searched in
-SMALL = ["--ace.steps", 20, "--ace.batch", 64, "--ace.width", 64, "--search.explore_rounds", 3, "--search.max_rounds", 2]
+SMALL = ["--ace.steps", 20, "--ace.batch", 64, "--ace.width", 64, "--search.ab_initio_rounds", 3, "--search.max_rounds", 2]
 SMALL += ["--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2, "--search.top_k", 2]
 SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1, "--predict.steps", 20]
 # so few images and rounds explain too little to be trusted
@@ -319,7 +319,7 @@ def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     hidden = coords @ roma.random_rotmat(generator=generator).T
     np.savez(tmp_path / "d2.npz", coords=hidden.numpy(), Z=np.full(len(coords), 6))
     simulate(tmp_path / "d2.npz", tmp_path, SimulationConfig(n=200, box=BOX, pixel_size=PIXEL, resolution=40.0, snr_db=0.0))
-    run, options = tmp_path / "run", [*SMALL, "--ace.steps", 200, "--search.explore_rounds", 5, "--symmetry", "d2"]
+    run, options = tmp_path / "run", [*SMALL, "--ace.steps", 200, "--search.ab_initio_rounds", 5, "--symmetry", "d2"]
     with pytest.raises(SystemExit) as ended:
         cli.main([str(a) for a in ("reconstruct", tmp_path / "particles.star", "-o", run, *options)])
     assert ended.value.code == (0 if records_of(run)[-1]["converged"] else NOT_CONVERGED)
@@ -407,7 +407,7 @@ def test_evaluate_and_report_after_the_run(run: Path, data: Path) -> None:
 
 
 def test_interrupt_leaves_a_checkpoint_and_no_litter(data: Path, tmp_path: Path) -> None:
-    long = [*SMALL, "--search.explore_rounds", 500, "--search.explored", 2]
+    long = [*SMALL, "--search.ab_initio_rounds", 500, "--search.explored", 2]
     args = ["reconstruct", str(data / "particles.star"), "-o", str(tmp_path / "run"), *map(str, long)]
     # a shell without job control starts background commands, and what they start, deaf to the interrupt
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "

@@ -14,7 +14,7 @@ from ace_em.maths.fourier import radius_grid
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import mirrored_axes, point_group
 from ace_em.maths.slices import volume_to_ft
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import change_box
@@ -68,7 +68,7 @@ def test_mirrored_maps_at_mirrored_poses_give_the_same_images(symmetry: str, box
     for name in MAPS:
         one, other = getattr(halves, name), getattr(found, name)
         images, again = (
-            clean_image_ft(volume_to_ft(v, pad=3), band, half_plane, q) for v, q in ((one, pose), (other, found_pose))
+            project(volume_to_ft(v, pad=3), band, half_plane, q) for v, q in ((one, pose), (other, found_pose))
         )
         assert (again - images).norm() < 0.03 * images.norm(), name
         # another hand, and not the same map again

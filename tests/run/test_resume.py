@@ -20,7 +20,7 @@ from ace_em.run.folder import RunFolder
 from ace_em.simulation.write import simulate
 
 STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
-SMALL = ["--ace.steps", 30, "--ace.batch", 32, "--ace.width", 64, "--search.explore_rounds", 3, "--search.max_rounds", 2]
+SMALL = ["--ace.steps", 30, "--ace.batch", 32, "--ace.width", 64, "--search.ab_initio_rounds", 3, "--search.max_rounds", 2]
 SMALL += ["--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2, "--search.top_k", 2]
 SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1, "--predict.steps", 30, "--checkpoint_s", 0]
 BYTES = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star", "confident.star")

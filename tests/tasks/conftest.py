@@ -11,7 +11,7 @@ from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import volume_to_ft
 from ace_em.models.decoder import Projector
 from ace_em.models.voxel_grid import VoxelGrid
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 
 BOX = 16
@@ -45,5 +45,5 @@ def planted() -> Planted:
     pose = Pose(roma.random_rotmat(n, generator=generator), torch.randn(n, 2, generator=generator))
     transfer = 0.3 + torch.cos(half_plane.radius * (0.3 + torch.rand(n, 1, generator=generator)))
     with torch.no_grad():
-        image_ft = clean_image_ft(volume_to_ft(decoder.volume()), transfer, half_plane, pose)
+        image_ft = project(volume_to_ft(decoder.volume()), transfer, half_plane, pose)
     return Planted(decoder, WorkingSet(half_plane, image_ft, transfer, torch.ones(len(half_plane))), pose)

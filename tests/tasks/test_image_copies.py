@@ -23,7 +23,7 @@ from ace_em.tasks.ipi import image_copies, image_pose_image
 from ace_em.tasks.schedules import StepPlan
 
 N, BOX, PIXEL = 60, 32, 4.0
-EQ_7, EQ_6, EQ_5 = (AceConfig(symmetric_loss=loss, mates=False) for loss in ("generalised", "half-turn", "none"))
+EQ_7, EQ_6, EQ_5 = (AceConfig(symmetric_loss=loss, alternatives=False) for loss in ("generalised", "half-turn", "none"))
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ace_em.config import AceConfig
 from ace_em.maths.filters import filter_bank, gaussian_kernels, kernel_transfer
-from ace_em.maths.rotations import MATES
+from ace_em.maths.rotations import HALF_TURNS
 from ace_em.models.encoder import Hypotheses
 from ace_em.physics.imaging import shift_phase
 from ace_em.tasks.ipi import ImagePoseImage, choose_rotation, image_copies, image_pose_image, low_passed
@@ -25,7 +25,7 @@ def heads_with(truth: Tensor, mate: int) -> tuple[Tensor, Tensor]:
     n = len(truth)
     rotations = roma.random_rotmat((n, M), generator=torch.Generator().manual_seed(7))
     where = torch.arange(n) % M
-    rotations[torch.arange(n), where] = truth @ MATES[mate]
+    rotations[torch.arange(n), where] = truth @ HALF_TURNS[mate]
     return rotations, where
 
 
@@ -115,7 +115,7 @@ def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -
     mixed, junk = half_noise(planted)
     rotations = planted.pose.rotation[:, None].clone().requires_grad_()
     shift_px = (planted.pose.shift_px + 0.2).requires_grad_()
-    result = run(mixed, answering(Hypotheses(rotations, shift_px)), blank=blank, mates=False)
+    result = run(mixed, answering(Hypotheses(rotations, shift_px)), blank=blank, alternatives=False)
     assert torch.equal(result.shown.bool(), ~junk if blank else torch.ones_like(junk))
     (result.image + result.shift).backward()
     assert rotations.grad is not None and shift_px.grad is not None
@@ -145,7 +145,7 @@ def test_a_volume_that_explains_nothing_tells_no_image_from_noise(planted: Any) 
 
 def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
     wrong = planted.pose.rotation.roll(1, 0)
-    result = run(planted, answering(Hypotheses(wrong[:, None], planted.pose.shift_px)), mates=False)
+    result = run(planted, answering(Hypotheses(wrong[:, None], planted.pose.shift_px)), alternatives=False)
     predicted = planted.project(planted.images.half_plane, wrong) * shifted_transfer(planted)
     wanted = (predicted - planted.images.image_ft).abs().square().sum(-1).mean() / planted.power
     torch.testing.assert_close(result.image, wanted)
@@ -154,7 +154,7 @@ def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
 
 @pytest.mark.parametrize("mate", [1, 2, 3])
 def test_a_winning_mate_pulls_its_hypothesis(planted: Any, mate: int) -> None:
-    rotations = (planted.pose.rotation @ MATES[mate])[:, None].clone().requires_grad_()
+    rotations = (planted.pose.rotation @ HALF_TURNS[mate])[:, None].clone().requires_grad_()
     answer = Hypotheses(rotations, planted.pose.shift_px)
     result = run(planted, answering(answer), mate=mate)
     assert result.image < 1e-10
@@ -163,7 +163,7 @@ def test_a_winning_mate_pulls_its_hypothesis(planted: Any, mate: int) -> None:
     # of 1/9 |hypothesis - winner|^2, where the winner is held fixed
     wanted = 2 / 9 * (rotations.detach() - planted.pose.rotation[:, None]) / len(rotations)
     torch.testing.assert_close(rotations.grad, wanted, atol=1e-6, rtol=1e-4)
-    without = run(planted, answering(answer), mate=mate, mates=False)
+    without = run(planted, answering(answer), mate=mate, alternatives=False)
     assert without.mate == 0 and without.image > 0.01
 
 
@@ -176,8 +176,8 @@ def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) 
         seen.append(image_ft)
         return Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
 
-    assert run(planted, encoder, band=4, mates=False).image < 1e-10
-    assert run(planted, encoder, band=5, mates=False).image > 0.1
+    assert run(planted, encoder, band=4, alternatives=False).image < 1e-10
+    assert run(planted, encoder, band=5, alternatives=False).image > 0.1
     assert torch.equal(seen[0], images.image_ft)
 
 
@@ -185,13 +185,13 @@ def test_half_turn_scores_the_turned_image_too(planted: Any) -> None:
     """Answers that are right for the turned images alone: rotation times a half turn about z, shift reversed."""
     wrong = Hypotheses(planted.pose.rotation.roll(1, 0)[:, None], planted.pose.shift_px)
     right = Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
-    right_turned = Hypotheses((planted.pose.rotation @ MATES[1])[:, None], -planted.pose.shift_px)
-    settings: dict[str, Any] = {"symmetric_loss": "half-turn", "mates": False}
+    right_turned = Hypotheses((planted.pose.rotation @ HALF_TURNS[1])[:, None], -planted.pose.shift_px)
+    settings: dict[str, Any] = {"symmetric_loss": "half-turn", "alternatives": False}
     assert run(planted, answering(wrong, right_turned), **settings).image < 1e-10
     assert run(planted, answering(right, wrong), **settings).image < 1e-10
     # what is right for the images is wrong for the turned ones
     assert run(planted, answering(wrong, right), **settings).image > 0.01
-    assert run(planted, answering(wrong), mates=False).image > 0.01
+    assert run(planted, answering(wrong), alternatives=False).image > 0.01
 
 
 @pytest.mark.parametrize("label", [4, 5])
@@ -205,7 +205,7 @@ def test_the_loss_compares_with_the_filtered_image_and_the_encoder_sees_the_imag
         return Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
 
     def loss(label: int, band: float = 8) -> float:
-        return run(planted, encoder, band, label=label, mates=False).image.item()
+        return run(planted, encoder, band, label=label, alternatives=False).image.item()
 
     assert loss(0) < 1e-10
     images.transfer.mul_(kernel_transfer(gaussian_kernels(), images.half_plane)[label - 1])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ace_em.maths.half_plane import HalfPlane
-from ace_em.maths.rotations import MATES
+from ace_em.maths.rotations import HALF_TURNS
 from ace_em.tasks.losses import image_loss, image_residual, pose_loss, shift_loss
 
 
@@ -79,7 +79,7 @@ def random_rotations(*shape: int) -> Tensor:
 def test_pose_loss_is_zero_at_the_truth_and_known_at_half_a_turn() -> None:
     rotation, shift = random_rotations(6), torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
     assert pose_loss(rotation, shift, rotation[:, None], shift) == 0
-    for mate in MATES[1:]:
+    for mate in HALF_TURNS[1:]:
         assert pose_loss(rotation, shift, (rotation @ mate)[:, None], shift) == pytest.approx(8 / 9, abs=1e-5)
     off = torch.tensor([0.02, -0.06])
     assert pose_loss(rotation, shift, rotation[:, None], shift + off) == pytest.approx(0.04, abs=1e-6)
@@ -98,7 +98,7 @@ def test_pose_loss_of_a_small_angle() -> None:
 def test_the_best_hypothesis_pays_and_the_others_their_share(spread: float, wanted: float) -> None:
     rotation = random_rotations(5)
     # errors 8, 8, 0, 8 in any order: the mean is 6
-    predicted = rotation[:, None] @ MATES[torch.tensor([1, 2, 0, 3])]
+    predicted = rotation[:, None] @ HALF_TURNS[torch.tensor([1, 2, 0, 3])]
     zero = torch.zeros(5, 2)
     assert pose_loss(rotation, zero, predicted, zero, spread) == pytest.approx(wanted, abs=1e-5)
     assert pose_loss(rotation, zero, predicted.flip(1), zero, spread) == pytest.approx(wanted, abs=1e-5)
@@ -115,7 +115,7 @@ def test_spread_means_nothing_with_one_hypothesis() -> None:
 def test_only_the_best_hypothesis_learns() -> None:
     rotation = random_rotations(3)
     heads = torch.tensor([2, 0, 1])
-    predicted = (rotation[:, None] @ MATES[torch.tensor([1, 2, 3])]).clone()
+    predicted = (rotation[:, None] @ HALF_TURNS[torch.tensor([1, 2, 3])]).clone()
     near = rotation @ roma.rotvec_to_rotmat(torch.tensor([0.1, 0.0, 0.0]))
     predicted[torch.arange(3), heads] = near
     predicted.requires_grad_()

@@ -15,12 +15,12 @@ from torch import Tensor
 from ace_em.config import AceConfig
 from ace_em.data.working_set import WorkingSet
 from ace_em.maths.half_plane import HalfPlane
-from ace_em.maths.rotations import MATES, angular_distance_deg
+from ace_em.maths.rotations import HALF_TURNS, angular_distance_deg
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.encoder import Hypotheses
 from ace_em.models.resnet import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
-from ace_em.physics.imaging import clean_image_ft, shift_phase
+from ace_em.physics.imaging import project, shift_phase
 from ace_em.physics.pose import Pose
 from ace_em.training.autoencoder import StepPlan
 from ace_em.training.loop import Hooks, Progress, TrainedModel, build_model, encode, optimiser, train
@@ -107,8 +107,8 @@ def test_the_run_does_not_hang_on_the_global_seed(blobs: WorkingSet) -> None:
         {"pip_freeze_decoder": False},
         {"encoder": "resnet", "batch": 16},
         {"symmetric_loss": "half-turn"},
-        {"hypotheses": 1, "mates": False},
-        {"hypotheses": 1, "mates": True},
+        {"hypotheses": 1, "alternatives": False},
+        {"hypotheses": 1, "alternatives": True},
         {"schedule": "constant"},
         {"pip_warmup_steps": 2},
     ],
@@ -124,14 +124,14 @@ def test_every_setting_runs_and_matters(blobs: WorkingSet, settings: dict[str, A
 
 
 def test_the_total_is_eq_14(blobs: WorkingSet) -> None:
-    settings: dict[str, Any] = {"steps": 4, "shift_weight": 0.0, "mate_weight": 0.0, "pip_weight": 0.4, "pip_warmup_steps": 2}
+    settings: dict[str, Any] = {"steps": 4, "shift_weight": 0.0, "alternative_weight": 0.0, "pip_weight": 0.4, "pip_warmup_steps": 2}
     _, log = run(blobs, **settings)
     for step, p in enumerate(log):
         beta = 0.4 if step >= 2 else 0.0
         torch.testing.assert_close(p.losses.total.detach(), p.losses.image + beta * p.losses.pose)
         assert (p.losses.pose > 0) == (step >= 2)
     # the other two terms join, each with its own weight
-    for weight in ("shift_weight", "mate_weight"):
+    for weight in ("shift_weight", "alternative_weight"):
         terms = []
         for value in (0.5, 1.0):
             first = run(blobs, **settings | {weight: value})[1][0].losses
@@ -246,7 +246,7 @@ def model_and_images(blobs: WorkingSet) -> tuple[Any, WorkingSet, Pose]:
     n = 50
     pose = Pose(roma.random_rotmat(n, generator=generator), torch.randn(n, 2, generator=generator))
     with torch.no_grad():
-        image_ft = clean_image_ft(volume_to_ft(model.decoder.volume()), blobs.transfer[:n], blobs.half_plane, pose)
+        image_ft = project(volume_to_ft(model.decoder.volume()), blobs.transfer[:n], blobs.half_plane, pose)
     return model, WorkingSet(blobs.half_plane, image_ft, blobs.transfer[:n], blobs.noise_variance), pose
 
 
@@ -256,7 +256,7 @@ def test_encode_finds_a_planted_candidate(blobs: WorkingSet, block: int) -> None
     model, images, pose = model_and_images(blobs)
     n = len(images)
     hypotheses = roma.random_rotmat((n, 4), generator=torch.Generator().manual_seed(5))
-    hypotheses[torch.arange(n), torch.arange(n) % 4] = pose.rotation @ MATES[torch.arange(n) % 3 + torch.arange(n) % 2]
+    hypotheses[torch.arange(n), torch.arange(n) % 4] = pose.rotation @ HALF_TURNS[torch.arange(n) % 3 + torch.arange(n) % 2]
     model.encoder = Answers(hypotheses, pose.shift_px)
     found = encode(model, images, block)
     assert angular_distance_deg(found.rotation, pose.rotation).max() < 0.1
@@ -277,7 +277,7 @@ def test_encode_picks_the_least_residual(blobs: WorkingSet) -> None:
     def residual(rotation: Tensor) -> Tensor:
         return (central_slices(volume_ft, images.half_plane, rotation) * transfer - images.image_ft).abs().square().sum(-1)
 
-    candidates = [hypotheses.rotation[:, m] @ mate for m in range(4) for mate in MATES]
+    candidates = [hypotheses.rotation[:, m] @ mate for m in range(4) for mate in HALF_TURNS]
     least = torch.stack([residual(c) for c in candidates]).amin(0)
     torch.testing.assert_close(residual(found.rotation), least, rtol=1e-4, atol=0)
     assert len({int(i) for i in torch.stack([residual(c) for c in candidates]).argmin(0)}) > 4

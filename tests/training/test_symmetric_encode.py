@@ -13,12 +13,12 @@ from ace_em.data.working_set import WorkingSet
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.models.encoder import Hypotheses
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.training.loop import build_model, candidates, encode
 
 N = 30
-SMALL = AceConfig(width=16, depth=1, encoder_band=4.0, hypotheses=3, mates=False)
+SMALL = AceConfig(width=16, depth=1, encoder_band=4.0, hypotheses=3, alternatives=False)
 SYMMETRIC: dict[str, dict[str, Tensor]] = {
     "half-turn": {"images": torch.eye(2), "half turn": -torch.eye(2)},
     "generalised": {
@@ -61,7 +61,7 @@ def model_and_images(astigmatic_blobs: WorkingSet, **settings: Any) -> tuple[Any
         decoder: Any = model.decoder
         noise = torch.randn(decoder.density.shape, generator=generator)
         decoder.density *= torch.nn.functional.avg_pool3d(noise[None], 3, 1, 1)[0]
-        image_ft = clean_image_ft(volume_to_ft(model.decoder.volume()), images.transfer, images.half_plane, pose)
+        image_ft = project(volume_to_ft(model.decoder.volume()), images.transfer, images.half_plane, pose)
     return model, images.with_images(image_ft), pose
 
 
@@ -80,12 +80,12 @@ CASES = [(loss, copy) for loss, copies in SYMMETRIC.items() for copy in copies]
 
 
 @pytest.mark.parametrize("block", [11, 250])
-@pytest.mark.parametrize("mates", [False, True])
+@pytest.mark.parametrize("alternatives", [False, True])
 @pytest.mark.parametrize(("loss", "copy"), CASES)
 def test_encode_returns_the_poses_of_the_images(
     astigmatic_blobs: WorkingSet, loss: Literal["half-turn", "generalised"], copy: str, mates: bool, block: int
 ) -> None:
-    model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss, mates=mates)
+    model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss, alternatives=mates)
     turn = SYMMETRIC[loss][copy]
     model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
     found = encode(model, images, block)
@@ -114,7 +114,7 @@ def test_every_copy_adds_its_candidates(astigmatic_blobs: WorkingSet) -> None:
         ("generalised", True): 48,
     }
     for (loss, mates), count in wanted.items():
-        model, images, _ = model_and_images(astigmatic_blobs, symmetric_loss=loss, mates=mates)
+        model, images, _ = model_and_images(astigmatic_blobs, symmetric_loss=loss, alternatives=mates)
         with torch.no_grad():
             found = candidates(model.eval(), images)
         assert found.rotation.shape == (N, count, 3, 3) and found.shift_px.shape == (N, count, 2)

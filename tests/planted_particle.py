@@ -1,21 +1,19 @@
 """A known volume and images of it, made with the reference's own slices (exact) or in closed form from its atoms."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
-from ace_em.models.voxel_grid import soft_ball
-from ace_em.physics.imaging import clean_image_ft, shift_phase
+from ace_em.maths.masks import soft_ball
+from ace_em.physics.imaging import image_of_slice, project
 from ace_em.physics.pose import Pose
 from ace_em.simulation.density import density_map, project_atoms
 from ace_em.simulation.structure import Atoms
+from stacks import FixedStack
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Particle:
     """``images`` of ``volume`` at ``pose``, with unit noise or none."""
 
     volume: Tensor
-    images: WorkingSet
+    images: FixedStack
     pose: Pose
     mask: Tensor
 
@@ -33,11 +31,8 @@ class Particle:
 
     def double(self) -> "Particle":
         """The same in float64: what is computed from it is the algebra itself, whatever the processor."""
-        i, h = self.images, self.images.half_plane
-        half_plane = HalfPlane(h.box, h.k.double(), h.radius.double())
-        images = WorkingSet(half_plane, i.image_ft.to(torch.complex128), i.transfer.double(), i.noise_variance.double())
         pose = Pose(self.pose.rotation.double(), self.pose.shift_px.double())
-        return Particle(self.volume.double(), images, pose, self.mask.double())
+        return Particle(self.volume.double(), self.images.double(), pose, self.mask.double())
 
 
 def make_particle(
@@ -52,18 +47,13 @@ def make_particle(
     half_plane = HalfPlane.within(box)
     pose = Pose(roma.random_rotmat(n, generator=generator), 0.7 * torch.randn(n, 2, generator=generator))
     # zeros at a different place in every image
-    transfer = torch.cos(half_plane.radius * (0.25 + 0.3 * torch.rand(n, 1, generator=generator)) - 0.6)
+    effective_ctf = torch.cos(half_plane.radius * (0.25 + 0.3 * torch.rand(n, 1, generator=generator)) - 0.6)
     if closed_form:
         clean = half_plane.gather(project_atoms(atoms, pose.rotation, box, 1.0, 4.0))
-        image_ft = clean * transfer * shift_phase(half_plane, pose.shift_px)
+        image_ft = image_of_slice(clean, effective_ctf, half_plane, pose.shift_px)
     else:
-        image_ft = clean_image_ft(volume_to_ft(volume), transfer, half_plane, pose)
+        image_ft = project(volume_to_ft(volume), effective_ctf, half_plane, pose)
     parts = torch.randn(*image_ft.shape, 2, generator=generator) * 0.5**0.5
     image_ft = image_ft + noise * torch.view_as_complex(parts)
-    images = WorkingSet(half_plane, image_ft, transfer, torch.full((len(half_plane),), noise**2))
+    images = FixedStack.of(half_plane, image_ft, effective_ctf, noise**2)
     return Particle(volume, images, pose, soft_ball(box, box / 2 - 2))
-
-
-@pytest.fixture(scope="session")
-def particle() -> Callable[..., Particle]:
-    return make_particle
