@@ -223,8 +223,8 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     if "exploring" in phases:
         caption += (
             " (while exploring not independent, the half-maps share a reference); share of the signal that the map explains "
-            "(above 100 %: it fits noise). Exploring takes a new subset of the images each round; search and refinement take all, "
-            "in two half-sets"
+            "(above 100 %: it fits noise). Exploring uses a new subset of the images each round, search and refinement use "
+            "all images, in two half-sets"
         )
     if len(phases) > ("exploring" in phases):
         caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"
