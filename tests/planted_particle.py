@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ace_em.maths.half_plane import HalfPlane
-from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.maths.masks import soft_ball
+from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.physics.imaging import image_of_slice, project
 from ace_em.physics.pose import Pose
 from ace_em.simulation.density import density_map, project_atoms

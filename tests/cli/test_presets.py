@@ -9,9 +9,8 @@ import yaml
 
 from ace_em.cli import _fields, main
 from ace_em.cli.arguments import config_first, parsed, reconstruct_parser, switched_on, underscored
-from ace_em.config import RunConfig
+from ace_em.config import PRESETS, RunConfig, changed, differences, flat, preset
 from ace_em.errors import InputError
-from ace_em.config import PRESETS, changed, differences, flat, preset
 
 PAPER = [name for name in PRESETS if name != "fast"]
 SHARED: dict[str, Any] = {

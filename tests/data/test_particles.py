@@ -69,7 +69,7 @@ def write_31(path: Path, names: list[str], groups: list[dict[str, str]], extra: 
 def test_relion30(tmp_path: Path) -> None:
     data = write_stack(tmp_path / "a.mrcs", images(3))
     particles = Particles.open(write_30(tmp_path / "p.star", ["000003@a.mrcs", "1@a.mrcs"]))
-    assert (len(particles), particles.n, particles.box) == (2, 2, BOX)
+    assert (len(particles), len(particles), particles.box) == (2, 2, BOX)
     assert particles.pixel_size_angstrom == pytest.approx(2.5)
     assert particles.image_names == ("000003@a.mrcs", "1@a.mrcs")
     assert np.array_equal(particles.images(slice(None)), data[[2, 0]])

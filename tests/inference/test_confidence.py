@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import roma
 import torch
+from ace_em.data.working_set import WorkingSet
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet
 from ace_em.inference.confidence import (
     Usual,
     _on_grid,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ace_em.maths import blocks as memory
-from ace_em.maths.blocks import available_bytes, in_blocks
+from ace_em.maths.blocks import in_blocks
+from ace_em.run.estimate import available_bytes
 
 
 def group(folder: Path, most: str, used: int, of_files: int = 0) -> None:

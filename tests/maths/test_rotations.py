@@ -2,11 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import roma
 import torch
 
-from ace_em.maths.rotations import HALF_TURNS, angular_distance_deg, mates, so3_grid, squared_frobenius
+from ace_em.maths.rotations import (
+    HALF_TURNS,
+    alternatives,
+    angular_distance_deg,
+    healpix_centres,
+    healpix_pixel,
+    so3_grid,
+    squared_frobenius,
+)
 
 
 def random_rotations(n: int, seed: int = 0) -> torch.Tensor:
@@ -56,7 +65,7 @@ def test_generator_turns_the_grid_as_a_whole() -> None:
 
 def test_mates_are_half_turns_about_the_image_axes() -> None:
     rotation = random_rotations(5).reshape(5, 1, 3, 3)
-    four = mates(rotation)
+    four = alternatives(rotation)
     assert four.shape == (5, 1, 4, 3, 3) and four.dtype == torch.float64
     assert_proper(four, 1e-12)
     torch.testing.assert_close(four[..., 0, :, :], rotation)
@@ -83,3 +92,29 @@ def test_random_rotations_are_6_apart() -> None:
     a, b = random_rotations(20_000, 1), random_rotations(20_000, 2)
     # standard error 0.015
     assert squared_frobenius(a, b).mean() == pytest.approx(6, abs=0.06)
+
+
+@pytest.mark.parametrize("n_side", [1, 2, 4, 16])
+def test_pixel_centres_are_those_of_healpix(n_side: int) -> None:
+    """Against astropy-healpix, which knows powers of 2."""
+    from astropy_healpix import healpix_to_lonlat
+
+    longitude, latitude = healpix_to_lonlat(np.arange(12 * n_side**2), n_side, order="ring")
+    lon, lat = longitude.rad, latitude.rad
+    wanted = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+    centres = healpix_centres(n_side)
+    torch.testing.assert_close(centres, torch.from_numpy(wanted), atol=1e-12, rtol=0)
+    assert torch.equal(healpix_pixel(centres, n_side), torch.arange(12 * n_side**2))
+
+
+@pytest.mark.parametrize("n_side", [3, 5, 11])
+def test_pixels_of_any_number_have_the_same_area(n_side: int) -> None:
+    """Centres are unit vectors that balance, and as many random directions are nearest to each, within counting errors."""
+    centres = healpix_centres(n_side)
+    assert centres.shape == (12 * n_side**2, 3)
+    torch.testing.assert_close(centres.norm(dim=1), torch.ones(len(centres), dtype=torch.float64))
+    torch.testing.assert_close(centres.T @ centres / len(centres), torch.eye(3, dtype=torch.float64) / 3, atol=2e-2, rtol=0)
+    assert centres.mean(0).abs().max() < 1e-12
+    some = torch.nn.functional.normalize(torch.randn(40000, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    counts = torch.bincount((some.double() @ centres.T).argmax(1), minlength=len(centres)) / (40000 / len(centres))
+    assert 0.4 < counts.min() and counts.max() < 1.8

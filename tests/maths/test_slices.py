@@ -12,7 +12,6 @@ from torch_fourier_slice import project_3d_to_2d
 
 from ace_em.maths.fourier import centred_fft, resize
 from ace_em.maths.half_plane import HalfPlane
-from ace_em.maths.rotations import alternatives
 from ace_em.maths.slices import (
     VolumeFT,
     central_slices,
@@ -124,11 +123,11 @@ def test_more_padding_is_more_exact() -> None:
     assert error[2] < 0.008 and error[4] < 0.002
 
 
-def test_mates_show_the_image_turned_and_mirrored() -> None:
+def test_alternatives_show_the_image_turned_and_mirrored() -> None:
     box = 20
     half_plane = half_plane64(box, 8)
     volume_ft = volume_to_ft(smooth_volume(box))
-    image, half_turn, back_x, back_y = central_slices(volume_ft, half_plane, mates(rotations(4))).unbind(1)
+    image, half_turn, back_x, back_y = central_slices(volume_ft, half_plane, alternatives(rotations(4))).unbind(1)
     torch.testing.assert_close(half_turn, image.conj())
     # from the back, about x: the image with y reversed; about y: with x reversed
     mirrored = half_plane.to_image(image).flip(1).roll(1, 1)

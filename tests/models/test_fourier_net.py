@@ -203,7 +203,7 @@ def test_gradients_reach_every_layer_of_both_networks(lattice: bool) -> None:
 
 
 @pytest.mark.parametrize("lattice", [False, True])
-def test_height_scales_the_volume_and_not_the_parameters(lattice: bool) -> None:
+def test_the_amplitude_scales_the_volume_and_not_the_parameters(lattice: bool) -> None:
     half_plane, model = HalfPlane.within(8), net(8, lattice=lattice)
     before = [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():
@@ -212,4 +212,4 @@ def test_height_scales_the_volume_and_not_the_parameters(lattice: bool) -> None:
         torch.testing.assert_close(model.volume(), 250 * volume)
         torch.testing.assert_close(model.projector()(half_plane, rotations(2)), 250 * slices)
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-    assert model.state_dict()["height"] == 250
+    assert model.state_dict()["amplitude"] == 250

@@ -51,13 +51,13 @@ def test_starts_as_a_blob() -> None:
     assert volume[centre, centre, centre + 3] == pytest.approx(0.6065, abs=1e-3)
 
 
-def test_height_scales_the_volume_and_not_the_parameter() -> None:
+def test_the_amplitude_scales_the_volume_and_not_the_parameter() -> None:
     decoder = VoxelGrid(BOX, 7.0, 3.0)
     before, volume = decoder.density.detach().clone(), decoder.volume().detach()
     decoder.scale_to(250.0)
     assert torch.equal(decoder.density, before)
     torch.testing.assert_close(decoder.volume(), 250 * volume)
-    assert decoder.state_dict()["height"] == 250
+    assert decoder.state_dict()["amplitude"] == 250
     assert [name for name, _ in decoder.named_parameters()] == ["density"]
 
 

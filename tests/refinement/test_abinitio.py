@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import roma
 import torch
+from ace_em.data.working_set import WorkingSet, image_power
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.fourier import centred_fft, radius_grid
 from ace_em.maths.radial_mean import features
 from ace_em.maths.rotations import angular_distance_deg

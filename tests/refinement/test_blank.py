@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from ace_em.data.working_set import WorkingSet, image_power
 from torch import Tensor
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.pose import Pose
 from ace_em.refinement import half_sets as half_sets_module

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import pytest
 import roma
 import torch
+from ace_em.data.working_set import WorkingSet
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.physics.ctf import CTFParameters, ctf

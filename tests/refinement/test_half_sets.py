@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import roma
 import torch
+from ace_em.data.working_set import WorkingSet
 from torch import Tensor
 
 from ace_em.config import RefineConfig, SearchConfig
-from ace_em.data.working_set import WorkingSet
 from ace_em.maths.fourier import centred_fft, radius_grid
 from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.rotations import angular_distance_deg

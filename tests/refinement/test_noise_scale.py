@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from ace_em.data.working_set import WorkingSet, image_power
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet, image_power
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.imaging import project
 from ace_em.refinement.abinitio import explained_share

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ace_em.io.mrc import read_volume, write_volume
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid
-from ace_em.metrics.fsc import fourier_shell_correlation, masked_fsc, resolution_shell
 from ace_em.maths.masks import soft_ball
+from ace_em.metrics.fsc import fourier_shell_correlation, masked_fsc, resolution_shell
 from ace_em.refinement.mask import soft_mask
 from ace_em.refinement.postprocess import PostProcessed, filtered, fsc_weight, guinier_b_factor, postprocess
 from ace_em.simulation.density import density_map

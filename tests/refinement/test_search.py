@@ -7,9 +7,9 @@ from typing import Any, get_args
 import pytest
 import roma
 import torch
+from ace_em.data.working_set import WorkingSet
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.products import BFLOAT16_ROUNDOFF, Factors
@@ -87,9 +87,7 @@ class Scored:
             predicted = project(p.volume_ft, h, p.images.half_plane, pose)
             likelihood = image.abs().square().sum() - (image - predicted).abs().square().sum(-1)
             # 2 Re(conj(h S phase) y) is multiplied from S and h conj(phase) y, real and imaginary parts apart
-            slices = project(
-                p.volume_ft, torch.ones_like(h), p.images.half_plane, Pose(rotations, torch.zeros(1, 2).to(h))
-            )
+            slices = project(p.volume_ft, torch.ones_like(h), p.images.half_plane, Pose(rotations, torch.zeros(1, 2).to(h)))
             moved = image * h * shift_phase(p.images.half_plane, -(centre[i] + shifts))
             terms = torch.view_as_real(slices).flatten(1).abs() @ torch.view_as_real(moved).flatten(1).abs().T
             summed = 4 * image.shape[-1] * torch.finfo(torch.float32).eps

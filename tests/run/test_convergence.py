@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RunConfig, SearchConfig
-from ace_em.maths.point_group import point_group
 from ace_em.maths.masks import soft_ball
+from ace_em.maths.point_group import point_group
 from ace_em.physics.pose import Pose
 from ace_em.refinement.abinitio import HeldOut
 from ace_em.refinement.backprojection import Halves

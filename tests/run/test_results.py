@@ -67,9 +67,7 @@ def test_mirrored_maps_at_mirrored_poses_give_the_same_images(symmetry: str, box
     assert torch.equal(found.fsc, halves.fsc)
     for name in MAPS:
         one, other = getattr(halves, name), getattr(found, name)
-        images, again = (
-            project(volume_to_ft(v, pad=3), band, half_plane, q) for v, q in ((one, pose), (other, found_pose))
-        )
+        images, again = (project(volume_to_ft(v, pad=3), band, half_plane, q) for v, q in ((one, pose), (other, found_pose)))
         assert (again - images).norm() < 0.03 * images.norm(), name
         # another hand, and not the same map again
         assert likeness(one, other) < 0.97 and other.std() == pytest.approx(one.std().item(), rel=0.05)

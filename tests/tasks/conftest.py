@@ -6,7 +6,7 @@ import pytest
 import roma
 import torch
 
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.particle_stack import Batch
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import volume_to_ft
 from ace_em.models.decoder import Projector
@@ -22,7 +22,7 @@ class Planted:
     """Images made from ``decoder`` at ``pose``."""
 
     decoder: VoxelGrid
-    images: WorkingSet
+    images: Batch
     pose: Pose
 
     @property
@@ -46,4 +46,4 @@ def planted() -> Planted:
     transfer = 0.3 + torch.cos(half_plane.radius * (0.3 + torch.rand(n, 1, generator=generator)))
     with torch.no_grad():
         image_ft = project(volume_to_ft(decoder.volume()), transfer, half_plane, pose)
-    return Planted(decoder, WorkingSet(half_plane, image_ft, transfer, torch.ones(len(half_plane))), pose)
+    return Planted(decoder, Batch(half_plane, image_ft, transfer, torch.ones(n, len(half_plane))), pose)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.working_set import TransferOptics, WorkingSet
+from ace_em.data.particle_stack import Batch, Optics
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.image_rotation import plane_turn
 from ace_em.maths.slices import central_slices, volume_to_ft
@@ -37,7 +37,7 @@ ATOMS = Atoms(torch.randn(8, 3, generator=seeded(0)).clamp(-1.5, 1.5) * torch.te
 class Astigmatic:
     """Images with strong astigmatism at ``pose``, their power, and a projector for their density."""
 
-    images: WorkingSet
+    images: Batch
     pose: Pose
     power: float
 
@@ -53,11 +53,11 @@ def astigmatic() -> Astigmatic:
     parameters = CTFParameters(
         mean + 4000, mean - 4000, 180 * torch.rand(N, generator=generator), *(torch.full((N,), x) for x in (300.0, 2.7, 0.1, 0.0))
     )
-    optics = TransferOptics(parameters, PIXEL, torch.ones(len(half_plane)))
-    transfer = optics.transfer(half_plane)
+    optics = Optics(parameters, torch.ones(N, len(half_plane)), PIXEL)
+    transfer = optics.effective_ctf(half_plane)
     slices = half_plane.gather(project_atoms(ATOMS, pose.rotation, BOX, PIXEL, 22.0))
     image_ft = slices * transfer * shift_phase(half_plane, pose.shift_px)
-    images = WorkingSet(half_plane, image_ft, transfer, torch.ones(len(half_plane)), optics)
+    images = Batch(half_plane, image_ft, transfer, torch.ones(N, len(half_plane)), optics)
     return Astigmatic(images, pose, image_ft.abs().square().sum(1).mean().item())
 
 
@@ -76,14 +76,14 @@ def test_eq_5_and_6_copies(astigmatic: Astigmatic) -> None:
     assert image_copies(images, EQ_5, seeded(0)) is images
     both = image_copies(images, EQ_6, seeded(0))
     assert torch.equal(both.image_ft, torch.cat([images.image_ft, images.image_ft.conj()]))
-    assert torch.equal(both.transfer, torch.cat([images.transfer, images.transfer]))
+    assert torch.equal(both.effective_ctf, torch.cat([images.effective_ctf, images.effective_ctf]))
 
 
 def test_eq_7_copies_are_random_turns_and_mirrors(astigmatic: Astigmatic) -> None:
     images = astigmatic.images
     one, same, other = (image_copies(images, EQ_7, seeded(seed)) for seed in (0, 0, 1))
     assert len(one) == 2 * N
-    assert torch.equal(one.image_ft, same.image_ft) and torch.equal(one.transfer, same.transfer)
+    assert torch.equal(one.image_ft, same.image_ft) and torch.equal(one.effective_ctf, same.effective_ctf)
 
     def differ(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().square().sum(1) > 0.02 * a.abs().square().sum(1)
@@ -92,7 +92,7 @@ def test_eq_7_copies_are_random_turns_and_mirrors(astigmatic: Astigmatic) -> Non
     assert differ(one.image_ft, other.image_ft).float().mean() > 0.9
     assert differ(one.image_ft[:N], one.image_ft[N:]).float().mean() > 0.9
     assert differ(one.image_ft, torch.cat([images.image_ft] * 2)).float().mean() > 0.9
-    assert differ(one.transfer, torch.cat([images.transfer] * 2)).float().mean() > 0.8
+    assert differ(one.effective_ctf, torch.cat([images.effective_ctf] * 2)).float().mean() > 0.8
     generator = seeded(2)
     image_copies(images, EQ_7, generator)
     assert not torch.equal(image_copies(images, EQ_7, generator).image_ft, image_copies(images, EQ_7, seeded(2)).image_ft)
@@ -101,11 +101,11 @@ def test_eq_7_copies_are_random_turns_and_mirrors(astigmatic: Astigmatic) -> Non
 def test_eq_7_draws_every_angle_and_mirrors_every_other_image(astigmatic: Astigmatic, monkeypatch: pytest.MonkeyPatch) -> None:
     draws: list[tuple[Tensor, Tensor]] = []
 
-    def spy(self: WorkingSet, angle_deg: Tensor, mirror: Tensor) -> WorkingSet:
+    def spy(self: Batch, angle_deg: Tensor, mirror: Tensor) -> Batch:
         draws.append((angle_deg, mirror))
         return self
 
-    monkeypatch.setattr(WorkingSet, "turned", spy)
+    monkeypatch.setattr(Batch, "turned", spy)
     many = astigmatic.images.rows(torch.zeros(1000, dtype=torch.long))
     assert len(image_copies(many, EQ_7, seeded(0))) == 2000 and len(draws) == 2
     for angle, mirror in draws:

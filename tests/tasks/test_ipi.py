@@ -20,63 +20,67 @@ from ace_em.tasks.schedules import StepPlan
 M = 4
 
 
-def heads_with(truth: Tensor, mate: int) -> tuple[Tensor, Tensor]:
-    """(b, M, 3, 3) random rotations but for one, ``truth`` or its mate, and which (b,)."""
+def heads_with(truth: Tensor, half_turn: int) -> tuple[Tensor, Tensor]:
+    """(b, M, 3, 3) random rotations but for one, ``truth`` or its half turn, and which (b,)."""
     n = len(truth)
     rotations = roma.random_rotmat((n, M), generator=torch.Generator().manual_seed(7))
     where = torch.arange(n) % M
-    rotations[torch.arange(n), where] = truth @ HALF_TURNS[mate]
+    rotations[torch.arange(n), where] = truth @ HALF_TURNS[half_turn]
     return rotations, where
 
 
 def shifted_transfer(planted: Any) -> Tensor:
-    return planted.images.transfer * shift_phase(planted.images.half_plane, planted.pose.shift_px)
+    return planted.images.effective_ctf * shift_phase(planted.images.half_plane, planted.pose.shift_px)
 
 
 @pytest.mark.parametrize("scored", [0, 1, 2, 3])
 def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
     rotations, where = heads_with(planted.pose.rotation, 0)
     rotations.requires_grad_()
-    rotation, is_mate = choose_rotation(planted.project, planted.images, rotations, shifted_transfer(planted), scored)
+    rotation, is_turned = choose_rotation(planted.project, planted.images, Hypotheses(rotations, planted.pose.shift_px), scored)
     torch.testing.assert_close(rotation, planted.pose.rotation)
-    assert not is_mate.any()
+    assert not is_turned.any()
     rotation.square().sum().backward()
     assert rotations.grad is not None
     touched = rotations.grad.abs().sum((-1, -2)) > 0
     assert torch.equal(touched, torch.nn.functional.one_hot(where, M).bool())
 
 
-@pytest.mark.parametrize("mate", [1, 2, 3])
-def test_finds_the_right_mate(planted: Any, mate: int) -> None:
-    rotations, where = heads_with(planted.pose.rotation, mate)
+@pytest.mark.parametrize("half_turn", [1, 2, 3])
+def test_finds_the_right_half_turn(planted: Any, half_turn: int) -> None:
+    rotations, where = heads_with(planted.pose.rotation, half_turn)
     rotations.requires_grad_()
-    rotation, is_mate = choose_rotation(planted.project, planted.images, rotations, shifted_transfer(planted), mate)
+    rotation, is_turned = choose_rotation(
+        planted.project, planted.images, Hypotheses(rotations, planted.pose.shift_px), half_turn
+    )
     torch.testing.assert_close(rotation, planted.pose.rotation)
-    assert is_mate.all()
-    # the gradient goes to the hypothesis that the mate came from
+    assert is_turned.all()
+    # the gradient goes to the hypothesis that the half turn came from
     rotation.square().sum().backward()
     assert rotations.grad is not None
     touched = rotations.grad.abs().sum((-1, -2)) > 0
     assert torch.equal(touched, torch.nn.functional.one_hot(where, M).bool())
-    # another mate is not the one that was planted, and with none scored it is out of reach
-    for other in {0, 1, 2, 3} - {mate}:
-        rotation, _ = choose_rotation(planted.project, planted.images, rotations, shifted_transfer(planted), other)
+    # another half turn is not the one that was planted, and with none scored it is out of reach
+    for other in {0, 1, 2, 3} - {half_turn}:
+        rotation, _ = choose_rotation(planted.project, planted.images, Hypotheses(rotations, planted.pose.shift_px), other)
         assert ((rotation - planted.pose.rotation).abs().amax((-1, -2)) > 0.1).all()
 
 
 def test_one_hypothesis_needs_no_choice(planted: Any) -> None:
     rotations, _ = heads_with(planted.pose.rotation, 0)
-    rotation, is_mate = choose_rotation(planted.project, planted.images, rotations[:, 1:2], shifted_transfer(planted), 0)
-    assert torch.equal(rotation, rotations[:, 1]) and not is_mate.any()
+    rotation, is_turned = choose_rotation(
+        planted.project, planted.images, Hypotheses(rotations[:, 1:2], planted.pose.shift_px), 0
+    )
+    assert torch.equal(rotation, rotations[:, 1]) and not is_turned.any()
 
 
 def run(
-    planted: Any, encoder: Callable[[Tensor], Hypotheses], band: float = 8, mate: int = 1, label: int = 0, **settings: Any
+    planted: Any, encoder: Callable[[Tensor], Hypotheses], band: float = 8, half_turn: int = 1, label: int = 0, **settings: Any
 ) -> ImagePoseImage:
     config = AceConfig(**settings)
     copies = 1 if config.symmetric_loss == "none" else 2
     batch = image_copies(planted.images, config, torch.Generator().manual_seed(11))
-    plan = StepPlan(band, 0.0, mate, label=label, copies=copies)
+    plan = StepPlan(band, 0.0, half_turn, label=label, copies=copies)
     return image_pose_image(encoder, planted.project, batch, plan, planted.power, config)  # type: ignore[arg-type]
 
 
@@ -94,10 +98,10 @@ def answering(*hypotheses: Hypotheses) -> Callable[[Tensor], Hypotheses]:
 def test_the_truth_costs_nothing_but_its_shifts(planted: Any) -> None:
     rotations, _ = heads_with(planted.pose.rotation, 0)
     result = run(planted, answering(Hypotheses(rotations, planted.pose.shift_px)))
-    assert result.image < 1e-10 and result.mate == 0
-    torch.testing.assert_close(result.shift, planted.pose.shift_px.abs().mean() / 16)
+    assert result.losses["image"] < 1e-10 and result.losses["alternative"] == 0
+    torch.testing.assert_close(result.losses["shift"], planted.pose.shift_px.abs().mean() / 16)
     # a wrong shift costs
-    assert run(planted, answering(Hypotheses(rotations, -planted.pose.shift_px))).image > 0.01
+    assert run(planted, answering(Hypotheses(rotations, -planted.pose.shift_px))).losses["image"] > 0.01
 
 
 def half_noise(planted: Any) -> tuple[Any, Tensor]:
@@ -117,7 +121,7 @@ def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -
     shift_px = (planted.pose.shift_px + 0.2).requires_grad_()
     result = run(mixed, answering(Hypotheses(rotations, shift_px)), blank=blank, alternatives=False)
     assert torch.equal(result.shown.bool(), ~junk if blank else torch.ones_like(junk))
-    (result.image + result.shift).backward()
+    (result.losses["image"] + result.losses["shift"]).backward()
     assert rotations.grad is not None and shift_px.grad is not None
     assert (rotations.grad.abs().sum((1, 2, 3)) > 0)[~junk].all() and (shift_px.grad.abs().sum(1) > 0)[~junk].all()
     assert (rotations.grad.abs().sum((1, 2, 3)) == 0)[junk].all() == blank
@@ -125,13 +129,13 @@ def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -
     # the volume learns from the particles as if they were alone, and the others cost their own power
     found, mixed.decoder.density.grad = mixed.decoder.density.grad, None
     predicted = mixed.decoder.projector()(mixed.images.half_plane, planted.pose.rotation)
-    predicted = predicted * mixed.images.transfer * shift_phase(mixed.images.half_plane, planted.pose.shift_px + 0.2)
+    predicted = predicted * mixed.images.effective_ctf * shift_phase(mixed.images.half_plane, planted.pose.shift_px + 0.2)
     residual, power = (mixed.images.image_ft - predicted).abs().square().sum(1), mixed.images.image_ft.abs().square().sum(1)
     (residual[~junk].sum() / len(junk) / mixed.power).backward()
     wanted = mixed.decoder.density.grad
     assert ((found - wanted).norm() < 1e-4 * wanted.norm()).item() == blank
     if blank:
-        torch.testing.assert_close(result.image, (residual[~junk].sum() + power[junk].sum()) / len(junk) / mixed.power)
+        torch.testing.assert_close(result.losses["image"], (residual[~junk].sum() + power[junk].sum()) / len(junk) / mixed.power)
         torch.testing.assert_close(result.shift_sd_px, planted.pose.shift_px[~junk].std())
 
 
@@ -148,23 +152,23 @@ def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
     result = run(planted, answering(Hypotheses(wrong[:, None], planted.pose.shift_px)), alternatives=False)
     predicted = planted.project(planted.images.half_plane, wrong) * shifted_transfer(planted)
     wanted = (predicted - planted.images.image_ft).abs().square().sum(-1).mean() / planted.power
-    torch.testing.assert_close(result.image, wanted)
+    torch.testing.assert_close(result.losses["image"], wanted)
     assert wanted > 0.1
 
 
-@pytest.mark.parametrize("mate", [1, 2, 3])
-def test_a_winning_mate_pulls_its_hypothesis(planted: Any, mate: int) -> None:
-    rotations = (planted.pose.rotation @ HALF_TURNS[mate])[:, None].clone().requires_grad_()
+@pytest.mark.parametrize("half_turn", [1, 2, 3])
+def test_a_winning_half_turn_pulls_its_hypothesis(planted: Any, half_turn: int) -> None:
+    rotations = (planted.pose.rotation @ HALF_TURNS[half_turn])[:, None].clone().requires_grad_()
     answer = Hypotheses(rotations, planted.pose.shift_px)
-    result = run(planted, answering(answer), mate=mate)
-    assert result.image < 1e-10
-    assert result.mate.item() == pytest.approx(8 / 9, abs=1e-5)
-    result.mate.backward()
+    result = run(planted, answering(answer), half_turn=half_turn)
+    assert result.losses["image"] < 1e-10
+    assert result.losses["alternative"].item() == pytest.approx(8 / 9, abs=1e-5)
+    result.losses["alternative"].backward()
     # of 1/9 |hypothesis - winner|^2, where the winner is held fixed
     wanted = 2 / 9 * (rotations.detach() - planted.pose.rotation[:, None]) / len(rotations)
     torch.testing.assert_close(rotations.grad, wanted, atol=1e-6, rtol=1e-4)
-    without = run(planted, answering(answer), mate=mate, alternatives=False)
-    assert without.mate == 0 and without.image > 0.01
+    without = run(planted, answering(answer), half_turn=half_turn, alternatives=False)
+    assert without.losses["alternative"] == 0 and without.losses["image"] > 0.01
 
 
 def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) -> None:
@@ -176,8 +180,8 @@ def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) 
         seen.append(image_ft)
         return Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
 
-    assert run(planted, encoder, band=4, alternatives=False).image < 1e-10
-    assert run(planted, encoder, band=5, alternatives=False).image > 0.1
+    assert run(planted, encoder, band=4, alternatives=False).losses["image"] < 1e-10
+    assert run(planted, encoder, band=5, alternatives=False).losses["image"] > 0.1
     assert torch.equal(seen[0], images.image_ft)
 
 
@@ -187,11 +191,11 @@ def test_half_turn_scores_the_turned_image_too(planted: Any) -> None:
     right = Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
     right_turned = Hypotheses((planted.pose.rotation @ HALF_TURNS[1])[:, None], -planted.pose.shift_px)
     settings: dict[str, Any] = {"symmetric_loss": "half-turn", "alternatives": False}
-    assert run(planted, answering(wrong, right_turned), **settings).image < 1e-10
-    assert run(planted, answering(right, wrong), **settings).image < 1e-10
+    assert run(planted, answering(wrong, right_turned), **settings).losses["image"] < 1e-10
+    assert run(planted, answering(right, wrong), **settings).losses["image"] < 1e-10
     # what is right for the images is wrong for the turned ones
-    assert run(planted, answering(wrong, right), **settings).image > 0.01
-    assert run(planted, answering(wrong), alternatives=False).image > 0.01
+    assert run(planted, answering(wrong, right), **settings).losses["image"] > 0.01
+    assert run(planted, answering(wrong), alternatives=False).losses["image"] > 0.01
 
 
 @pytest.mark.parametrize("label", [4, 5])
@@ -205,10 +209,10 @@ def test_the_loss_compares_with_the_filtered_image_and_the_encoder_sees_the_imag
         return Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
 
     def loss(label: int, band: float = 8) -> float:
-        return run(planted, encoder, band, label=label, alternatives=False).image.item()
+        return run(planted, encoder, band, label=label, alternatives=False).losses["image"].item()
 
     assert loss(0) < 1e-10
-    images.transfer.mul_(kernel_transfer(gaussian_kernels(), images.half_plane)[label - 1])
+    images.effective_ctf.mul_(kernel_transfer(gaussian_kernels(), images.half_plane)[label - 1])
     assert loss(label) < 1e-10 and loss(label, band=4) < 1e-10
     assert loss(0) > 0.01 and loss({4: 5, 5: 4}[label]) > 1e-4
     assert all(torch.equal(shown, images.image_ft) for shown in seen)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ace_em.config import AceConfig, SimulationConfig
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import survey, working_set
+from ace_em.data.preprocess import read_stack
+from ace_em.data.survey import survey
 from ace_em.maths.fourier import radius_grid
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.encoder import Hypotheses
@@ -66,7 +67,7 @@ def test_noise_is_that_of_the_images(tmp_path: Path) -> None:
     config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=50.0, snr_db=-60.0, shift_sd=0.0)
     simulate(STRUCTURE, tmp_path, config)
     particles = Particles.open(tmp_path / "particles.star")
-    images = working_set(particles, survey(particles, sign=1.0), 32)
+    images = read_stack(particles, survey(particles, sign=1.0), 32).batch(slice(None))
     drawn = background_noise(2000, images.half_plane, images.noise_variance, seeded())
     real, made = (images.half_plane.to_image(ft).var(0) for ft in (images.image_ft, drawn))
     radius = radius_grid(32, 2)
@@ -86,8 +87,10 @@ def loss_and_input(planted: Any, noise: float, seed: int = 3) -> tuple[Tensor, T
         seen.append(image_ft)
         return Hypotheses(drawn.rotation[:, None], drawn.shift_px)
 
-    loss = pose_image_pose(encoder, planted.project, batch, 1.2, seeded(seed), AceConfig())  # type: ignore[arg-type]
-    clean = planted.project(batch.half_plane, drawn.rotation) * batch.transfer * shift_phase(batch.half_plane, drawn.shift_px)
+    loss = pose_image_pose(encoder, planted.project, batch, 1.2, seeded(seed), AceConfig())["pose"]  # type: ignore[arg-type]
+    clean = (
+        planted.project(batch.half_plane, drawn.rotation) * batch.effective_ctf * shift_phase(batch.half_plane, drawn.shift_px)
+    )
     return loss, seen[0], clean.detach()
 
 
@@ -111,7 +114,7 @@ def test_loss_is_in_fractions_of_the_box(planted: Any) -> None:
     def encoder(image_ft: Tensor) -> Hypotheses:
         return Hypotheses(drawn.rotation[:, None], drawn.shift_px + torch.tensor([0.8, 0.0]))
 
-    loss = pose_image_pose(encoder, planted.project, batch, 1.2, seeded(), AceConfig())  # type: ignore[arg-type]
+    loss = pose_image_pose(encoder, planted.project, batch, 1.2, seeded(), AceConfig())["pose"]  # type: ignore[arg-type]
     assert loss.item() == pytest.approx(0.8 / 16 / 2, rel=1e-4)
 
 
@@ -122,7 +125,7 @@ def test_frozen_decoder_does_not_move(planted: Any, freeze: bool) -> None:
     encoder = FourierEncoder(batch.half_plane, 5, 2, 2.0, width=16, depth=1)
     adam = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=0.1, weight_decay=0.1)
     density, weight = decoder.density.detach().clone(), encoder.heads.rotation.weight.detach().clone()
-    loss = pose_image_pose(encoder, decoder.projector(), batch, 1.0, seeded(), AceConfig(pip_freeze_decoder=freeze))
+    loss = pose_image_pose(encoder, decoder.projector(), batch, 1.0, seeded(), AceConfig(pip_freeze_decoder=freeze))["pose"]
     assert loss > 0.1
     loss.backward()
     assert (decoder.density.grad is None) == freeze

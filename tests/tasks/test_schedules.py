@@ -98,8 +98,8 @@ def test_the_label_is_filtered_until_its_warm_up_ends() -> None:
     assert label_kernel(0, AceConfig(label_steps=1)) == 5
 
 
-def test_the_plan_counts_copies_shells_and_mates() -> None:
+def test_the_plan_counts_copies_shells_and_half_turns() -> None:
     copies = {loss: step_plan(0, 1.0, AceConfig(symmetric_loss=loss)).copies for loss in LOSSES}
     assert copies == {"none": 1, "half-turn": 2, "generalised": 2}
     assert step_plan(0, 1.6, AceConfig(march=0.0, last_band=5.0)).band == pytest.approx(8.0)
-    assert [step_plan(step, 1.0, AceConfig()).mate for step in range(6)] == [1, 2, 3, 1, 2, 3]
+    assert [step_plan(step, 1.0, AceConfig()).half_turn for step in range(6)] == [1, 2, 3, 1, 2, 3]

@@ -8,20 +8,27 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ace_em.config import AceConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.config import AceConfig, FourierEncoderConfig, FourierNetConfig, VoxelGridConfig
 from ace_em.tasks.schedules import step_plan
-from ace_em.training.loop import Hooks, Progress, build_model, train
+from ace_em.training.autoencoder import build_model
+from ace_em.training.loop import Training
+from stacks import FixedStack
 
 DIAMETER, STEPS, WARM_UP = 10.0, 6, 2
 BASE = AceConfig(
-    steps=STEPS, batch=8, warmup_steps=0, width=16, depth=1, encoder_band=4.0, last_band=4.0, march=0.0, pip_warmup_steps=WARM_UP
+    steps=STEPS,
+    batch=8,
+    warmup_steps=0,
+    last_band=4.0,
+    march=0.0,
+    pip_warmup_steps=WARM_UP,
+    fourier=FourierEncoderConfig(band=4.0, width=16, depth=1),
 )
 DECODERS: dict[str, dict[str, Any]] = {
     "voxel slice": {"decoder": "voxel"},
-    "voxel integral": {"decoder": "voxel", "voxel_projector": "integral"},
-    "fouriernet direct": {"decoder": "fouriernet", "fouriernet_projector": "direct", "lr_decoder": 1e-3},
-    "fouriernet lattice": {"decoder": "fouriernet", "fouriernet_projector": "lattice", "lr_decoder": 1e-3},
+    "voxel integral": {"decoder": "voxel", "voxel": VoxelGridConfig(projector="integral")},
+    "fouriernet direct": {"decoder": "fouriernet", "fouriernet": FourierNetConfig("direct")},
+    "fouriernet lattice": {"decoder": "fouriernet", "fouriernet": FourierNetConfig("lattice")},
 }
 Schedule = Literal["together", "succession", "alternating"]
 IPI: dict[Schedule, list[bool]] = {
@@ -42,17 +49,16 @@ def moved(before: list[Tensor], after: list[Tensor]) -> list[bool]:
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("schedule", get_args(Schedule))
 @pytest.mark.parametrize("freeze", [True, False])
-def test_only_ipi_moves_a_frozen_decoder(blobs: WorkingSet, decoder: str, schedule: Schedule, freeze: bool) -> None:
+def test_only_ipi_moves_a_frozen_decoder(blobs: FixedStack, decoder: str, schedule: Schedule, freeze: bool) -> None:
     """Adam's momentum and the weight decay count: they too must leave it alone."""
     config = dataclasses.replace(BASE, pip_schedule=schedule, pip_freeze_decoder=freeze, **DECODERS[decoder])
     decoders, encoders, gradients = [], [], []
 
-    def on_step(progress: Progress) -> None:
-        decoders.append(parameters(progress.model.decoder))
-        encoders.append(parameters(progress.model.encoder))
-        gradients.append([p.grad for p in progress.model.decoder.parameters()])
-
-    train(blobs, DIAMETER, config, Fabric(accelerator="cpu", devices=1), 0, Hooks(on_step))
+    training = Training(blobs, DIAMETER, config, Fabric(accelerator="cpu", devices=1), 0)
+    for _ in training:
+        decoders.append(parameters(training.model.decoder))
+        encoders.append(parameters(training.model.encoder))
+        gradients.append([p.grad for p in training.model.decoder.parameters()])
     assert len(decoders) == STEPS
     for step in range(1, STEPS):
         moves = IPI[schedule][step] or not freeze
@@ -63,18 +69,18 @@ def test_only_ipi_moves_a_frozen_decoder(blobs: WorkingSet, decoder: str, schedu
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("freeze", [True, False])
-def test_losses_of_a_pip_only_update(blobs: WorkingSet, decoder: str, freeze: bool) -> None:
+def test_losses_of_a_pip_only_update(blobs: FixedStack, decoder: str, freeze: bool) -> None:
     """Its total is beta L_PIP; the image loss is not even computed, and the shifts' spread waits."""
     config = dataclasses.replace(BASE, pip_schedule="succession", pip_freeze_decoder=freeze, pip_weight=0.4, **DECODERS[decoder])
     torch.manual_seed(0)
     model = build_model(blobs, DIAMETER, config, torch.Generator().manual_seed(1))
     plan, spread = step_plan(WARM_UP, 1.6, config), model.shift_sd_px.item()
     assert not plan.ipi
-    batch = blobs.rows(slice(0, 8))
-    losses = model(batch.image_ft, batch.transfer, plan, torch.Generator().manual_seed(3))
-    assert losses.image == 0 and losses.pose > 0.1
-    torch.testing.assert_close(losses.total.detach(), 0.4 * losses.pose)
+    batch = blobs.batch(slice(0, 8))
+    losses = model(batch.image_ft, batch.effective_ctf, batch.noise_variance, plan, torch.Generator().manual_seed(3))
+    assert set(losses) == {"total", "pose"} and losses["pose"] > 0.1
+    torch.testing.assert_close(losses["total"].detach(), 0.4 * losses["pose"])
     assert model.shift_sd_px.item() == spread
-    losses.total.backward()
+    losses["total"].backward()
     assert all((p.grad is None) == freeze for p in model.decoder.parameters())
     assert all(p.grad is not None for p in model.encoder.parameters())

@@ -8,17 +8,20 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.config import AceConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.config import AceConfig, FourierEncoderConfig
+from ace_em.data.particle_stack import ParticleStack
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.models.encoder import Hypotheses
+from ace_em.physics.ctf import ctf
 from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
-from ace_em.training.loop import build_model, candidates, encode
+from ace_em.training.autoencoder import build_model
+from ace_em.training.infer import candidates, encode
+from stacks import stack_of
 
 N = 30
-SMALL = AceConfig(width=16, depth=1, encoder_band=4.0, hypotheses=3, alternatives=False)
+SMALL = AceConfig(fourier=FourierEncoderConfig(band=4.0, width=16, depth=1), hypotheses=3, alternatives=False)
 SYMMETRIC: dict[str, dict[str, Tensor]] = {
     "half-turn": {"images": torch.eye(2), "half turn": -torch.eye(2)},
     "generalised": {
@@ -51,23 +54,24 @@ class Knows(torch.nn.Module):
         return Hypotheses(rotation, shift)
 
 
-def model_and_images(astigmatic_blobs: WorkingSet, **settings: Any) -> tuple[Any, WorkingSet, Pose]:
+def model_and_images(astigmatic_blobs: ParticleStack, **settings: Any) -> tuple[Any, ParticleStack, Pose]:
     """A lumpy volume as the decoder's, and noise-free images of it, with optics."""
     generator = torch.Generator().manual_seed(2)
     model = build_model(astigmatic_blobs, 10.0, dataclasses.replace(SMALL, **settings), generator)
-    images = astigmatic_blobs.rows(slice(0, N))
+    images = astigmatic_blobs.subset(slice(0, N))
     pose = Pose(roma.random_rotmat(N, generator=generator), torch.randn(N, 2, generator=generator))
     with torch.no_grad():
         decoder: Any = model.decoder
         noise = torch.randn(decoder.density.shape, generator=generator)
         decoder.density *= torch.nn.functional.avg_pool3d(noise[None], 3, 1, 1)[0]
-        image_ft = project(volume_to_ft(model.decoder.volume()), images.transfer, images.half_plane, pose)
-    return model, images.with_images(image_ft), pose
+        effective_ctf = ctf(images.ctf, images.half_plane, images.pixel_size_angstrom)
+        image_ft = project(volume_to_ft(model.decoder.volume()), effective_ctf, images.half_plane, pose)
+    return model, stack_of(images.half_plane, image_ft, images.ctf, images.pixel_size_angstrom), pose
 
 
-def as_copy(images: WorkingSet, turn: Tensor) -> Tensor:
+def as_copy(images: ParticleStack, turn: Tensor) -> Tensor:
     """The images moved by a diagonal ``A``: mirrored in y, turned by 180 degrees, or both; coefficient by coefficient."""
-    image_ft = images.image_ft
+    image_ft = images.images(slice(None))
     if torch.linalg.det(turn) < 0:
         place = {(int(kx), int(ky)): i for i, (kx, ky) in enumerate(images.half_plane.k.tolist())}
         # F'(kx, ky) = F(kx, -ky), which for kx = 0 is the other member of its own Hermitian pair
@@ -80,12 +84,12 @@ CASES = [(loss, copy) for loss, copies in SYMMETRIC.items() for copy in copies]
 
 
 @pytest.mark.parametrize("block", [11, 250])
-@pytest.mark.parametrize("alternatives", [False, True])
+@pytest.mark.parametrize("with_alternatives", [False, True])
 @pytest.mark.parametrize(("loss", "copy"), CASES)
 def test_encode_returns_the_poses_of_the_images(
-    astigmatic_blobs: WorkingSet, loss: Literal["half-turn", "generalised"], copy: str, mates: bool, block: int
+    astigmatic_blobs: ParticleStack, loss: Literal["half-turn", "generalised"], copy: str, with_alternatives: bool, block: int
 ) -> None:
-    model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss, alternatives=mates)
+    model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss, alternatives=with_alternatives)
     turn = SYMMETRIC[loss][copy]
     model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
     found = encode(model, images, block)
@@ -95,7 +99,7 @@ def test_encode_returns_the_poses_of_the_images(
 
 
 @pytest.mark.parametrize(("loss", "copy"), [("half-turn", "mirror"), ("none", "half turn"), ("none", "mirror")])
-def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: WorkingSet, loss: str, copy: str) -> None:
+def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: ParticleStack, loss: str, copy: str) -> None:
     model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss)
     turn = SYMMETRIC["generalised"][copy]
     model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
@@ -104,8 +108,8 @@ def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: Worki
     assert angular_distance_deg(found.rotation, pose.rotation).median() > 20
 
 
-def test_every_copy_adds_its_candidates(astigmatic_blobs: WorkingSet) -> None:
-    """Hypotheses, times 4 with their mates, times the copies; each with the shift of its copy."""
+def test_every_copy_adds_its_candidates(astigmatic_blobs: ParticleStack) -> None:
+    """Hypotheses, times 4 with their half turns, times the copies; each with the shift of its copy."""
     wanted = {
         ("none", False): 3,
         ("none", True): 12,
@@ -113,9 +117,9 @@ def test_every_copy_adds_its_candidates(astigmatic_blobs: WorkingSet) -> None:
         ("generalised", False): 12,
         ("generalised", True): 48,
     }
-    for (loss, mates), count in wanted.items():
-        model, images, _ = model_and_images(astigmatic_blobs, symmetric_loss=loss, alternatives=mates)
+    for (loss, with_alternatives), count in wanted.items():
+        model, images, _ = model_and_images(astigmatic_blobs, symmetric_loss=loss, alternatives=with_alternatives)
         with torch.no_grad():
-            found = candidates(model.eval(), images)
+            found = candidates(model.eval(), images.batch(slice(None)))
         assert found.rotation.shape == (N, count, 3, 3) and found.shift_px.shape == (N, count, 2)
         torch.testing.assert_close(torch.linalg.det(found.rotation), torch.ones(N, count), atol=1e-5, rtol=0)

@@ -6,7 +6,7 @@ them in the dark scheme. matplotlib is imported where it is used, without pyplot
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -183,31 +183,26 @@ def histogram_figure(defocus_um: np.ndarray | None, confidence: np.ndarray | Non
     """
     import matplotlib
 
-    panels: list[Callable[[Axes], None]] = []
-    if defocus_um is not None:
-        panels.append(lambda axes: _histogram(axes, defocus_um, "defocus (µm)", COLOURS[0]))
-    if confidence is not None:
-        panels.append(lambda axes: _histogram(axes, confidence, "largest pose probability", COLOURS[2], (0.0, 1.0)))
-    if shift_angstrom is not None:
-        length = np.hypot(*shift_angstrom.T)
-        panels.append(lambda axes: _histogram(axes, length, "in-plane shift (Å)", COLOURS[1]))
-        panels.append(lambda axes: _scatter(axes, shift_angstrom))
-    if not panels:
+    columns = {"defocus (µm)": defocus_um, "largest pose probability": confidence}
+    columns["in-plane shift (Å)"] = None if shift_angstrom is None else np.hypot(*shift_angstrom.T)
+    found = [(name, values) for name, values in columns.items() if values is not None]
+    n_panels = len(found) + (shift_angstrom is not None)
+    if not n_panels:
         raise InputError("poses.star has neither defocus nor poses")
-    n_rows = (len(panels) + 1) // 2
+    n_rows, colours = (n_panels + 1) // 2, dict(zip(columns, (COLOURS[0], COLOURS[2], COLOURS[1]), strict=True))
     with matplotlib.rc_context(CHART):
         figure = new_figure((5.6, 2.7 * n_rows))
-        grid = figure.add_gridspec(n_rows, 2)
-        for n, draw in enumerate(panels):
-            full_width = n == len(panels) - 1 and n % 2 == 0
-            draw(figure.add_subplot(grid[n // 2, :] if full_width else grid[n // 2, n % 2]))
+        panels = figure.subplots(n_rows, 2, squeeze=False).flatten()
+        for axes, (name, values) in zip(panels, found, strict=False):
+            limits = (0.0, 1.0) if values is confidence else None
+            axes.hist(values, bins=min(40, max(5, int(len(values) ** 0.5))), range=limits, color=colours[name])
+            axes.axvline(float(np.median(values)), color="black", linewidth=1.2, linestyle="--")
+            axes.set(xlabel=name, ylabel="particles", xlim=limits)
+        if shift_angstrom is not None:
+            _scatter(panels[n_panels - 1], shift_angstrom)
+        for axes in panels[n_panels:]:
+            axes.remove()
         return png(figure)
-
-
-def _histogram(axes: "Axes", values: np.ndarray, name: str, colour: str, limits: tuple[float, float] | None = None) -> None:
-    axes.hist(values, bins=min(40, max(5, int(len(values) ** 0.5))), range=limits, color=colour)
-    axes.axvline(float(np.median(values)), color="black", linewidth=1.2, linestyle="--")
-    axes.set(xlabel=name, ylabel="particles", xlim=limits)
 
 
 def _scatter(axes: "Axes", shift: np.ndarray) -> None:

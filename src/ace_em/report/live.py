@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ace_em.errors import InputError
 from ace_em.report.live_status import LIVE_PARTS, SERVED, LiveParts, read_status, served_file
@@ -60,9 +59,11 @@ class Access:
 
     @property
     def cookie(self) -> str:
+        """Name of the cookie with the token."""
         return f"ace_em_{self.port}"
 
     def has_token(self, request: Request) -> bool:
+        """Whether the request has the token, if one is needed."""
         given = request.query_params.get("token") or request.cookies.get(self.cookie) or ""
         return self.loopback or secrets.compare_digest(given.encode(), self.token.encode())
 
@@ -122,7 +123,8 @@ def build_app(run: Path, access: Access, parts: LiveParts) -> FastAPI:
     @app.post("/stop")
     def stop(request: Request) -> dict[str, Any]:
         # a browser sends the origin of the page with every POST; a page of another site cannot change it
-        if urlsplit(request.headers.get("origin", "")).netloc != request.headers.get("host"):
+        host = request.headers.get("host")
+        if request.headers.get("origin") not in (f"http://{host}", f"https://{host}"):
             raise HTTPException(403, "only a page of this server may stop the run")
         ask_to_stop(run)
         return parts.state()

@@ -89,6 +89,7 @@ class RunFiles:
     inside_only: bool
 
     def readable(self, file: str) -> bool:
+        """Whether a file exists and may be read."""
         return (self.path / file).is_file() and not (self.inside_only and leads_out(self.path, file))
 
     def stage(self, name: str) -> list[Record]:

@@ -223,8 +223,8 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     if "ab initio search" in phases:
         caption += (
             " (not independent in the ab initio search, where they share a reference); share of the signal that the map explains "
-            "(above 100 %: it fits noise). The ab initio search takes a new subset of the images each round; search and "
-            "refinement take all, in two half-sets"
+            "(above 100 %: it fits noise). The ab initio search uses a new subset of the images each round, search and "
+            "refinement all images, in two half-sets"
         )
     if len(phases) > ("ab initio search" in phases):
         caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"

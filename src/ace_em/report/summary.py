@@ -120,6 +120,7 @@ def show(value: float, unit: str = "", digits: int = 3) -> str:
 
 
 def show_count(n: float) -> str:
+    """A count, a dash when unknown."""
     return f"{n:,.0f}" if math.isfinite(n) else "–"
 
 

@@ -1,4 +1,4 @@
-"""Eq. 7's bookkeeping: an image, its CTF and its pose turn together, or the residual says so; fields stay in step."""
+"""Stacks and batches: values that stay as they are, and whose images, CTFs and poses turn together (eq. 7)."""
 
 import dataclasses
 import math
@@ -8,16 +8,18 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import TransferOptics, WorkingSet
+from ace_em.data.particle_stack import Batch, Optics, ParticleStack
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.image_rotation import plane_turn
 from ace_em.physics.ctf import CTFParameters, ctf
 from ace_em.physics.imaging import shift_phase
+from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
 from ace_em.simulation.density import project_atoms
 from ace_em.simulation.structure import Atoms
+from stacks import stack_of
 
-N, PIXEL, RESOLUTION = 12, 4.0, 22.0
+N, BOX, PIXEL, RESOLUTION = 12, 32, 4.0, 22.0
 ANGLE_DEG = torch.linspace(20.0, 340.0, N)
 MIRRORS = (torch.zeros(N, dtype=torch.bool), torch.ones(N, dtype=torch.bool), torch.arange(N) % 2 == 0)
 NO_TURN, NO_MIRROR = torch.zeros(N), torch.zeros(N, dtype=torch.bool)
@@ -35,7 +37,7 @@ def poses() -> Pose:
     return Pose(roma.random_rotmat(N, generator=generator), 2 * torch.randn(N, 2, generator=generator))
 
 
-def optics(half_plane: HalfPlane) -> TransferOptics:
+def optics(half_plane: HalfPlane) -> Optics:
     """U - V of 9000 Angstrom, which moves the zeros by several shells; a gain that falls off, as a whitening's does."""
     generator = torch.Generator().manual_seed(5)
     mean = 12000 + 3000 * torch.rand(N, generator=generator)
@@ -48,7 +50,18 @@ def optics(half_plane: HalfPlane) -> TransferOptics:
         torch.full((N,), 0.1),
         torch.zeros(N),
     )
-    return TransferOptics(parameters, PIXEL, 0.5 + torch.exp(-((half_plane.radius / 10) ** 2)))
+    return Optics(parameters, (0.5 + torch.exp(-((half_plane.radius / 10) ** 2))).expand(N, -1), PIXEL)
+
+
+def two_groups(box: int) -> tuple[ParticleStack, Tensor]:
+    """Images of two groups of noise, and the whitening power of these (2, n_shells)."""
+    generator, half_plane = torch.Generator().manual_seed(7), HalfPlane.within(box)
+    power = 0.5 + torch.rand(2, box // 2 + 1, generator=generator)
+    noise = NoiseModel(power, torch.tensor([[1.0], [0.5]]).expand(2, box // 2 + 1))
+    image_ft = torch.randn(N, len(half_plane), dtype=torch.complex64, generator=generator)
+    stack = stack_of(half_plane, image_ft, optics(half_plane).ctf, PIXEL, noise)
+    stack = dataclasses.replace(stack, noise_group=torch.arange(N) % 2)
+    return stack.with_intensity_scale(0.5 + torch.rand(N, generator=generator)), power
 
 
 def clean(half_plane: HalfPlane, pose: Pose) -> Tensor:
@@ -57,16 +70,16 @@ def clean(half_plane: HalfPlane, pose: Pose) -> Tensor:
     return slices * shift_phase(half_plane, pose.shift_px)
 
 
-def images(box: int) -> WorkingSet:
+def images(box: int) -> Batch:
     half_plane = HalfPlane.within(box)
-    transfer = optics(half_plane).transfer(half_plane)
-    variance = torch.linspace(0.5, 1, len(half_plane))
-    return WorkingSet(half_plane, clean(half_plane, poses()) * transfer, transfer, variance, optics(half_plane))
+    effective_ctf = optics(half_plane).effective_ctf(half_plane)
+    variance = torch.linspace(0.5, 1, len(half_plane)).expand(N, -1)
+    return Batch(half_plane, clean(half_plane, poses()) * effective_ctf, effective_ctf, variance, optics(half_plane))
 
 
-def residual(batch: WorkingSet, pose: Pose, transfer: Tensor | None = None) -> Tensor:
+def residual(batch: Batch, pose: Pose, effective_ctf: Tensor | None = None) -> Tensor:
     """``|Y - prediction|^2`` (N,) of the power."""
-    predicted = clean(batch.half_plane, pose) * (batch.transfer if transfer is None else transfer)
+    predicted = clean(batch.half_plane, pose) * (batch.effective_ctf if effective_ctf is None else effective_ctf)
     return (batch.image_ft - predicted).abs().square().sum(1) / batch.image_ft.abs().square().sum(1)
 
 
@@ -79,7 +92,7 @@ def test_image_ctf_and_pose_turn_together(box: int, mirror: Tensor) -> None:
     assert residual(turned, turned_pose).max() < 2e-3
     torch.testing.assert_close(torch.linalg.det(turned_pose.rotation), torch.ones(N))
     # any of the three left behind raises it
-    assert residual(turned, turned_pose, batch.transfer).mean() > 0.03
+    assert residual(turned, turned_pose, batch.effective_ctf).mean() > 0.03
     assert residual(turned, pose).median() > 0.1
     assert residual(turned, Pose(turned_pose.rotation, pose.shift_px)).median() > 0.1
     assert residual(turned, Pose(pose.rotation, turned_pose.shift_px)).median() > 0.1
@@ -92,7 +105,7 @@ def test_image_ctf_and_pose_turn_together(box: int, mirror: Tensor) -> None:
         assert residual(turned, unmirrored)[mirror].median() > 0.1
         assert batch.optics is not None
         astray = dataclasses.replace(batch.optics, ctf=batch.optics.ctf.turned(ANGLE_DEG, NO_MIRROR))
-        assert residual(turned, turned_pose, astray.transfer(batch.half_plane))[mirror].mean() > 0.03
+        assert residual(turned, turned_pose, astray.effective_ctf(batch.half_plane))[mirror].mean() > 0.03
 
 
 @pytest.mark.parametrize("box", [64, 65])
@@ -100,10 +113,10 @@ def test_half_a_turn_is_the_conjugate(box: int) -> None:
     """What eq. 6 does: no interpolation, and the CTF is even."""
     batch = images(box)
     turned = batch.turned(torch.full((N,), 180.0), NO_MIRROR)
-    torch.testing.assert_close(turned.transfer, batch.transfer, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(turned.effective_ctf, batch.effective_ctf, atol=1e-4, rtol=1e-4)
     exact = batch.with_images(batch.image_ft.conj())
     assert residual(exact, poses().in_turned_image(-torch.eye(2))).max() < 1e-6
-    assert exact.optics is batch.optics and torch.equal(exact.transfer, batch.transfer)
+    assert exact.optics is batch.optics and torch.equal(exact.effective_ctf, batch.effective_ctf)
 
 
 def test_ctf_turned_by_hand() -> None:
@@ -141,15 +154,15 @@ def test_pose_of_a_turned_image_by_hand(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(back.shift_px, pose.shift_px, atol=1e-6, rtol=0)
 
 
-def assert_in_step(batch: WorkingSet) -> None:
-    """The transfer is still what the optics say, and every field has the half-plane's length."""
+def assert_in_step(batch: Batch) -> None:
+    """The effective CTF is still what the optics say, and every field has the half-plane's length."""
     n = len(batch.half_plane)
-    assert batch.image_ft.shape == batch.transfer.shape == (len(batch), n) and batch.noise_variance.shape == (n,)
-    assert batch.optics is not None and batch.optics.gain.shape == (n,) and len(batch.optics.ctf) == len(batch)
-    torch.testing.assert_close(batch.optics.transfer(batch.half_plane), batch.transfer, atol=1e-5, rtol=0)
+    assert batch.image_ft.shape == batch.effective_ctf.shape == (len(batch), n) == batch.noise_variance.shape
+    assert batch.optics is not None and batch.optics.gain.shape == (len(batch), n) and len(batch.optics.ctf) == len(batch)
+    torch.testing.assert_close(batch.optics.effective_ctf(batch.half_plane), batch.effective_ctf, atol=1e-5, rtol=0)
 
 
-def test_rows_band_and_to_keep_the_fields_in_step() -> None:
+def test_rows_and_band_keep_the_fields_in_step() -> None:
     batch = images(32)
     rows = torch.tensor([7, 0, 7, 3])
     assert_in_step(batch)
@@ -160,24 +173,70 @@ def test_rows_band_and_to_keep_the_fields_in_step() -> None:
     assert_in_step(inner)
     assert inner.half_plane.radius.max() <= 6.5 < batch.half_plane.radius[len(inner.half_plane)]
     assert torch.equal(inner.image_ft, batch.image_ft[:, : len(inner.half_plane)]) and inner.box == 32
-    assert_in_step(batch.to(torch.device("cpu")))
     assert_in_step(batch.rows(rows).band(9).rows(slice(1, 3)).turned(ANGLE_DEG[:2], MIRRORS[2][:2]))
-    assert batch.to(torch.device("meta")).optics.ctf.voltage_kv.device.type == "meta"  # type: ignore[union-attr]
 
 
-def test_cat_stacks_images_with_their_transfer() -> None:
+def test_cat_stacks_images_with_their_effective_ctf() -> None:
     batch = images(32)
     turned = batch.turned(ANGLE_DEG, MIRRORS[2])
-    both = WorkingSet.cat([batch, turned])
+    both = Batch.cat([batch, turned])
     assert len(both) == 2 * N and both.half_plane is batch.half_plane
     for part, rows in ((batch, slice(0, N)), (turned, slice(N, 2 * N))):
-        assert torch.equal(both.image_ft[rows], part.image_ft) and torch.equal(both.transfer[rows], part.transfer)
-    assert torch.equal(both.noise_variance, batch.noise_variance)
+        assert torch.equal(both.image_ft[rows], part.image_ft) and torch.equal(both.effective_ctf[rows], part.effective_ctf)
+    assert torch.equal(both.noise_variance[N:], batch.noise_variance)
 
 
 def test_no_turn_without_optics() -> None:
     batch = dataclasses.replace(images(32), optics=None)
     with pytest.raises(ValueError, match="optics"):
         batch.turned(NO_TURN, NO_MIRROR)
+    with pytest.raises(ValueError, match="optics"):
+        batch.quadrature()
     # everything else needs none
-    assert batch.rows(slice(0, 3)).band(5).to(torch.device("cpu")).optics is None
+    assert batch.rows(slice(0, 3)).band(5).optics is None
+
+
+def test_a_stack_gives_whitened_images_and_their_effective_ctf() -> None:
+    """Two groups of noise, intensity scales, rows out of order, bands: all written out by hand."""
+    stack, power = two_groups(BOX)
+    rows = torch.tensor([5, 0, 11, 3])
+    sd = power[stack.noise_group[rows]][:, stack.half_plane.shell].sqrt()
+    batch = stack.batch(rows)
+    torch.testing.assert_close(batch.image_ft, stack.store.read(rows, len(sd[0])) / sd)
+    expected = ctf(stack.ctf[rows], stack.half_plane, PIXEL) * stack.intensity_scale[rows, None] / sd
+    torch.testing.assert_close(batch.effective_ctf, expected)
+    torch.testing.assert_close(batch.noise_variance, stack.noise.variance[stack.noise_group[rows]][:, stack.half_plane.shell])
+    assert_in_step(batch)
+    torch.testing.assert_close(stack.images(rows), batch.image_ft)
+    inner = stack.subset(rows).band(6.5)
+    again = inner.batch(slice(1, 3))
+    n = len(inner.half_plane)
+    assert torch.equal(again.image_ft, batch.image_ft[1:3, :n]) and torch.equal(again.effective_ctf, batch.effective_ctf[1:3, :n])
+    torch.testing.assert_close(stack.power()[rows], batch.image_ft.abs().square().sum(1))
+    torch.testing.assert_close(stack.noise_power()[rows], batch.noise_variance.sum(1))
+    torch.testing.assert_close(stack.noise_power_sd(0.5)[rows], (batch.noise_variance.square().sum(1) / 0.5).sqrt())
+
+
+def test_a_stack_is_a_value() -> None:
+    """Other noise, scales or defocus give another stack over the same coefficients; the first stays as it is."""
+    stack, power = two_groups(BOX)
+    before = stack.batch(slice(None))
+    other = stack.with_noise(stack.noise.scaled(torch.full((2, 5), 4.0))).with_intensity_scale(2 * stack.intensity_scale)
+    other = other.with_ctf(stack.ctf.defocused(torch.full((N,), 900.0)))
+    after, now = other.batch(slice(None)), stack.batch(slice(None))
+    assert torch.equal(now.image_ft, before.image_ft) and torch.equal(now.effective_ctf, before.effective_ctf)
+    low = stack.half_plane.shell < 5
+    torch.testing.assert_close(after.image_ft[:, low], before.image_ft[:, low] / 2)
+    assert torch.equal(after.image_ft[:, ~low], before.image_ft[:, ~low])
+    assert not torch.allclose(after.effective_ctf, before.effective_ctf, rtol=0.1)
+    assert other.store is stack.store and not [name for name in dir(stack) if name.endswith("_") and not name.startswith("_")]
+
+
+def test_noise_models() -> None:
+    model = NoiseModel.of(torch.tensor([[4.0, 1.0, 0.1], [2.0, 2.0, 2.0]]), 0.5, 0.8)
+    torch.testing.assert_close(model.whitening_power, 0.8 * torch.tensor([[4.0, 1.0, 0.5], [2.0, 2.0, 2.0]]))
+    torch.testing.assert_close(model.variance, torch.tensor([[1.0, 1.0, 0.2], [1.0, 1.0, 1.0]]))
+    assert model.floored.tolist() == [[False, False, True], [False] * 3]
+    one = model.pooled(torch.tensor([300.0, 100.0]))
+    torch.testing.assert_close(one.whitening_power, 0.8 * torch.tensor([[3.5, 1.25, 0.875]]))
+    torch.testing.assert_close(one.whitening_power * one.variance, 0.8 * torch.tensor([[3.5, 1.25, 0.575]]))
