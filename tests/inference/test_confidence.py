@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 import roma
 import torch
-from ace_em.data.working_set import WorkingSet
 from torch import Tensor
 
 from ace_em.config import SearchConfig
 from ace_em.inference.confidence import (
-    Usual,
+    ResidualBaseline,
     _on_grid,
     arrangement_probability,
     evidence,
     pose_probability,
-    residual_excess,
+    residual_z,
 )
 from ace_em.maths.point_group import point_group
 from ace_em.maths.rotations import angular_distance_deg
@@ -25,9 +24,9 @@ from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement import search as search_module
 from ace_em.refinement.half_sets import HalfSets, HalfSetState, next_round, shared_start
-from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
-from ace_em.refinement.symmetry import symmetrise_volume
+from stacks import FixedStack
+from volumes import symmetrise_volume
 
 C1 = torch.eye(3)[None]
 CONFIG = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05, last_band=4.5)
@@ -42,17 +41,16 @@ def half_of(n: int) -> Tensor:
     return 1 + torch.arange(n) % 2
 
 
-def settled(images: WorkingSet, pose: Pose, mask: Tensor, volume: Tensor, group: Tensor = C1) -> tuple[HalfSets, HalfSetState]:
+def settled(images: FixedStack, pose: Pose, mask: Tensor, volume: Tensor, group: Tensor = C1) -> tuple[HalfSets, HalfSetState]:
     """Half-sets, and their maps from these poses."""
-    images = dataclasses.replace(images, image_ft=images.image_ft.clone(), transfer=images.transfer.clone())
     sets = HalfSets(images, half_of(len(images)), mask, group)
-    start = shared_start(volume, pose, 7.0, Calibration.none(20, len(images)))
+    start = shared_start(images, volume, pose, 7.0)
     return sets, next_round(sets, start, 7.0, None)
 
 
 def probability(sets: HalfSets, state: HalfSetState, group: Tensor = C1) -> Tensor:
     found = evidence(sets, state, space_of(group), DISTINCT)
-    return pose_probability(found.against, found.excess, Usual.of(found.excess))
+    return pose_probability(found.log_odds_against, found.residual_z, ResidualBaseline.of(found.residual_z))
 
 
 def turned(pose: Pose, rows: Tensor, seed: int = 3) -> Pose:
@@ -102,11 +100,11 @@ def test_noise_is_judged_by_a_map_that_it_is_not_part_of(particle: Any) -> None:
     for _ in range(3):
         pose = state.pose.rotation.clone()
         for mine, own in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
-            found = find_poses(volume_to_ft(own), sets.images.rows(mine).band(7), state.pose[mine], grid, CONFIG)
+            found = find_poses(volume_to_ft(own), sets.stack.subset(mine).band(7), state.pose[mine], grid, CONFIG)
             pose[mine] = found.pose.rotation
         state = next_round(sets, dataclasses.replace(state, pose=Pose(pose, state.pose.shift_px)), 7.0, None)
     # as strong as the images have them: a map that is believed
-    loud = dataclasses.replace(state.halves, half1=state.halves.unfiltered1 * p.mask, half2=state.halves.unfiltered2 * p.mask)
+    loud = dataclasses.replace(state.halves, half1=state.halves.weak1 * p.mask, half2=state.halves.weak2 * p.mask)
     state = dataclasses.replace(state, halves=loud)
     assert probability(sets, state).max() < 0.1
     swapped = dataclasses.replace(loud, half1=loud.half2, half2=loud.half1)
@@ -117,9 +115,9 @@ def test_answers_that_are_alike_share_the_probability(particle: Any) -> None:
     """A map with a two-fold axis, searched without it: two poses are right; with it they are one."""
     p, group = particle(200, noise=1.0, brightness=4.0), point_group("C2").float()
     volume = symmetrise_volume(p.volume * p.mask, group)
-    clean = project(volume_to_ft(volume), p.images.transfer, p.images.half_plane, p.pose)
-    noise = p.images.image_ft - project(p.volume_ft, p.images.transfer, p.images.half_plane, p.pose)
-    images = dataclasses.replace(p.images, image_ft=clean + noise)
+    clean = project(volume_to_ft(volume), p.images.effective_ctf, p.images.half_plane, p.pose)
+    noise = p.images.image_ft - project(p.volume_ft, p.images.effective_ctf, p.images.half_plane, p.pose)
+    images = p.images.with_images(clean + noise)
     sets, state = settled(images, p.pose, p.mask, volume)
     exact = dataclasses.replace(state.halves, half1=volume, half2=volume)
     state = dataclasses.replace(state, halves=exact)
@@ -128,18 +126,18 @@ def test_answers_that_are_alike_share_the_probability(particle: Any) -> None:
 
 
 def test_an_image_of_something_else_leaves_more(particle: Any) -> None:
-    usual = Usual(0.0, 1.0)
-    said = pose_probability(torch.full((5,), -50.0), torch.tensor([-3.0, 0.0, 2.0, 3.0, 5.0]), usual)
+    baseline = ResidualBaseline(0.0, 1.0)
+    said = pose_probability(torch.full((5,), -50.0), torch.tensor([-3.0, 0.0, 2.0, 3.0, 5.0]), baseline)
     assert said[0] == said[1] == pytest.approx(1 / 1.01)
     assert said[1] > said[2] > 0.9 > said[3] > 0.5 > 0.01 > said[4]
-    spread = Usual.of(torch.tensor([1.0, 2.0, 3.0, 4.0, 1000.0]))
+    spread = ResidualBaseline.of(torch.tensor([1.0, 2.0, 3.0, 4.0, 1000.0]))
     assert (spread.median, spread.spread) == (3.0, pytest.approx(1.4826))
     # noise alone leaves nothing, within its spread, of which neighbours that are alike make more
     p = particle(500, noise=1.0, brightness=0.0)
-    excess = residual_excess(p.images.image_ft.abs().square().sum(1), p.images.noise_variance, 1.0)
-    assert excess.mean().abs() < 0.2 and excess.std() == pytest.approx(1, abs=0.1)
-    half = residual_excess(p.images.image_ft.abs().square().sum(1), p.images.noise_variance, 0.25)
-    torch.testing.assert_close(half, excess / 2)
+    z = residual_z(p.images.power(), p.images, 1.0)
+    assert z.mean().abs() < 0.2 and z.std() == pytest.approx(1, abs=0.1)
+    half = residual_z(p.images.power(), p.images, 0.25)
+    torch.testing.assert_close(half, z / 2)
 
 
 def test_the_grid_is_summed_without_the_pose_that_is_kept(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +158,7 @@ def test_the_grid_is_summed_without_the_pose_that_is_kept(particle: Any, monkeyp
         pose = Pose(
             rotations[~near][:, None].expand(-1, 3, -1, -1), (kept.shift_px[i] + grid.shifts_px).expand(sum(~near), -1, -1)
         )
-        predicted = project(p.volume_ft, p.images.transfer[i], p.images.half_plane, pose)
+        predicted = project(p.volume_ft, p.images.effective_ctf[i], p.images.half_plane, pose)
         image = p.images.image_ft[i]
         likelihood = image.abs().square().sum() - (image - predicted).abs().square().sum(-1)
         wanted.append((share * likelihood).flatten().logsumexp(0))

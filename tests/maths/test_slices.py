@@ -12,6 +12,7 @@ from torch_fourier_slice import project_3d_to_2d
 
 from ace_em.maths.fourier import centred_fft, resize
 from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.rotations import alternatives
 from ace_em.maths.slices import (
     VolumeFT,
     central_slices,

@@ -1,4 +1,4 @@
-"""Exploring: when it stops, what it explains, that it mends poses, and that images held out tell a right map."""
+"""The ab initio search: when it stops, what it explains, that it mends poses, and that images held out tell a right map."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import roma
 import torch
-from ace_em.data.working_set import WorkingSet, image_power
 from torch import Tensor
 
 from ace_em.config import SearchConfig
@@ -17,34 +16,35 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import project, shift_phase
 from ace_em.physics.pose import Pose
-from ace_em.refinement import exploring as exploring_module
+from ace_em.refinement import abinitio as abinitio_module
 from ace_em.refinement.abinitio import (
-    Explorer,
+    AbInitioSetup,
     Round,
+    ab_initio,
     band_per_diameter,
     expected_share,
     explained_share,
-    explore,
+    finished,
     held_out_rows,
     judge_held_out,
-    still_exploring,
     with_spectrum_of,
 )
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
 from ace_em.refinement.search import SearchSpace
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import Atoms
+from stacks import FixedStack
 
-CONFIG = SearchConfig(ab_initio_rounds=6, explored=0.9)
+CONFIG = SearchConfig(ab_initio_rounds=6, ab_initio_explained=0.9)
 # a grid about each image's last shift that is fine enough to find its pose at once
 FINE = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
 DIAMETER = 13.0
 C1 = torch.eye(3)[None]
 
 
-def explorer_of(p: Any, config: SearchConfig, images: WorkingSet | None = None, diameter: float = DIAMETER) -> Explorer:
+def setup_of(p: Any, config: SearchConfig, images: FixedStack | None = None, diameter: float = DIAMETER) -> AbInitioSetup:
     images = p.images if images is None else images
-    return Explorer(images, p.mask, SearchSpace(images.box, diameter, config, C1), config)
+    return AbInitioSetup(images, p.mask, SearchSpace(images.box, diameter, config, C1), config)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -79,11 +79,11 @@ def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
         ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], False),  # the set number of rounds
     ],
 )
-def test_exploring_ends_when_it_gains_no_more(explained: list[float], wanted: bool) -> None:
-    assert still_exploring([round_of(e) for e in explained], CONFIG) is wanted
+def test_it_ends_when_it_gains_no_more(explained: list[float], wanted: bool) -> None:
+    assert finished([round_of(e) for e in explained], CONFIG) is not wanted
 
 
-def test_band_grows_while_exploring() -> None:
+def test_the_band_grows() -> None:
     config = SearchConfig(first_band=5.0, last_band=9.0, ab_initio_rounds=4)
     assert [band_per_diameter(n, config) for n in (1, 2, 3, 4, 5, 6, 20)] == [5, 6, 7, 8, 9, 9, 9]
 
@@ -94,9 +94,9 @@ def test_explained_share_tells_right_from_wrong(particle: Any, noise: float) -> 
     images = p.images.band(7)
 
     def share(volume_ft: Any, pose: Pose) -> float:
-        predicted = project(volume_ft, images.transfer, images.half_plane, pose)
+        predicted = project(volume_ft, images.effective_ctf, images.half_plane, pose)
         residual = (images.image_ft - predicted).abs().square().sum(-1)
-        return explained_share(image_power(images), residual, images.noise_variance)
+        return explained_share(images.power(), residual, images.noise_power())
 
     assert share(p.volume_ft, p.pose) == pytest.approx(1, abs=0.02)
     nothing = dataclasses.replace(p.volume_ft, grid=0 * p.volume_ft.grid)
@@ -112,13 +112,13 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
     p = particle(n, box=20, noise=0.5)
     # far beyond the grid of shifts: found only about the last ones
     far = torch.tensor([4.0, -4.0])
-    p.images.image_ft.mul_(shift_phase(p.images.half_plane, far))
+    p = dataclasses.replace(p, images=p.images.with_images(p.images.image_ft * shift_phase(p.images.half_plane, far)))
     p.pose.shift_px.add_(far)
     config = dataclasses.replace(FINE, first_band=3.5, last_band=4.5, ab_initio_rounds=3, ab_initio_images=80)
     start = random_pose(n, 1, p.pose.shift_px + 0.4)
     held_out, seen = torch.arange(0, n, 10), torch.tensor([i for i in range(n) if i % 10])
     blocks: list[tuple[int, int, int]] = []
-    states = list(explore(explorer_of(p, config), p.volume, start, seen, generator(2), lambda *done: blocks.append(done)))
+    states = list(ab_initio(setup_of(p, config), p.volume, start, seen, generator(2), lambda *done: blocks.append(done)))
     assert [s.number for s in states] == [1, 2, 3]
     assert [len(s.moved_deg) for s in states] == [80] * 3
     assert blocks[-1] == (3, 80, 80) and blocks[0][:2] == (1, 80)
@@ -151,10 +151,10 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
 
 def test_rounds_follow_the_generator(particle: Any) -> None:
     p = particle(30, box=16, noise=1.0)
-    explorer = explorer_of(p, SearchConfig(first_band=2.0, last_band=2.0, ab_initio_images=20, spacing=2.0), diameter=10.0)
+    setup = setup_of(p, SearchConfig(first_band=2.0, last_band=2.0, ab_initio_images=20, spacing=2.0), diameter=10.0)
 
     def first(seed: int) -> Round:
-        return next(explore(explorer, p.volume, p.pose, torch.arange(30), generator(seed)))
+        return next(ab_initio(setup, p.volume, p.pose, torch.arange(30), generator(seed)))
 
     one, same, other = first(0), first(0), first(1)
     assert torch.equal(one.pose.rotation, same.pose.rotation) and torch.equal(one.halves.combined, same.halves.combined)
@@ -166,9 +166,9 @@ def test_each_round_reads_its_band_and_the_last_rounds_map(particle: Any) -> Non
     p = particle(60, box=16)
     config = dataclasses.replace(FINE, first_band=3.0, last_band=3.0, ab_initio_images=60)
 
-    def two_rounds(images: WorkingSet) -> list[Round]:
-        explorer = explorer_of(p, config, images, diameter=10.0)
-        rounds = explore(explorer, p.volume / 2, p.pose, torch.arange(60), generator(0))
+    def two_rounds(images: FixedStack) -> list[Round]:
+        setup = setup_of(p, config, images, diameter=10.0)
+        rounds = ab_initio(setup, p.volume / 2, p.pose, torch.arange(60), generator(0))
         return [next(rounds), next(rounds)]
 
     first, second = two_rounds(p.images)
@@ -177,7 +177,7 @@ def test_each_round_reads_its_band_and_the_last_rounds_map(particle: Any) -> Non
     assert second.explained > 0.9
     beyond = p.images.half_plane.radius > first.band
     assert beyond.sum() > 10
-    rubbish = dataclasses.replace(p.images, image_ft=torch.where(beyond, 300.0, p.images.image_ft))
+    rubbish = p.images.with_images(torch.where(beyond, 300.0, p.images.image_ft))
     assert torch.equal(two_rounds(rubbish)[0].pose.rotation, first.pose.rotation)
 
 
@@ -206,9 +206,9 @@ def another_map(p: Any) -> Tensor:
 def test_held_out_images_tell_a_right_map(particle: Any) -> None:
     n, rows = 200, torch.arange(0, 200, 3)
     p = particle(n, noise=1.0, brightness=4.0)
-    explorer = explorer_of(p, dataclasses.replace(FINE, top_k=2))
+    setup = setup_of(p, dataclasses.replace(FINE, top_k=2))
     start = random_pose(n, 5, p.pose.shift_px)
-    judged, right = judge_held_out(explorer, round_with(p.volume, start, 7.0), rows, generator(0))
+    judged, right = judge_held_out(setup, round_with(p.volume, start, 7.0), rows, generator(0))
     assert right.explained == pytest.approx(1, abs=0.05)
     assert right.against_null > 10 and 0.8 < right.expected <= right.explained
     # their poses are found and no other is touched
@@ -217,7 +217,7 @@ def test_held_out_images_tell_a_right_map(particle: Any) -> None:
     others = torch.ones(n, dtype=torch.bool)
     others[rows] = False
     assert torch.equal(judged.pose.rotation[others], start.rotation[others])
-    wrong = judge_held_out(explorer, round_with(another_map(p), start, 7.0), rows, generator(0))[1]
+    wrong = judge_held_out(setup, round_with(another_map(p), start, 7.0), rows, generator(0))[1]
     assert wrong.explained < right.explained - 0.2 and wrong.explained < wrong.expected - 0.1
     assert wrong.against_null < right.against_null
 
@@ -226,23 +226,24 @@ def test_held_out_images_tell_a_right_map(particle: Any) -> None:
 def test_the_right_map_explains_what_is_expected(particle: Any, brightness: float) -> None:
     """A map of 300 images at their true poses, whose noise is all that is wrong, on 300 others."""
     p = particle(600, noise=1.0, brightness=brightness)
-    halves = [accumulate(p.images.rows(slice(i, 300, 2)), p.pose[i:300:2]) for i in (0, 1)]
+    halves = [accumulate(p.images.subset(slice(i, 300, 2)), p.pose[i:300:2]) for i in (0, 1)]
     volume_ft = volume_to_ft(reconstruct_halves(halves[0], halves[1], p.mask).combined)
-    others, pose, band = p.images.rows(slice(300, None)), p.pose[300:], 7.0
+    others, pose, band = p.images.subset(slice(300, None)), p.pose[300:], 7.0
     images = others.band(band)
-    predicted = project(volume_ft, images.transfer, images.half_plane, pose)
-    residual, power = (images.image_ft - predicted).abs().square().sum(-1), image_power(images)
-    explained = explained_share(power, residual, images.noise_variance)
-    expected = expected_share(power, images.noise_variance, band, 300)
+    predicted = project(volume_ft, images.effective_ctf, images.half_plane, pose)
+    residual, power = (images.image_ft - predicted).abs().square().sum(-1), images.power()
+    noise_power, n = images.noise_power(), len(images.half_plane)
+    explained = explained_share(power, residual, noise_power)
+    expected = expected_share(power, noise_power, n, band, 300)
     assert expected < explained < 1.0
     # it allows for no more than a few times what the noise of such a map takes away
     noise = (others.band(band).image_ft.abs().square().sum(1).mean() - len(images.half_plane)).item()
     in_noise_powers = (1 - expected) * noise / len(images.half_plane)
     assert 0.06 < in_noise_powers < 0.12
     # fewer images make a worse map; where the signal drowns, nothing is expected
-    assert expected_share(power, images.noise_variance, band, 50) < expected
+    assert expected_share(power, noise_power, n, band, 50) < expected
     drowned = particle(300, noise=1.0, brightness=0.05).images.band(band)
-    assert expected_share(image_power(drowned), drowned.noise_variance, band, 50) == 0
+    assert expected_share(drowned.power(), drowned.noise_power(), n, band, 50) == 0
 
 
 def test_with_spectrum_of_keeps_the_phases(particle: Any) -> None:
@@ -263,11 +264,11 @@ def test_noise_is_explained_by_chance_alone(particle: Any) -> None:
     n = 300
     p = particle(n, box=16, noise=1.0, brightness=0.0)
     config = SearchConfig(first_band=4.0, last_band=4.0, ab_initio_rounds=3, ab_initio_images=120, spacing=1.5, top_k=2)
-    explorer = explorer_of(p, config, diameter=10.0)
+    setup = setup_of(p, config, diameter=10.0)
     held_out, seen = held_out_rows(n, config, generator(1))
     reference = particle(1, box=16).volume
-    *_, last = explore(explorer, reference, random_pose(n, 3, p.pose.shift_px), seen, generator(2))
-    found = judge_held_out(explorer, last, held_out, generator(3))[1]
+    *_, last = ab_initio(setup, reference, random_pose(n, 3, p.pose.shift_px), seen, generator(2))
+    found = judge_held_out(setup, last, held_out, generator(3))[1]
     assert found.explained > 0.5 and found.expected == 0
     assert abs(found.against_null) < 5
 
@@ -278,13 +279,13 @@ def test_a_shell_is_no_evidence_for_an_arrangement(particle: Any, monkeypatch: p
     p = particle(n, noise=1.0, brightness=0.0)
     shell = 3 * torch.exp(-(radius_grid(20, 3) - 5).square() / 3)
     lumps = p.mask * features(torch.randn(20, 20, 20, generator=generator(4))) * 0.15
-    clean = project(volume_to_ft(shell), p.images.transfer, p.images.half_plane, p.pose)
-    images = dataclasses.replace(p.images, image_ft=p.images.image_ft + clean)
-    explorer = explorer_of(p, dataclasses.replace(FINE, top_k=2), images)
+    clean = project(volume_to_ft(shell), p.images.effective_ctf, p.images.half_plane, p.pose)
+    images = p.images.with_images(p.images.image_ft + clean)
+    setup = setup_of(p, dataclasses.replace(FINE, top_k=2), images)
     start = round_with(shell + lumps, random_pose(n, 5, p.pose.shift_px), 7.0)
-    found = judge_held_out(explorer, start, rows, generator(0))[1]
+    found = judge_held_out(setup, start, rows, generator(0))[1]
     assert found.explained > 0.8 and found.against_null < SearchConfig().least_z
     # the shell itself beats random phases by far
-    monkeypatch.setattr(exploring_module, "radial_mean", torch.zeros_like)
-    monkeypatch.setattr(exploring_module, "features", lambda volume: volume)
-    assert judge_held_out(explorer, start, rows, generator(0))[1].against_null > 2 * SearchConfig().least_z
+    monkeypatch.setattr(abinitio_module, "radial_mean", torch.zeros_like)
+    monkeypatch.setattr(abinitio_module, "features", lambda volume: volume)
+    assert judge_held_out(setup, start, rows, generator(0))[1].against_null > 2 * SearchConfig().least_z

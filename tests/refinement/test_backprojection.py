@@ -38,7 +38,7 @@ def test_sums_over_images(particle: Any) -> None:
     p = particle(300, noise=1.0)
     rows = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     one, other = rows[:110], rows[110:]
-    parts = accumulate(p.images.rows(one), p.pose[one]) + accumulate(p.images.rows(other), p.pose[other])
+    parts = accumulate(p.images.subset(one), p.pose[one]) + accumulate(p.images.subset(other), p.pose[other])
     whole = accumulate(p.images, p.pose)
     size = padded_size(20, 2)
     assert whole.grid.shape == (3, size + 1, size + 1, size // 2 + 1) and parts.box == whole.box == 20
@@ -49,7 +49,7 @@ def test_sums_over_images(particle: Any) -> None:
 def test_some_of_the_images(particle: Any) -> None:
     p = particle(40, noise=1.0)
     rows = torch.nonzero(torch.arange(40) % 3 == 0)[:, 0]
-    alone = accumulate(p.images.rows(rows), p.pose[rows]).grid
+    alone = accumulate(p.images.subset(rows), p.pose[rows]).grid
     torch.testing.assert_close(accumulate(p.images, p.pose, rows).grid, alone, rtol=0, atol=0)
     assert not torch.allclose(alone, accumulate(p.images, p.pose).grid)
 
@@ -120,7 +120,7 @@ def test_ssnr_of_signal_plus_noise() -> None:
 def split(p: Any, pose: Pose) -> tuple[Any, Any]:
     half = len(pose) // 2
     one, two = slice(0, half), slice(half, None)
-    return accumulate(p.images.rows(one), pose[one]), accumulate(p.images.rows(two), pose[two])
+    return accumulate(p.images.subset(one), pose[one]), accumulate(p.images.subset(two), pose[two])
 
 
 def test_halves_of_good_images_agree(particle: Any) -> None:

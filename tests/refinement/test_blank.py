@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from ace_em.data.working_set import WorkingSet, image_power
 from torch import Tensor
 
 from ace_em.config import SearchConfig
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.pose import Pose
+from ace_em.refinement import abinitio as abinitio_module
 from ace_em.refinement import half_sets as half_sets_module
-from ace_em.refinement.abinitio import Explorer, explore
+from ace_em.refinement.abinitio import AbInitioSetup, ab_initio
 from ace_em.refinement.backprojection import accumulate
 from ace_em.refinement.blank import LEAST_SHOWN, BlankTest
 from ace_em.refinement.half_sets import HalfSets, next_round, shared_start
-from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.pose_refinement import LocalResult, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
+from stacks import FixedStack
 
 C1 = torch.eye(3)[None]
 CONFIG = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
@@ -30,12 +30,12 @@ def is_junk(n: int = N) -> Tensor:
     return torch.arange(n) % JUNK == 1
 
 
-def with_junk(p: Any) -> WorkingSet:
+def with_junk(p: Any) -> FixedStack:
     """The images, every fourth replaced by noise."""
     image_ft = p.images.image_ft.clone()
     parts = torch.randn(*image_ft.shape, 2, generator=torch.Generator().manual_seed(77)) * 0.5**0.5
     image_ft[is_junk(len(image_ft))] = torch.view_as_complex(parts)[is_junk(len(image_ft))]
-    return dataclasses.replace(p.images, image_ft=image_ft, transfer=p.images.transfer.clone())
+    return p.images.with_images(image_ft)
 
 
 def search_space() -> SearchSpace:
@@ -47,12 +47,12 @@ def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -
     images, grid = with_junk(p).band(7), search_space().grid(7.0, torch.Generator().manual_seed(0))
     far = Pose(torch.eye(3).expand(N, 3, 3), p.pose.shift_px)
     found = find_poses(p.volume_ft, images, far, grid, CONFIG, keep_before=False)
-    gain = image_power(images) - found.residual
+    gain = images.power() - found.residual
     assert len(grid) > 1000
     assert torch.equal(BlankTest(len(grid)).shown(gain), ~is_junk())
     # by chance something is found in noise as well: the best of as many poses is no evidence
     flat = dataclasses.replace(p.volume_ft, grid=0.04 * p.volume_ft.grid)
-    by_chance = image_power(images) - find_poses(flat, images, far, grid, CONFIG, keep_before=False).residual
+    by_chance = images.power() - find_poses(flat, images, far, grid, CONFIG, keep_before=False).residual
     assert by_chance[is_junk()].mean() > 1 and BlankTest(len(grid)).log_odds(by_chance[is_junk()]).max() < 0
 
 
@@ -80,11 +80,11 @@ def test_many_poses_that_fit_a_little_are_evidence_together() -> None:
 
 
 def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
-    """In rounds of exploring and of half-sets: faint images that the best pose alone would have dropped."""
+    """In rounds of the ab initio search and of half-sets: faint images that the best pose alone would have dropped."""
     p = particle(N, noise=1.0, brightness=0.6)
     images, grid = p.images.band(5), search_space().grid(5.0, torch.Generator().manual_seed(0))
     found = find_poses(p.volume_ft, images, p.pose, grid, CONFIG)
-    gain, blank = image_power(images) - found.residual, BlankTest(len(grid))
+    gain, blank = images.power() - found.residual, BlankTest(len(grid))
     assert (blank.log_odds(gain, found.of_grid) > blank.log_odds(gain)).float().mean() > 0.3
     followed = refine_poses(p.volume_ft, images, p.pose, 1)
     assert followed.log_sum is not None and (followed.of_grid == -torch.inf).all()
@@ -114,22 +114,20 @@ def recorded(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Tensor]:
     return rows_of
 
 
-def test_exploring_leaves_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ace_em.refinement import exploring
-
-    p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, exploring)
+def test_the_ab_initio_search_leaves_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, abinitio_module)
     images = with_junk(p)
     config = dataclasses.replace(CONFIG, first_band=4.5, last_band=4.5, ab_initio_images=N)
-    explorer = Explorer(images, p.mask, SearchSpace(20, 13.0, config, C1), config)
+    setup = AbInitioSetup(images, p.mask, SearchSpace(20, 13.0, config, C1), config)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    last = next(explore(explorer, p.volume, p.pose, torch.arange(N), torch.Generator().manual_seed(1)))
+    last = next(ab_initio(setup, p.volume, p.pose, torch.arange(N), torch.Generator().manual_seed(1)))
     assert last.shown == pytest.approx(0.75)
     assert not is_junk()[order[torch.cat(inserted)]].any() and len(torch.cat(inserted)) == 0.75 * N
     # what the map explains is that of the particles
     assert last.explained == pytest.approx(1, abs=0.06) and last.stable > 0.9
 
 
-def follow(reference: VolumeFT, images: WorkingSet, pose: Pose, rows: Tensor, done: int) -> LocalResult:
+def follow(reference: VolumeFT, images: FixedStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
     return refine_poses(reference, images, pose, 2)
 
 
@@ -137,21 +135,21 @@ def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, half_sets_module)
     half_set = 1 + (torch.arange(N) % 5 % 2)
     sets = HalfSets(with_junk(p), half_set, p.mask, C1, blank=BlankTest(1000.0))
-    start = shared_start(p.volume, p.pose, 7.0, Calibration.none(20, N))
+    start = shared_start(sets.stack, p.volume, p.pose, 7.0)
     state = next_round(sets, start, 7.0, follow)
     assert torch.equal(state.shown, ~is_junk())
     for half, rows in enumerate(inserted, start=1):
         assert torch.equal(rows, torch.nonzero((half_set == half) & ~is_junk())[:, 0])
     # maps, noise and intensity scales are those of the particles by themselves
-    few = HalfSets(p.images.rows(~is_junk()), half_set[~is_junk()], p.mask, C1, blank=BlankTest(1000.0))
-    start = shared_start(p.volume, p.pose[~is_junk()], 7.0, Calibration.none(20, len(few.half_set)))
+    few = HalfSets(p.images.subset(~is_junk()), half_set[~is_junk()], p.mask, C1, blank=BlankTest(1000.0))
+    start = shared_start(few.stack, p.volume, p.pose[~is_junk()], 7.0)
     alone = next_round(few, start, 7.0, follow)
     assert alone.shown.all()
-    torch.testing.assert_close(state.halves.unfiltered1, alone.halves.unfiltered1, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.halves.weak1, alone.halves.weak1, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state.halves.half2, alone.halves.half2, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(state.calibration.noise, alone.calibration.noise)
-    torch.testing.assert_close(state.calibration.scale[~is_junk()], alone.calibration.scale)
-    assert state.calibration.scale[is_junk()].std() < 1e-6
+    torch.testing.assert_close(state.noise.whitening_power, alone.noise.whitening_power)
+    torch.testing.assert_close(state.intensity_scale[~is_junk()], alone.intensity_scale)
+    assert state.intensity_scale[is_junk()].std() < 1e-6
     assert state.explained == pytest.approx(1, abs=0.06)
     # their poses may jump: nothing waits for them
     jumping = dataclasses.replace(state, moved_deg=torch.where(is_junk(), 90.0, 1.0))

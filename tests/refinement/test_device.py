@@ -5,7 +5,6 @@ tensors of two devices, and NumPy's look at a tensor that is not on the CPU.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +15,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ace_em.config import AceConfig, RefineConfig, SearchConfig, SimulationConfig
+from ace_em.config import AceConfig, FourierEncoderConfig, RefineConfig, SearchConfig, SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.io.mrc import read_volume
-from ace_em.maths import blocks as memory
+from ace_em.maths import blocks
 from ace_em.maths.slices import Insertion
 from ace_em.physics.ctf import CTFParameters
 from ace_em.refinement import backprojection
-from ace_em.refinement.abinitio import Explorer, explore, judge_held_out
+from ace_em.refinement.abinitio import AbInitioSetup, ab_initio, judge_held_out
 from ace_em.refinement.backprojection import accumulate
-from ace_em.refinement.ctf_refinement import Optics
 from ace_em.refinement.half_sets import (
     HalfSets,
     HalfSetState,
@@ -34,11 +32,11 @@ from ace_em.refinement.half_sets import (
     search_half_sets,
     shared_start,
 )
-from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.search import SearchSpace
 from ace_em.run.evaluation import bound
 from ace_em.simulation.write import simulate
-from ace_em.training.loop import train
+from ace_em.training.loop import Training
+from stacks import stack_of
 
 DEVICE = torch.device("cuda")
 
@@ -144,18 +142,17 @@ def test_the_second_device_refuses_what_a_gpu_would(second: SecondDevice) -> Non
         there.numpy()
 
 
-def explored(p: Any, device: torch.device) -> list[torch.Tensor]:
-    explorer = Explorer(p.images, p.mask, SearchSpace(p.images.box, 16.0, CONFIG, C1), CONFIG, device)
+def searched_ab_initio(p: Any, device: torch.device) -> list[torch.Tensor]:
+    setup = AbInitioSetup(p.images, p.mask, SearchSpace(p.images.box, 16.0, CONFIG, C1), CONFIG, device)
     generator = torch.Generator().manual_seed(0)
-    history = list(explore(explorer, p.volume, p.pose, torch.arange(20, 100), generator))
-    last, held_out = judge_held_out(explorer, history[-1], torch.arange(20), generator)
+    history = list(ab_initio(setup, p.volume, p.pose, torch.arange(20, 100), generator))
+    last, held_out = judge_held_out(setup, history[-1], torch.arange(20), generator)
     return [last.pose.rotation, last.pose.shift_px, last.halves.combined, torch.tensor(held_out.explained)]
 
 
 def half_sets(p: Any, device: torch.device) -> tuple[HalfSets, HalfSetState]:
-    images = replace(p.images, image_ft=p.images.image_ft.clone(), transfer=p.images.transfer.clone())
-    sets = HalfSets(images, torch.arange(len(images)) % 2 + 1, p.mask, C1, device)
-    return sets, shared_start(p.volume, p.pose, 3.0, Calibration.none(images.box, len(images)))
+    sets = HalfSets(p.images, torch.arange(len(p.images)) % 2 + 1, p.mask, C1, device)
+    return sets, shared_start(p.images, p.volume, p.pose, 3.0)
 
 
 def searched_and_refined(p: Any, device: torch.device) -> list[torch.Tensor]:
@@ -165,22 +162,21 @@ def searched_and_refined(p: Any, device: torch.device) -> list[torch.Tensor]:
     states = list(search_half_sets(sets, history, SearchSpace(p.images.box, 16.0, CONFIG, C1), generator))
     states += refine_half_sets(sets, [states[-1]], RefineConfig(max_rounds=2))
     last = states[-1]
-    return [last.pose.rotation, last.pose.shift_px, last.halves.half1, last.halves.fsc, last.calibration.scale]
+    return [last.pose.rotation, last.pose.shift_px, last.halves.half1, last.halves.fsc, last.intensity_scale]
 
 
 def defocused(p: Any, device: torch.device) -> list[torch.Tensor]:
-    sets, state = half_sets(p, device)
-    n, one = len(sets.images), torch.ones(len(sets.images))
+    n, one = len(p.images), torch.ones(len(p.images))
     values = {"defocus_u_angstrom": 9000 + 10 * torch.arange(n), "defocus_v_angstrom": 9000 * one, "defocus_angle_deg": 30 * one}
     values |= {"voltage_kv": torch.where(torch.arange(n) % 3 == 0, 200.0, 300.0), "spherical_aberration_mm": 2.7 * one}
     parameters = CTFParameters(**values, amplitude_contrast=0.1 * one, phase_shift_deg=0 * one)
-    optics = Optics(parameters, 2.0, one, torch.ones(sets.images.box // 2 + 1))
-    sets.images.replace_transfer_(iter([(slice(0, n), optics.transfer(sets.images.half_plane))]))
-    state, fit = refine_defocus_rounds(sets, state, parameters, 2.0, RefineConfig())
-    return [fit.offset_angstrom, state.halves.half2]
+    stack = stack_of(p.images.half_plane, p.images.image_ft, parameters, 2.0)
+    sets = HalfSets(stack, torch.arange(n) % 2 + 1, p.mask, C1, device)
+    state, _ = refine_defocus_rounds(sets, shared_start(stack, p.volume, p.pose, 3.0), RefineConfig())
+    return [state.defocus_offset_angstrom, state.halves.half2]
 
 
-@pytest.mark.parametrize("work", [explored, searched_and_refined, defocused])
+@pytest.mark.parametrize("work", [searched_ab_initio, searched_and_refined, defocused])
 def test_the_numbers_are_the_same_elsewhere(
     particle: Callable[..., Any], second: SecondDevice, work: Callable[[Any, torch.device], list[torch.Tensor]]
 ) -> None:
@@ -207,7 +203,7 @@ def test_a_map_too_large_for_the_device_is_made_on_the_cpu(
             super().__init__(padded_box, like)
 
     monkeypatch.setattr(backprojection, "Insertion", Small)
-    monkeypatch.setattr(memory, "free_cached", lambda: None)
+    monkeypatch.setattr(blocks, "free_cached", lambda: None)
     assert torch.equal(accumulate(p.images, p.pose, device=DEVICE).grid, wanted)
     assert "too large for the cuda device" in caplog.text
 
@@ -234,9 +230,9 @@ def test_a_model_is_in_one_place_before_it_is_set_up(
         raise SetUp
 
     fabric: Any = SimpleNamespace(device=DEVICE, global_rank=0, setup=setup)
-    config = AceConfig(decoder=decoder, steps=1, width=16, depth=1)
+    config = AceConfig(decoder=decoder, steps=1, fourier=FourierEncoderConfig(width=16, depth=1))
     with pytest.raises(SetUp):
-        train(particle(100, noise=1.0).images, 12.0, config, fabric, 0)
+        Training(particle(100, noise=1.0).images, 12.0, config, fabric, 0)
     assert len(seen) > 10 and set(seen) == {DEVICE}
 
 

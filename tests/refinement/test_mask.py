@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ace_em.io.mrc import read_volume
 from ace_em.maths.masks import soft_ball
-from ace_em.refinement.mask import _distance_px, _smoothed, connected_parts, soft_mask
+from ace_em.refinement import mask as mask_module
+from ace_em.refinement.mask import _distance_px, _smoothed, _without_dust, soft_mask
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import read_structure
 
@@ -143,14 +144,14 @@ def test_distance_is_exact() -> None:
     points, voxels = core.nonzero().double(), torch.ones_like(core).nonzero().double()
     assert 3 < len(points) < 20
     wanted = torch.cdist(voxels, points).amin(1).view(core.shape).float()
-    found = _distance_px(core, 6)
+    found = _distance_px(core)
     near = wanted <= 6
     assert 0.1 < near.float().mean() < 0.99
     torch.testing.assert_close(found[near], wanted[near])
     assert found[~near].min() > 6
 
 
-def test_connected_parts_are_those_of_a_flood() -> None:
+def test_dust_is_told_by_a_flood() -> None:
     generator = torch.Generator().manual_seed(0)
     # near the percolation threshold: long, winding parts
     core = torch.rand(18, 18, 18, generator=generator) < 0.31
@@ -165,10 +166,13 @@ def test_connected_parts_are_those_of_a_flood() -> None:
         if torch.equal(flood, label):
             break
         label = flood
-    wanted, found = label[core], connected_parts(core)
-    assert len(wanted.unique()) > 50
-    # the same parts, whatever they are called
-    assert torch.equal(wanted[:, None] == wanted, found[:, None] == found)
+    size = torch.bincount(label[core])
+    assert (size > 0).sum() > 50
+    # dust is what the flood finds to be small
+    for smallest in (5, 20):
+        keep = core & (size[label.clamp(min=0)] >= max(smallest, mask_module.DUST_FRACTION * size.max()))
+        assert torch.equal(_without_dust(core, smallest), keep) and 0 < keep.sum() < core.sum()
+    assert not _without_dust(torch.zeros(5, 5, 5, dtype=torch.bool), 1).any()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")

@@ -9,7 +9,7 @@ import torch
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
-from ace_em.refinement import local
+from ace_em.refinement import pose_refinement as local
 from ace_em.refinement.pose_refinement import LocalResult, better, refine_candidates, refine_poses, replaced
 
 
@@ -24,7 +24,7 @@ def perturbed(pose: Pose, degrees: float, px: float, seed: int = 4) -> Pose:
 
 
 def residual(p: Any, images: Any, pose: Pose) -> torch.Tensor:
-    return (images.image_ft - project(p.volume_ft, images.transfer, images.half_plane, pose)).abs().square().sum(-1)
+    return (images.image_ft - project(p.volume_ft, images.effective_ctf, images.half_plane, pose)).abs().square().sum(-1)
 
 
 def test_recovers_perturbed_poses(particle: Any) -> None:
@@ -102,7 +102,7 @@ def test_jacobian_of_the_shift(particle: Any) -> None:
     """Gauss-Newton's gradient ``J^T r`` is minus half of the residual's, by finite differences in double steps."""
     p = particle(5, brightness=3.0)
     start = perturbed(p.pose, 2.0, 0.4)
-    _, gradient = local._normal_equations(p.volume_ft, p.images, start)
+    _, gradient = local._normal_equations(p.volume_ft, p.images.batch(slice(None)), start)
     step = 0.02
     for axis in (0, 1):
         move = torch.zeros(2)
@@ -177,14 +177,14 @@ def test_a_rejected_step_is_tried_again(particle: Any, monkeypatch: pytest.Monke
     """The first step of every other image goes uphill; however small all moves count as, those are not done."""
     p, steps = particle(60), counted_steps(monkeypatch)
     start, uphill = perturbed(p.pose, 3.0, 0.3), torch.arange(60) % 2 == 0
-    solve, damping_seen = local._solve, []
+    solve, damping_seen = local.damped_step, []
 
-    def misled(normal: torch.Tensor, gradient: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    def misled(normal: torch.Tensor, gradient: torch.Tensor, damping: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         damping_seen.append(damping)
-        move = solve(normal, gradient, damping)
+        move = solve(normal, gradient, damping, floor)
         return torch.where(uphill[:, None], -move, move) if len(damping_seen) == 1 else move
 
-    monkeypatch.setattr(local, "_solve", misled)
+    monkeypatch.setattr(local, "damped_step", misled)
     monkeypatch.setattr(local, "STILL", float("inf"))
     found = refine_poses(p.volume_ft, p.images, start, 6)
     assert steps == [60, 30]
@@ -201,7 +201,7 @@ def test_move_of_the_rim(particle: Any) -> None:
     images = particle(1).images.band(5)
     moves = torch.tensor([[0.0, 0.1, 0, 0, 0], [0, 0, 0, 0.6, 0.8], [0.3, 0, 0.4, 0, 0.1]])
     assert float(images.half_plane.radius[-1]) == 5
-    assert local._rim_move(images, moves).tolist() == pytest.approx([0.5, torch.pi / 2, 2.5])
+    assert local._rim_move(images.batch(slice(None)), moves).tolist() == pytest.approx([0.5, torch.pi / 2, 2.5])
 
 
 def test_the_best_of_several_starts_wins(particle: Any) -> None:

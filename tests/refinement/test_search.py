@@ -7,9 +7,9 @@ from typing import Any, get_args
 import pytest
 import roma
 import torch
-from ace_em.data.working_set import WorkingSet
 
 from ace_em.config import SearchConfig
+from ace_em.data.particle_stack import Batch
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import nearest_copy, point_group
 from ace_em.maths.products import BFLOAT16_ROUNDOFF, Factors
@@ -28,7 +28,8 @@ from ace_em.refinement.search import (
     search,
     shift_grid,
 )
-from ace_em.refinement.symmetry import symmetrise_volume
+from stacks import FixedStack
+from volumes import symmetrise_volume
 
 CONFIG = SearchConfig(top_k=4, local_steps=3)
 
@@ -57,12 +58,11 @@ def test_finds_the_true_pose_on_the_grid(particle: Any, centred: bool) -> None:
     true_shift = shifts[torch.arange(20) % len(shifts)]
     centre = torch.randn(20, 2, generator=torch.Generator().manual_seed(3)) if centred else torch.zeros(20, 2)
     pose = Pose(p.pose.rotation, true_shift + centre)
-    images = p.images
-    images.image_ft[:] = project(p.volume_ft, images.transfer, images.half_plane, pose)
+    images = p.images.with_images(project(p.volume_ft, p.images.effective_ctf, p.images.half_plane, pose))
     rotations, where = grid_with(pose)
     found = search(p.volume_ft, images, rotations, shifts, centre.double())
-    assert torch.equal(found.best.rotation, rotations[where])
-    torch.testing.assert_close(found.best.shift_px, pose.shift_px)
+    assert torch.equal(found.pose.column(0).rotation, rotations[where])
+    torch.testing.assert_close(found.pose.column(0).shift_px, pose.shift_px)
     # noise-free: the best likelihood is the images' power
     torch.testing.assert_close(found.log_likelihood[:, 0], images.image_ft.abs().square().sum(-1))
 
@@ -83,7 +83,7 @@ class Scored:
         parts = []
         for i in range(len(p.images)):
             pose = Pose(rotations[:, None].expand(-1, len(shifts), -1, -1), (centre[i] + shifts).expand(len(rotations), -1, -1))
-            image, h = p.images.image_ft[i], p.images.transfer[i]
+            image, h = p.images.image_ft[i], p.images.effective_ctf[i]
             predicted = project(p.volume_ft, h, p.images.half_plane, pose)
             likelihood = image.abs().square().sum() - (image - predicted).abs().square().sum(-1)
             # 2 Re(conj(h S phase) y) is multiplied from S and h conj(phase) y, real and imaginary parts apart
@@ -150,15 +150,15 @@ def test_less_memory_than_a_block_takes(particle: Any, monkeypatch: pytest.Monke
     p = particle(11, noise=1.0).double()
     rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0).double()
     whole = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3)
-    rows = WorkingSet.rows
+    batch = FixedStack.batch
 
-    def no_more_than_three(images: WorkingSet, some: Any) -> WorkingSet:
-        found = rows(images, some)
+    def no_more_than_three(images: FixedStack, some: Any, *device: Any) -> Batch:
+        found = batch(images, some, *device)
         if len(found) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return found
 
-    monkeypatch.setattr(WorkingSet, "rows", no_more_than_three)
+    monkeypatch.setattr(FixedStack, "batch", no_more_than_three)
     parts = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3)
     assert torch.equal(parts.pose.rotation[:, 0], whole.pose.rotation[:, 0])
     torch.testing.assert_close(parts.log_likelihood, whole.log_likelihood)
@@ -185,9 +185,10 @@ def test_blocks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.Monk
 def test_only_the_band_counts(particle: Any) -> None:
     p = particle(8).double()
     rotations, where = grid_with(p.pose)
-    p.images.image_ft[:, p.images.half_plane.radius > 5] = 1e4
-    found = search(p.volume_ft, p.images.band(5), rotations, torch.zeros(1, 2).double(), p.pose.shift_px)
-    assert torch.equal(found.best.rotation, rotations[where])
+    beyond = p.images.half_plane.radius > 5
+    images = p.images.with_images(torch.where(beyond, 1e4, p.images.image_ft))
+    found = search(p.volume_ft, images.band(5), rotations, torch.zeros(1, 2).double(), p.pose.shift_px)
+    assert torch.equal(found.pose.column(0).rotation, rotations[where])
     assert len(HalfPlane.within(20, 5)) == len(p.images.band(5).half_plane)
 
 
@@ -300,8 +301,7 @@ def test_a_point_group_leaves_its_copies_out_of_the_grid(name: str) -> None:
 def test_poses_of_a_symmetric_map_are_found_up_to_its_group(particle: Any) -> None:
     p, group = particle(30), point_group("D2").float()
     volume_ft = volume_to_ft(symmetrise_volume(p.volume * p.mask, group))
-    images = p.images
-    images.image_ft[:] = project(volume_ft, images.transfer, images.half_plane, p.pose)
+    images = p.images.with_images(project(volume_ft, p.images.effective_ctf, p.images.half_plane, p.pose))
     config = dataclasses.replace(CONFIG, spacing=1.0, shift=0.05, shift_step=0.05)
     grid = SearchSpace(20, 13.0, config, group).grid(6.0, torch.Generator().manual_seed(0))
     found = find_poses(volume_ft, images.band(6.0), p.pose, grid, config, keep_before=False)
@@ -335,7 +335,7 @@ def test_settled_images_are_only_followed(particle: Any, monkeypatch: pytest.Mon
     p = particle(20, noise=0.5)
     # shifts that no local step finds: the search is centred where each image's was
     far = torch.tensor([5.0, -5.0])
-    p.images.image_ft.mul_(shift_phase(p.images.half_plane, far))
+    p = dataclasses.replace(p, images=p.images.with_images(p.images.image_ft * shift_phase(p.images.half_plane, far)))
     p.pose.shift_px.add_(far)
     before, settled = far_from(p.pose), torch.arange(20) % 3 == 0
     grid = PoseGrid(p.pose.rotation, torch.zeros(1, 2))

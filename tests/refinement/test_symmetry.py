@@ -14,7 +14,6 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em.data.working_set import WorkingSet
 from ace_em.io.mrc import StackWriter, read_volume
 from ace_em.io.star import ParticleTable, write_star
 from ace_em.maths.fourier import radius_grid
@@ -27,9 +26,11 @@ from ace_em.physics.imaging import shift_phase
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 from ace_em.refinement import symmetry
 from ace_em.refinement.backprojection import Accumulator, accumulate, wiener
-from ace_em.refinement.symmetry import SymmetryAxes, find_axes, symmetrise, symmetrise_volume
+from ace_em.refinement.symmetry import SymmetryAxes, find_axes, symmetrise
 from ace_em.simulation.density import density_map, project_atoms
 from ace_em.simulation.structure import Atoms
+from stacks import FixedStack
+from volumes import symmetrise_volume
 
 GROUPS = ["C2", "C7", "D2", "D7", "T", "O", pytest.param("I", marks=pytest.mark.slow)]
 MOVED_PX = torch.tensor([1.7, -2.2, 0.9], dtype=torch.float64)
@@ -232,7 +233,7 @@ def test_symmetric_images_are_only_counted_more_often(particle: Callable[..., An
     half_plane = HalfPlane.within(20)
     pose = Pose(roma.random_rotmat(700, generator=random_generator()), torch.zeros(700, 2))
     image_ft = central_slices(volume_to_ft(case.volume), half_plane, pose.rotation)
-    images = WorkingSet(half_plane, image_ft, torch.ones_like(image_ft.real), torch.zeros(len(half_plane)))
+    images = FixedStack.of(half_plane, image_ft, torch.ones_like(image_ft.real), 0.0)
     inserted = accumulate(images, pose)
     added = symmetrise(inserted, case.group)
     band = radius_grid(41, 3)[..., 20:] < 16
@@ -265,7 +266,7 @@ def test_relion_reconstructs_the_same_symmetric_map(name: str, tmp_path: Path) -
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = torch.tensor(read_volume(tmp_path / "map.mrc")[0])
-    images = WorkingSet(half_plane, image_ft, torch.ones_like(image_ft.real), torch.zeros(len(half_plane)))
+    images = FixedStack.of(half_plane, image_ft, torch.ones_like(image_ft.real), 0.0)
     inserted = accumulate(images, pose)
     ssnr = torch.full((box // 2 + 1,), 1000.0)
     ball = (radius_grid(box, 3) < 0.45 * box).float()

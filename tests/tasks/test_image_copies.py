@@ -128,7 +128,7 @@ def loss(case: Astigmatic, config: AceConfig, poses: list[Pose], seed: int = 0) 
 
     batch = image_copies(case.images, config, seeded(seed))
     plan: Any = StepPlan(100.0, 0.0, 1, copies=len(poses))
-    return image_pose_image(encoder, case.project, batch, plan, case.power, config).image.item()  # type: ignore[arg-type]
+    return image_pose_image(encoder, case.project, batch, plan, case.power, config).losses["image"].item()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

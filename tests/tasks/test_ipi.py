@@ -20,6 +20,11 @@ from ace_em.tasks.schedules import StepPlan
 M = 4
 
 
+def guesses(planted: Any, rotations: Tensor) -> Hypotheses:
+    """Rotations (b, M, 3, 3) with the right shifts."""
+    return Hypotheses(rotations, planted.pose.shift_px)
+
+
 def heads_with(truth: Tensor, half_turn: int) -> tuple[Tensor, Tensor]:
     """(b, M, 3, 3) random rotations but for one, ``truth`` or its half turn, and which (b,)."""
     n = len(truth)
@@ -37,7 +42,7 @@ def shifted_transfer(planted: Any) -> Tensor:
 def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
     rotations, where = heads_with(planted.pose.rotation, 0)
     rotations.requires_grad_()
-    rotation, is_turned = choose_rotation(planted.project, planted.images, Hypotheses(rotations, planted.pose.shift_px), scored)
+    rotation, is_turned = choose_rotation(planted.project, planted.images, guesses(planted, rotations), scored)
     torch.testing.assert_close(rotation, planted.pose.rotation)
     assert not is_turned.any()
     rotation.square().sum().backward()
@@ -62,7 +67,7 @@ def test_finds_the_right_half_turn(planted: Any, half_turn: int) -> None:
     assert torch.equal(touched, torch.nn.functional.one_hot(where, M).bool())
     # another half turn is not the one that was planted, and with none scored it is out of reach
     for other in {0, 1, 2, 3} - {half_turn}:
-        rotation, _ = choose_rotation(planted.project, planted.images, Hypotheses(rotations, planted.pose.shift_px), other)
+        rotation, _ = choose_rotation(planted.project, planted.images, guesses(planted, rotations), other)
         assert ((rotation - planted.pose.rotation).abs().amax((-1, -2)) > 0.1).all()
 
 
