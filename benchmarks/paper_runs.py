@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ace_em.config import RunConfig
+from ace_em.config import RunConfig, changed, flat, preset
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
 from ace_em.data.working_set import WorkingSet
@@ -26,7 +26,6 @@ from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.physics.pose import Pose
-from ace_em.presets import changed, flat, preset
 from ace_em.training.autoencoder import AutoEncoder
 from ace_em.training.loop import Hooks, Progress, encode, train
 

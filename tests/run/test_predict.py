@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ace_em import cli
-from ace_em.config import PredictConfig, RunConfig, SimulationConfig
+from ace_em.config import PredictConfig, RunConfig, SimulationConfig, changed
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import GAP, PROBABILITY, SPREAD
 from ace_em.data.preprocess import disc_share, soft_disc, survey, working_set
@@ -22,7 +22,6 @@ from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.pose import Pose
-from ace_em.presets import changed
 from ace_em.refinement.half_sets import next_round, shared_start
 from ace_em.refinement.noise_scale import Calibration
 from ace_em.refinement.pose_refinement import LocalResult

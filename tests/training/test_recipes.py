@@ -6,12 +6,12 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from ace_em.config import PRESETS, changed, preset
 from ace_em.data.working_set import WorkingSet
 from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.models.fourier_net import FourierNet
 from ace_em.models.resnet import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
-from ace_em.presets import PRESETS, changed, preset
 from ace_em.training.loop import Hooks, Progress, encode, train
 
 
