@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -17,12 +17,25 @@ import yaml
 from ace_em import cli
 from ace_em.cli.options import Parser
 from ace_em.cli.settings import arguments
-from ace_em.config import RunConfig, SimulationConfig, flat
-from ace_em.errors import option
+from ace_em.config import RunConfig, SimulationConfig, changed, flat
+from ace_em.errors import InputError, option
 
 Result = tuple[int, str, str]
 PYTHON = r"Traceback|usage|class|NoneType|argument -|\b(int|float|str|bool|tuple|dict)\b"
-HEAVY = ("torch", "numpy", "yaml", "rich", "roma", "lightning_fabric", "pandas", "matplotlib", "gemmi", "mrcfile", "starfile", "healpy")
+HEAVY = (
+    "torch",
+    "numpy",
+    "yaml",
+    "rich",
+    "roma",
+    "lightning_fabric",
+    "pandas",
+    "matplotlib",
+    "gemmi",
+    "mrcfile",
+    "starfile",
+    "healpy",
+)
 
 
 @pytest.fixture
@@ -124,8 +137,14 @@ def test_help_of_a_command_names_every_setting(ace_em: Callable[..., Result], co
         (["reconstruct", "p.star", "-o", "run", "--diameter", "wide"], ["--diameter wide", "a number"]),
         (["reconstruct", "p.star", "-o", "run", "--ace.mates", "perhaps"], ["--ace.mates perhaps", "true or false"]),
         (["reconstruct", "p.star", "-o", "run", "--b-factor", "sharp"], ["--b-factor sharp", "a number"]),
-        (["reconstruct", "p.star", "-o", "run", "--final-boxx", "3"], ["--final-boxx: no such option; did you mean --final-box?"]),
-        (["reconstruct", "p.star", "-o", "run", "--steps", "3"], ["--steps: no such option; did you mean --ace.steps?"]),
+        (
+            ["reconstruct", "p.star", "-o", "run", "--final-boxx", "3"],
+            ["--final-boxx: no such option; did you mean --final-box?"],
+        ),
+        (
+            ["reconstruct", "p.star", "-o", "run", "--steps", "3"],
+            ["--steps: no such option; did you mean --ace.steps or --predict.steps?"],
+        ),
         (["reconstruct", "p.star", "-o", "run", "--no-flip-hnd"], ["did you mean --no-flip-hand?"]),
         (["reconstruct", "p.star", "-o", "run", "--no-flip-hand=true"], ["--no-flip-hand: takes no value"]),
         (["reconstruct", "p.star", "-o", "run", "--no-ace.steps"], ["--no-ace.steps: no such option"]),
@@ -175,6 +194,7 @@ def test_refusal_is_one_line(ace_em: Callable[..., Result], tmp_path: Path, args
         ("device: [cpu]", "device cpu: expected auto, cpu, cuda or mps"),
         ("ace: {milestones: 0.5}", "ace.milestones 0.5: expected numbers with commas between"),
         ("ac: {steps: 3}", "no setting ac; did you mean ace?"),
+        ("steps: 3", "no setting steps; did you mean ace.steps or predict.steps?"),
         ("ace: {stepz: 3}", "no setting ace.stepz; did you mean ace.steps?"),
         ("final-box: 32", "no setting final-box; did you mean final_box?"),
         ("frobnicate: 1", "no setting frobnicate"),
@@ -245,7 +265,9 @@ def test_particles_on_the_command_line_win_over_those_of_a_config(ace_em: Callab
 
 def test_a_config_may_say_what_the_line_says_otherwise(ace_em: Callable[..., Result], tmp_path: Path) -> None:
     """The line wins over the last file, and that over the first."""
-    (tmp_path / "a.yaml").write_text("particles: a.star\noutput: a\noverwrite: true\nquiet: true\njson: true\nseed: 1\nstarts: 1\n")
+    (tmp_path / "a.yaml").write_text(
+        "particles: a.star\noutput: a\noverwrite: true\nquiet: true\njson: true\nseed: 1\nstarts: 1\n"
+    )
     (tmp_path / "b.yaml").write_text("output: b\nseed: 2\nace:\nace.steps: 7\nmemory: 1e-3\n")
     code, out, _ = ace_em("reconstruct", "--config", "a.yaml", "--seed", 3, "--config=b.yaml", "--print-config")
     settings = yaml.safe_load(out)
@@ -313,21 +335,111 @@ def test_a_path_that_the_system_refuses(ace_em: Callable[..., Result], monkeypat
         (["--no-flip-hand", "a.star", "-o", "run"], False),
         (["--no_flip_hand", "a.star", "-o", "run"], False),
         (["--flip-hand", "--no-flip-hand", "a.star", "-o", "run"], False),
-        (["--flip-hand", "--", "a.star", "-o", "run"][:3] + ["a.star", "-o", "run"][:1], True),
+        (["-o", "run", "--flip-hand", "--", "a.star"], True),
         (["a.star", "-o", "run", "--refine.defocus"], False),
     ],
 )
 def test_a_switch_needs_no_value(given: list[str], expected: bool) -> None:
-    arguments = switched_on([underscored(a) for a in given])
-    args = reconstruct_parser().parse_args(arguments)
-    assert args.flip_hand is expected and args.particles == "a.star" and args.output == "run"
-    assert args.refine.defocus is ("--refine.defocus" in given)
+    args = arguments(cli.parser_of("reconstruct"), given)
+    assert args.settings.flip_hand is expected and args.particles == "a.star" and args.output == "run"
+    assert args.settings.refine.defocus is ("--refine.defocus" in given)
 
 
-def test_help_says_what_every_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
-    reconstruct_parser().print_help()
+@pytest.mark.parametrize("off", ["--no-ace.blank", "--no-ace_blank", "--ace.blank=false", "--ace.blank=no", "--ace.blank=OFF"])
+def test_a_switch_that_is_on_is_turned_off(off: str) -> None:
+    line = ["a.star", "-o", "run", off]
+    if "_" in off:
+        # an underscore is no dot
+        with pytest.raises(InputError, match=r"--no-ace-blank: no such option; did you mean --no-ace\.blank\?"):
+            arguments(cli.parser_of("reconstruct"), line)
+    else:
+        assert arguments(cli.parser_of("reconstruct"), line).settings == changed(RunConfig(), {"ace.blank": False})
+
+
+def test_negative_numbers_are_values() -> None:
+    for number in (-80.0, -0.5, -1e-3):
+        for given in (["--b-factor", str(number)], [f"--b-factor={number}"]):
+            line = ["a.star", *given, "-o", "run"]
+            assert arguments(cli.parser_of("reconstruct"), line).settings.b_factor == number
+    assert arguments(cli.parser_of("reconstruct"), ["a.star", "-o", "run", "--b-factor", "none"]).settings.b_factor is None
+
+
+def test_numbers_with_commas_between() -> None:
+    for given, wanted in (
+        ("0.25,0.5", (0.25, 0.5)),
+        ("[0.25, 0.5]", (0.25, 0.5)),
+        ("0.5", (0.5,)),
+        ("[]", ()),
+        ("1,1.", (1.0, 1.0)),
+    ):
+        args = arguments(cli.parser_of("reconstruct"), ["a.star", "-o", "run", "--ace.milestones", given])
+        assert args.settings.ace.milestones == wanted
+
+
+def test_help_says_what_every_setting_is(ace_em: Callable[..., Result]) -> None:
+    shown = " ".join(ace_em("reconstruct", "--help")[1].split())
+    assert "point group (Cn, Dn, T, O, I; RELION's axes), used after a start without it (default: C1)" in shown
+    assert "--ace.hypotheses N rotations per image; the best one gets the gradient (paper: 1) (default: 4)" in shown
+    assert "(default: true; off: --no-ace.blank)" in shown and "(default: 0.6,0.85)" in shown
+    assert shown.startswith("usage: ace-em reconstruct particles -o OUTPUT [options] Particles to a map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """The innermost."""
+
+    lr: float = 0.1
+    """AdamW learning rate, 5 % at most"""
+    kind: Literal["a", "b"] | None = None
+    names_no_text: str = "x"
+
+
+@dataclasses.dataclass(frozen=True)
+class Middle:
+    """In between."""
+
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    """the innermost"""
+    active: bool = True
+    """a
+    switch"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """All."""
+
+    middle: Middle = dataclasses.field(default_factory=Middle)
+    """what is in between"""
+    seed: int = 0
+    """random seed"""
+
+
+def nested(*line: str) -> Any:
+    parser = Parser("ace-em nested", "Settings inside settings.")
+    parser.add_settings(Outer)
+    return arguments(parser, line)
+
+
+def test_settings_at_any_depth_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nested().settings == Outer()
+    line = ("--middle.inner.lr", "0.5", "--middle.inner.kind=b", "--no-middle.active", "--middle.inner.names_no_text", "")
+    assert nested(*line).settings == Outer(Middle(Inner(0.5, "b", ""), False), 0)
+    (tmp_path / "c.yaml").write_text("middle:\n  inner:\n    lr: 0.25\n    kind: none\n  active: no\n")
+    assert nested("--config", str(tmp_path / "c.yaml")).settings == Outer(Middle(Inner(0.25), False), 0)
+    (tmp_path / "c.yaml").write_text("middle:\n  inner:\n    lr: high\n")
+    with pytest.raises(InputError, match=r"c\.yaml: middle\.inner\.lr high: expected a number"):
+        nested("--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(SystemExit):
+        nested("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "point group (Cn, Dn, T, O, I; RELION's axes)" in shown and "rotations per image" in shown
+    for words in (
+        "The innermost: --middle.inner.lr X AdamW learning rate, 5 % at most (default: 0.1)",
+        "--middle.inner.kind {a,b} (default: none)",
+        "In between: --middle.active [true|false] a switch (default: true; off: --no-middle.active)",
+        "All: --seed N random seed (default: 0)",
+    ):
+        assert words in shown
 
 
 def test_evaluate_takes_a_device(

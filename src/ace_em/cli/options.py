@@ -9,8 +9,9 @@ import inspect
 import math
 import re
 import sys
+import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from ace_em.errors import InputError, option
@@ -77,10 +78,11 @@ def shown(value: Any) -> str:
     return "{...}" if isinstance(value, dict) else " ".join(str(value).split())
 
 
-def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
+def did_you_mean(name: str, known: Sequence[str], mark: str = "") -> str:
     """What may have been meant, to stand behind a message; ``mark`` comes before a name."""
-    near = difflib.get_close_matches(name, known, 1, 0.65)
-    return f"; did you mean {mark}{near[0]}?" if near else ""
+    inside = [full for full in known if full.endswith(f".{name}")]
+    near = inside or difflib.get_close_matches(name, known, 1, 0.65)
+    return f"; did you mean {' or '.join(mark + full for full in near)}?" if near else ""
 
 
 def in_help(kind: Any, name: str) -> str:
@@ -144,6 +146,13 @@ class Value:
             raise InputError(f"{self.name} {shown(text)}: expected {expected(self.kind)}") from None
 
 
+class Formatter(argparse.HelpFormatter):
+    """Leaves the options that a help text names in one piece."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """One command's line: options in hyphens or underscores, switches with or without a value.
 
@@ -158,7 +167,9 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False, add_help=False)
+        super().__init__(
+            prog, description=description, formatter_class=Formatter, allow_abbrev=False, exit_on_error=False, add_help=False
+        )
         self.kinds: dict[str, Any] = {}
         self.defaults: dict[str, Any] = {}
         self.needed: dict[str, str] = {}
