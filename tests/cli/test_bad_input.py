@@ -41,20 +41,8 @@ COLUMNS = {
 }
 # so short that a check which is missing shows as a wrong exit code and not as a long wait
 TINY = ["--ace.steps", 1, "--ace.batch", 8, "--ace.width", 8, "--ace.depth", 1, "--search.explore_rounds", 1]
-TINY += [
-    "--search.max_rounds",
-    1,
-    "--refine.max_rounds",
-    1,
-    "--starts",
-    1,
-    "--threads",
-    1,
-    "--search.spacing",
-    4,
-    "--predict.steps",
-    1,
-]
+TINY += ["--search.max_rounds", 1, "--refine.max_rounds", 1, "--starts", 1, "--threads", 1, "--search.spacing", 4]
+TINY += ["--predict.steps", 1]
 
 
 @pytest.fixture

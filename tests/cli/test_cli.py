@@ -158,6 +158,7 @@ def test_help_of_a_command_names_every_setting(ace_em: Callable[..., Result], co
         (["reconstruct", "p.star", "-o", "run", "--ace.steps", "many\nmore"], ["--ace.steps many more: expected"]),
         (["reconstruct", "p.star", "-o", "run", "--diameter", "inf"], ["--diameter inf", "a number"]),
         (["reconstruct", "p.star", "-o", "run", "--ace.milestones", "0.5,late"], ["0.5,late", "numbers with commas between"]),
+        (["reconstruct", "p.star", "-o", "run", "--predict.bands", "1,,2"], ["--predict.bands 1,,2: expected numbers"]),
         (["reconstruct", "p.star", "-o", "run", "--device", "gpu"], ["--device gpu: expected auto, cpu, cuda or mps"]),
         (["convert", "a.star", "b.cs", "--contrast", "grey"], ["--contrast grey: expected white or black"]),
         (["simulate", "s.pdb", "-o", "sim", "--n", "2x"], ["--n 2x", "whole number"]),
@@ -357,10 +358,10 @@ def test_a_switch_that_is_on_is_turned_off(off: str) -> None:
 
 
 def test_negative_numbers_are_values() -> None:
-    for number in (-80.0, -0.5, -1e-3):
-        for given in (["--b-factor", str(number)], [f"--b-factor={number}"]):
+    for number in ("-80", "-.5", "-1e-3"):
+        for given in (["--b-factor", number], [f"--b-factor={number}"]):
             line = ["a.star", *given, "-o", "run"]
-            assert arguments(cli.parser_of("reconstruct"), line).settings.b_factor == number
+            assert arguments(cli.parser_of("reconstruct"), line).settings.b_factor == float(number)
     assert arguments(cli.parser_of("reconstruct"), ["a.star", "-o", "run", "--b-factor", "none"]).settings.b_factor is None
 
 

@@ -31,25 +31,24 @@ def read(kind: Any, given: Any) -> Any:
     """
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        return next(choice for choice in parts if choice == given) if given in parts else _refuse()
+        return given if given in parts else _refuse()
     if type(None) in parts:
         if given in (None, "none", "null"):
             return None
         return read(next(part for part in parts if part is not type(None)), given)
     if typing.get_origin(kind) is tuple:
-        items = given.strip().removeprefix("[").removesuffix("]").split(",") if isinstance(given, str) else given
-        if not isinstance(items, list | tuple):
-            raise ValueError
-        return tuple(read(parts[0], item) for item in items if item != "")
+        if isinstance(given, str):
+            inside = given.strip().removeprefix("[").removesuffix("]").strip()
+            given = inside.split(",") if inside else []
+        return tuple(read(parts[0], item) for item in given) if isinstance(given, list | tuple) else _refuse()
     if kind is bool:
         return given if isinstance(given, bool) else WORDS[given.lower()] if str(given).lower() in WORDS else _refuse()
     if kind is str:
         return given if isinstance(given, str) else _refuse()
     if isinstance(given, bool) or not isinstance(given, str | int | kind):
-        raise ValueError
+        _refuse()
     number = kind(given)
-    # a whole number may be too large to compare
-    return number if kind is int or math.isfinite(number) else _refuse()
+    return number if math.isfinite(number) else _refuse()
 
 
 def _refuse() -> typing.NoReturn:
@@ -110,13 +109,14 @@ class Setting:
 
 def settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
     """Every setting of a settings class and of those inside it."""
-    kinds, (summary, helps) = typing.get_type_hints(config), _texts(config.__module__)[config.__name__]
+    kinds, defaults = typing.get_type_hints(config), config()
+    summary, helps = _texts(config.__module__)[config.__name__]
     for field in dataclasses.fields(config):
         kind, name = kinds[field.name], prefix + field.name
         if dataclasses.is_dataclass(kind):
             yield from settings_of(typing.cast(type, kind), f"{name}.")
         else:
-            yield Setting(name, kind, getattr(config(), field.name), helps.get(field.name, ""), summary)
+            yield Setting(name, kind, getattr(defaults, field.name), helps.get(field.name, ""), summary)
 
 
 @functools.cache
@@ -218,7 +218,9 @@ class Parser(argparse.ArgumentParser):
         """An option for every setting of a settings class, or for some of them."""
         if not only:
             self.config = config
-            self.add_option("config", str, None, "settings from a YAML file, such as RUN/config.yaml; the line wins", many=True)
+            self.add_option(
+                "config", str, None, "YAML file of settings, as --print-config prints them; what is typed wins", many=True
+            )
             self.epilog = EPILOG
             self.add_argument(
                 "--print-config", action="store_true", default=argparse.SUPPRESS, help="print the settings as YAML and exit"

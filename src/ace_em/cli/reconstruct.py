@@ -4,11 +4,11 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
+from ace_em.cli import NOT_CONVERGED
 from ace_em.cli.options import Parser, add_mode, mode
 from ace_em.config import RunConfig
 
 DESCRIPTION = "Particles to a map and poses, with no reference."
-NOT_CONVERGED = 3
 
 
 def add_arguments(parser: Parser) -> None:
