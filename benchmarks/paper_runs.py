@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from ace_em.data.working_set import WorkingSet
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ace_em.config import RunConfig
+from ace_em.config import RunConfig, changed, flat, preset
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import survey, working_set
-from ace_em.data.working_set import WorkingSet
 from ace_em.io.mrc import read_volume
 from ace_em.maths.fourier import fourier_resize
 from ace_em.metrics.alignment import align_poses, apply_frame, turn_volume
@@ -26,7 +26,6 @@ from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.physics.pose import Pose
-from ace_em.config import changed, flat, preset
 from ace_em.training.autoencoder import AutoEncoder
 from ace_em.training.loop import Hooks, Progress, encode, train
 

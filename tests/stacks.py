@@ -66,6 +66,9 @@ class FixedStack(ParticleStack):
     def in_memory(self) -> "FixedStack":
         return self
 
+    def to(self, device: torch.device) -> "FixedStack":
+        return replace(super().to(device), fixed_ctf=self.fixed_ctf.to(device))
+
     @property
     def image_ft(self) -> Tensor:
         """All whitened images (N, n)."""

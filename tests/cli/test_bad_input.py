@@ -23,8 +23,9 @@ from ace_em.io.cs.file import load_fields, save_fields
 from ace_em.io.cs.relion_text import without_text
 from ace_em.io.mrc import write_volume
 from ace_em.io.star import numeric_column, read_particle_star
+from ace_em.run.convergence import Verdict
 from ace_em.run.plan import announce, make_plan
-from ace_em.run.reporter import Reporter
+from ace_em.run.reporter import Mode, Reporter
 
 N, BOX = 120, 16
 Result = tuple[int, str, str]
@@ -39,14 +40,16 @@ COLUMNS = {
     "rlnPixelSize": "8",
 }
 # so short that a check which is missing shows as a wrong exit code and not as a long wait
-TINY = ["--ace.steps", 1, "--ace.batch", 8, "--ace.width", 8, "--ace.depth", 1, "--search.ab_initio_rounds", 1]
+TINY = ["--ace.steps", 1, "--ace.batch", 8, "--ace.fourier.width", 8, "--ace.fourier.depth", 1, "--search.ab_initio_rounds", 1]
 TINY += ["--search.max_rounds", 1, "--refine.max_rounds", 1, "--starts", 1, "--threads", 1, "--search.spacing", 4]
+TINY += ["--predict.steps", 1]
 
 
 @pytest.fixture
 def reconstruct(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """``ace-em reconstruct`` in a folder that holds a good p.star and a.mrcs."""
+    """``ace-em reconstruct`` in a folder that holds a good p.star and a.mrcs. The report, most of a tiny run, is left empty."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ace_em.report.page.write_report", lambda run: Path(run, "report.html").write_text(""))
     write_stack(images())
     write_star()
 
@@ -80,6 +83,13 @@ def write_star(n: int = N, drop: tuple[str, ...] = (), change: dict[int, dict[st
     names = [name for name in COLUMNS if name not in drop]
     lines = ["data_", "", "loop_", *(f"_{name}" for name in names), *(" ".join(row[name] for name in names) for row in rows)]
     Path("p.star").write_text("\n".join(lines) + "\n")
+
+
+def announced(path: str, mode: Mode = "text") -> str:
+    """What a run says of its particles before anything long starts."""
+    config, out = RunConfig(threads=1, device="cpu"), io.StringIO()
+    announce(make_plan(Particles.open(path), config), config, Reporter(stream=out, mode=mode))
+    return out.getvalue()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -306,17 +316,17 @@ def test_a_cs_file_whose_names_no_star_file_can_hold(reconstruct: Callable[..., 
 def test_contrast_that_the_images_do_not_tell_is_the_files(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     write_stack(np.random.default_rng(0).normal(size=(N, BOX, BOX)).astype(np.float32))
     convert(Path("p.star"), Path("p.cs"), contrast="black", say=lambda line: None)
-    code, out, _ = reconstruct("p.cs", "-o", "run", *TINY, "--predict.steps", 0)
-    assert code == 3 and "protein is black (says the file, z = " in out and "give --contrast" not in out
-    code, out, _ = reconstruct("p.star", "-o", "other", *TINY, "--predict.steps", 0)
-    assert code == 3 and "(measured, z = " in out and "give --contrast" in out
+    told = announced("p.cs")
+    assert "protein is black (says the file, z = " in told and "give --contrast" not in told
+    told = announced("p.star")
+    assert "(measured, z = " in told and "give --contrast" in told
 
 
 def test_half_sets_too_uneven_for_half_maps(reconstruct: Callable[..., Result]) -> None:
     with_column("rlnRandomSubset", "1")()
     text = Path("p.star").read_text()
     Path("p.star").write_text(text.replace("1 1@", "2 1@").replace("1 2@", "2 2@"))
-    code, out, _ = reconstruct("p.star", "-o", "run", *TINY, "--predict.steps", 0)
+    code, out, _ = reconstruct("p.star", "-o", "run", *TINY)
     assert code == 3 and f"rlnRandomSubset has {N - 2} and 2 particles, too uneven" in out
     halves = numeric_column(read_particle_star("run/poses.star"), "rlnRandomSubset")
     assert abs((halves == 1).sum() - N / 2) <= 1
@@ -375,9 +385,9 @@ UNCHECKED: dict[str, list[object]] = {
     "seed": ["--seed", -1],
     "batch": ["--ace.batch", 0],
     "hypotheses": ["--ace.hypotheses", 0],
-    "depth": ["--ace.depth", 0],
+    "depth": ["--ace.fourier.depth", 0],
     "bound of shifts": ["--ace.max_shift", 0],
-    "band of the encoder": ["--ace.encoder_band", 0],
+    "band of the encoder": ["--ace.fourier.band", 0],
     "rate": ["--ace.lr_encoder", 0],
     "march": ["--ace.march", 2],
     "local steps": ["--search.local_steps", 0],
@@ -494,7 +504,7 @@ def test_kind_of_file_behind_the_image_names(reconstruct: Callable[..., Result])
     write_star(N + 10, change={i: {"rlnImageName": f"{i:06d}@a.mrc:mrcs"} for i in range(1, N + 11)})
     bad = [f"{i}@a.mrc" for i in range(N + 1, N + 11)]
     Path("bad.star").write_text("data_\nloop_\n_rlnImageName\n" + "\n".join(bad) + "\n")
-    code, _, err = reconstruct("p.star", "-o", "run", *TINY, "--predict.steps", 0, "--exclude", "bad.star")
+    code, _, err = reconstruct("p.star", "-o", "run", *TINY, "--exclude", "bad.star")
     assert (code, err) == (3, "")
     names = read_particle_star("run/poses.star").particles["rlnImageName"]
     assert list(names) == [f"{i:06d}@a.mrc:mrcs" for i in range(1, N + 1)]
@@ -510,9 +520,8 @@ def test_table_with_carriage_returns_alone(reconstruct: Callable[..., Result]) -
 @pytest.mark.parametrize("quiet", [False, True])
 def test_header_of_another_pixel_size_is_told(reconstruct: Callable[..., Result], quiet: bool) -> None:
     def told() -> list[str]:
-        config, out = RunConfig(threads=1, device="cpu"), io.StringIO()
-        announce(make_plan(Particles.open("p.star"), config), config, Reporter(stream=out, mode="quiet" if quiet else "text"))
-        return [line.partition("] ")[2] for line in out.getvalue().splitlines() if "A/px" in line and "header" in line]
+        lines = announced("p.star", "quiet" if quiet else "text").splitlines()
+        return [line.partition("] ")[2] for line in lines if "A/px" in line and "header" in line]
 
     assert told() == []
     for size, word in ((5.0, "5"), (8.1, "8.1")):
@@ -590,13 +599,15 @@ def test_images_of_noise_alone(reconstruct: Callable[..., Result], tmp_path: Pat
 
 def test_defocus_in_nanometre_is_asked_about(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     write_star(change=dict.fromkeys(range(1, N + 1), {"rlnDefocusU": "1500", "rlnDefocusV": "1450"}))
-    assert (
-        "median defocus is 1500 A, which is little: is the column in nanometre?" in reconstruct("p.star", "-o", "run", *TINY)[1]
-    )
+    assert "median defocus is 1500 A, which is little: is the column in nanometre?" in announced("p.star", "quiet")
 
 
-def test_resume_of_nothing_says_so(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
-    assert "run: no run is there to go on with" in reconstruct("p.star", "-o", "run", *TINY, "--resume")[1]
+def test_resume_of_nothing_says_so(reconstruct: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And begins a run, which need not be carried out here."""
+    monkeypatch.setattr("ace_em.run.pipeline.carry_out", lambda *begun: Verdict(False, "not carried out"))
+    code, out, err = reconstruct("p.star", "-o", "run", *TINY, "--resume")
+    assert (code, err) == (3, "") and "run: no run is there to go on with" in out
+    assert Path("run/config.yaml").exists() and Path("run/metrics.jsonl").exists()
 
 
 def test_good_input_passes_and_is_left_as_it_was(reconstruct: Callable[..., Result], tmp_path: Path) -> None:

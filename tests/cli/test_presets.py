@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ace_em.cli import _fields, main
-from ace_em.cli.arguments import config_first, parsed, reconstruct_parser, switched_on, underscored
+from ace_em.cli import main, parser_of
+from ace_em.cli.settings import arguments
 from ace_em.config import PRESETS, RunConfig, changed, differences, flat, preset
 from ace_em.errors import InputError
 
@@ -92,6 +92,31 @@ def test_flat_names_every_setting_once() -> None:
     assert changed(RunConfig(), settings) == config
 
 
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    lr: float = 0.1
+    steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Middle:
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    width: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    middle: Middle = dataclasses.field(default_factory=Middle)
+    seed: int = 0
+
+
+def test_settings_at_any_depth() -> None:
+    assert flat(Outer()) == {"middle.inner.lr": 0.1, "middle.inner.steps": 5, "middle.width": 8, "seed": 0}
+    after = changed(Outer(), {"middle.inner.lr": 0.2, "seed": 1, "middle.width": 9})
+    assert after == Outer(Middle(Inner(0.2, 5), 9), 1)
+    assert changed(Outer(), flat(after)) == after
+
+
 def test_differences_lists_what_differs_and_nothing_else() -> None:
     listed = dict(differences())
     settings = [flat(preset(name)) for name in PRESETS]
@@ -114,11 +139,11 @@ def test_the_table_names_every_preset_and_folds_no_value(capsys: pytest.CaptureF
         assert {key, *map(str, values)} <= cells, key
 
 
-def settings(*arguments: str) -> RunConfig:
+def settings(*words: str) -> RunConfig:
     """As the command line does it."""
-    parser = reconstruct_parser()
-    words = config_first(switched_on([underscored(a) for a in ("p.star", "-o", "run", *arguments)]))
-    return RunConfig(**_fields(parser.instantiate(parsed(parser, words)), RunConfig))
+    config = arguments(parser_of("reconstruct"), ["p.star", "-o", "run", *words]).settings
+    assert isinstance(config, RunConfig)
+    return config
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -127,15 +152,15 @@ def test_an_option_gives_the_preset(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "words",
     [
         ["--preset", "cryoai", "--ace.batch", "7", "--seed", "3"],
         ["--ace.batch", "7", "--seed", "3", "--preset", "cryoai"],
         ["--seed=3", "--preset=cryoai", "--ace.batch=7"],
     ],
 )
-def test_what_is_typed_wins_over_the_preset_in_any_order(arguments: list[str]) -> None:
-    assert settings(*arguments) == changed(preset("cryoai"), {"ace.batch": 7, "seed": 3})
+def test_what_is_typed_wins_over_the_preset_in_any_order(words: list[str]) -> None:
+    assert settings(*words) == changed(preset("cryoai"), {"ace.batch": 7, "seed": 3})
 
 
 def test_a_value_typed_as_the_general_default_is_still_typed() -> None:

@@ -316,9 +316,9 @@ def own_noise_only(stack: FixedStack, parts: list[Residuals]) -> NoiseModel:
 
 
 def own_mean_only(stack: FixedStack, parts: list[Residuals]) -> Tensor:
-    """As ``updated_intensity_scale``, but 1 on average in the first half alone."""
-    scale = updated_intensity_scale(stack, parts)
-    return scale / scale[parts[0].rows].mean()
+    """As ``updated_intensity_scale``, but 1 on average in each half alone."""
+    first = updated_intensity_scale(stack, parts[:1])
+    return torch.where(half_of(len(stack)) == 1, first, updated_intensity_scale(stack, parts[1:]))
 
 
 def hold_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,8 +474,8 @@ def test_the_frame_of_the_second_half_follows_the_maps(particle: Any) -> None:
     state = next_round(sets_of(p), dataclasses.replace(start, halves=halves), 8.0, two_steps)
     first = half_of(200) == 1
     for half in (first, ~first):
-        turn = state.pose.rotation[half] @ p.pose.rotation[half].mT
-        assert angular_distance_deg(turn, torch.eye(3)).median() < 0.5
+        common = roma.special_procrustes((state.pose.rotation[half] @ p.pose.rotation[half].mT).sum(0))
+        assert angular_distance_deg(common, torch.eye(3)) < 0.4
     # the images of the second half were fitted to the map that lies apart
     found = two_steps(volume_to_ft(halves.half2), p.images.subset(~first).band(8.0), p.pose[~first], ~first, 0)
     assert angular_distance_deg(found.pose.rotation, p.pose.rotation[~first]).median() > 1.5

@@ -1,22 +1,17 @@
-"""The command line. Nothing heavy is imported before a command runs: ``ace-em --help`` must not wait for torch."""
+"""The command line, one module per command. Heavy imports are inside them: ``--help`` must not wait for torch."""
 
 import errno
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentError, Namespace
+from importlib import import_module
+from types import ModuleType
 
 from ace_em import __version__
-from ace_em.cli.arguments import PARSERS, config_first, in_plain_words, parsed, settings_of_run, switched_on, underscored
-from ace_em.config import PRESETS, RunConfig, SimulationConfig
+from ace_em.cli.options import Parser, did_you_mean
+from ace_em.cli.settings import arguments, as_yaml
 from ace_em.errors import Diverged, InputError
-from ace_em.run.reporter import Mode
 
 NOT_CONVERGED = 3
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
@@ -26,124 +21,23 @@ BAD_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 INTERRUPTED = 130
 
 
-def run_simulate(args: Namespace) -> int:
-    from ace_em.simulation.write import simulate
-
-    config = SimulationConfig(**_fields(args, SimulationConfig))
-    simulate(Path(args.structure), Path(args.output), config, args.poses or None, args.ctf or None, args.overwrite)
-    return 0
+COMMANDS = ("simulate", "reconstruct", "predict", "presets", "evaluate", "fsc", "report", "convert", "watch")
 
 
-def run_presets(args: Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ace_em.config import differences
-
-    table = Table("setting", *PRESETS, title="ace-em reconstruct --preset NAME")
-    for name, values in differences():
-        table.add_row(name, *(str(value) for value in values))
-    # as wide as it is: a folded number is no number
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    return 0
+def module_of(command: str) -> ModuleType:
+    return import_module(f"ace_em.cli.{command}")
 
 
-def run_reconstruct(args: Namespace) -> int:
-    config = RunConfig(**_fields(args, RunConfig))
-    from ace_em.run.pipeline import Request, reconstruct
-
-    command = shlex.join(["ace-em", *args.typed])
-    request = Request(Path(args.particles), Path(args.output), args.overwrite, args.resume, _mode(args), command)
-    verdict = reconstruct(request, config)
-    return 0 if verdict.converged else NOT_CONVERGED
-
-
-def run_predict(args: Namespace) -> int:
-    from ace_em.run.inputs import open_particles
-    from ace_em.run.predict import predict
-    from ace_em.run.reporter import Reporter
-
-    source = Path(args.particles)
-    chosen = {name: getattr(args, name) for name in ("subset", "exclude", "max_particles", "seed", "project")}
-    particles = open_particles(source, RunConfig(**chosen, passthrough=args.passthrough))
-    out = Path(args.output) if args.output else Path(f"{source.stem}_poses{source.suffix}")
-    needed = [Path(name) for name in (args.subset, args.exclude, *args.passthrough.split(",")) if name]
-    predict(particles, Path(args.run), out, args.overwrite, args.contrast, args.threads, Reporter(mode=_mode(args)), needed)
-    return 0
-
-
-def run_evaluate(args: Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ace_em.run.evaluation import evaluate, insertion_device
-    from ace_em.run.reporter import Reporter
-
-    result = evaluate(Path(args.run), Path(args.truth), insertion_device(args.device), Reporter())
-    table = Table("measure", "value", title=f"{args.run} against {args.truth}")
-    for name, value in asdict(result).items():
-        if not isinstance(value, list):
-            table.add_row(name, value if isinstance(value, str) else f"{value:.5g}")
-    Console().print(table)
-    if (report := Path(args.run) / "report.html").is_file():
-        print(f"{report} shows the truth beside")
-    return 0
-
-
-def run_fsc(args: Namespace) -> int:
-    from ace_em.cli.fsc import compare_maps
-
-    compare_maps(Path(args.map1), Path(args.map2), Path(args.mask) if args.mask else None, args.seed)
-    return 0
-
-
-def run_report(args: Namespace) -> int:
-    from ace_em.report.page import write_report
-
-    print(write_report(Path(args.run)))
-    return 0
-
-
-def run_watch(args: Namespace) -> int:
-    from ace_em.report.live import watch
-
-    watch(Path(args.run), args.host, args.port)
-    return 0
-
-
-def run_convert(args: Namespace) -> int:
-    from ace_em.data.convert import convert
-
-    passthrough = [Path(name) for name in args.passthrough or []]
-    convert(Path(args.source), Path(args.target), passthrough, args.overwrite, box=args.box, contrast=args.contrast)
-    return 0
-
-
-COMMANDS = {
-    "simulate": run_simulate,
-    "reconstruct": run_reconstruct,
-    "predict": run_predict,
-    "presets": run_presets,
-    "evaluate": run_evaluate,
-    "fsc": run_fsc,
-    "report": run_report,
-    "convert": run_convert,
-    "watch": run_watch,
-}
-
-
-def _mode(args: Namespace) -> Mode:
-    return "json" if args.json else "quiet" if args.quiet else "text"
-
-
-def _fields(args: Namespace, config: type) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in config.__dataclass_fields__}  # type: ignore[attr-defined]
+def parser_of(command: str) -> Parser:
+    module = module_of(command)
+    parser = Parser(f"ace-em {command}", module.DESCRIPTION)
+    module.add_arguments(parser)
+    return parser
 
 
 def _usage() -> str:
     lines = [f"ace-em {__version__}: from cryo-EM particle images to a map and poses, with no reference", "", "commands:"]
-    for name, build in PARSERS.items():
-        lines.append(f"  {name:12s} {build().description}")
+    lines += [f"  {name:12s} {module_of(name).DESCRIPTION}" for name in COMMANDS]
     return "\n".join([*lines, "", "`ace-em COMMAND --help` lists a command's options."])
 
 
@@ -163,20 +57,19 @@ def _run(argv: list[str]) -> int:
         print(__version__)
         return 0
     if argv[0] not in COMMANDS:
-        print(f"ace-em: no command '{argv[0]}'; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        hint = did_you_mean(argv[0], COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
+        print(f"ace-em: no command '{argv[0]}'{hint}", file=sys.stderr)
         return 2
-    parser = PARSERS[argv[0]]()
-    parser.prog = f"ace-em {argv[0]}"
     try:
         # a batch system ends a job by SIGTERM: its state is to be kept as after Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        typed = switched_on([underscored(a) for a in argv[1:]])
-        args = parser.instantiate(parsed(parser, config_first(settings_of_run(argv[0], typed))))
+        parser = parser_of(argv[0])
+        args = arguments(parser, argv[1:])
+        if getattr(args, "print_config", False):
+            print(as_yaml(parser, args), end="")
+            return 0
         args.typed = argv
-        return COMMANDS[argv[0]](args)
-    except ArgumentError as error:
-        print(f"ace-em {argv[0]}: {in_plain_words(str(error))}", file=sys.stderr)
-        return 2
+        return int(module_of(argv[0]).run(args))
     except InputError as error:
         print(f"ace-em {argv[0]}: {error}", file=sys.stderr)
         return 2
@@ -190,7 +83,7 @@ def _run(argv: list[str]) -> int:
         if error.errno not in BAD_DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        hint = "; when that is mended, the same command with --resume goes on" if argv[0] == "reconstruct" else ""
+        hint = "; when that is mended, the same command with --resume continues" if argv[0] == "reconstruct" else ""
         print(f"ace-em {argv[0]}: {where}{error.strerror}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

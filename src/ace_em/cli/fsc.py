@@ -1,19 +1,39 @@
 """``ace-em fsc``: two maps, the curve and the resolutions."""
 
+from __future__ import annotations
+
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ace_em.cli.options import Parser
 from ace_em.errors import InputError
-from ace_em.io.mrc import read_volume
-from ace_em.metrics.fsc import fourier_shell_correlation, masked_fsc, resolution_shell
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DESCRIPTION = "Fourier shell correlation of two maps."
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_positional("map1", ".mrc")
+    parser.add_positional("map2", ".mrc of the same box and pixel size")
+    parser.add_option("mask", str, "", ".mrc between 0 and 1; adds masked and corrected curves")
+    parser.add_option("seed", int, 0, "random seed of the phase randomisation")
+
+
+def run(args: Namespace) -> int:
+    compare_maps(Path(args.map1), Path(args.map2), Path(args.mask) if args.mask else None, args.seed)
+    return 0
 
 
 def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) -> None:
     """Print the FSC curve, and the resolutions at 0.5 and 0.143; masked and phase-randomised too when there is a mask."""
+    import torch
     from rich.console import Console
     from rich.table import Table
+
+    from ace_em.metrics.fsc import fourier_shell_correlation, masked_fsc, resolution_shell
 
     map1, pixel_size = _cubic(path1)
     map2, pixel_size2 = _cubic(path2)
@@ -47,6 +67,10 @@ def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) ->
 
 
 def _cubic(path: Path) -> tuple[Tensor, float]:
+    import torch
+
+    from ace_em.io.mrc import read_volume
+
     volume, pixel_size = read_volume(path)
     if len(set(volume.shape)) != 1:
         raise InputError(f"{path}: {' x '.join(map(str, volume.shape))} voxels; expected a cubic map")

@@ -1,0 +1,25 @@
+"""``ace-em presets``."""
+
+import sys
+from argparse import Namespace
+
+from ace_em.cli.options import Parser
+from ace_em.config import PRESETS, differences
+
+DESCRIPTION = "Show in which settings the presets differ."
+
+
+def add_arguments(parser: Parser) -> None:
+    """It takes none."""
+
+
+def run(args: Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", *PRESETS, title="ace-em reconstruct --preset NAME")
+    for name, values in differences():
+        table.add_row(name, *(str(value) for value in values))
+    # as wide as it is: a folded number is no number
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    return 0
