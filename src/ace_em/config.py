@@ -9,7 +9,9 @@ the plan follows the particle and not the box that it came in.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -338,11 +340,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def changed(config: Any, settings: Mapping[str, Any]) -> Any:
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
     """A configuration with other values for some of its settings, by dotted name (``ace.voxel.lr``)."""
     for name, value in settings.items():
-        group, _, rest = name.partition(".")
-        config = dataclasses.replace(config, **{group: changed(getattr(config, group), {rest: value}) if rest else value})
+        group, inside, rest = name.partition(".")
+        config = dataclasses.replace(config, **{group: changed(getattr(config, group), {rest: value}) if inside else value})
     return config
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ace_em import cli
 from ace_em.config import RunConfig
-from ace_em.data import preprocess
+from ace_em.data import preprocess, survey
 from ace_em.data.convert import convert
 from ace_em.data.particles import Particles
 from ace_em.errors import option
@@ -282,7 +282,8 @@ def test_bad_files(reconstruct: Callable[..., Result], tmp_path: Path, case: str
 def test_bad_image_that_the_survey_does_not_look_at(
     reconstruct: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "SURVEY", 30)
+    monkeypatch.setattr(survey, "SURVEYED", 30)
+    monkeypatch.setattr(survey, "SURVEYED_OF_GROUP", 30)
     surveyed: list[int] = []
     original = preprocess.normalise
 
@@ -313,11 +314,11 @@ def test_a_cs_file_whose_names_no_star_file_can_hold(reconstruct: Callable[..., 
     assert contents(tmp_path) == before
 
 
-def test_contrast_that_the_images_do_not_tell_is_the_files(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
+def test_contrast_that_is_not_clear_from_the_images_is_the_files(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     write_stack(np.random.default_rng(0).normal(size=(N, BOX, BOX)).astype(np.float32))
     convert(Path("p.star"), Path("p.cs"), contrast="black", say=lambda line: None)
     told = announced("p.cs")
-    assert "protein is black (says the file, z = " in told and "give --contrast" not in told
+    assert "protein is black (from the file, z = " in told and "give --contrast" not in told
     told = announced("p.star")
     assert "(measured, z = " in told and "give --contrast" in told
 
@@ -338,7 +339,7 @@ def test_a_disk_without_room_for_the_later_boxes(
     class Usage:
         free = 5000
 
-    monkeypatch.setattr("ace_em.data.scratch.shutil.disk_usage", lambda folder: Usage)
+    monkeypatch.setattr("ace_em.data.coefficients.shutil.disk_usage", lambda folder: Usage)
     before = contents(tmp_path)
     scratch = ["GiB of scratch space are needed", "0.0 GiB are free", "--scratch"]
     assert_refused(reconstruct("p.star", "-o", "run", *TINY, "--memory", 1e-6), scratch)
@@ -495,7 +496,7 @@ def test_odd_and_prime_boxes(reconstruct: Callable[..., Result], box: int) -> No
     plan = make_plan(Particles.open("p.star"), RunConfig(threads=1, device="cpu"))
     assert plan.particles.box == box and plan.boxes[-1] == box and plan.working_box <= box
     for working in (plan.working_box, box):
-        images_ft = preprocess.working_set(plan.particles, plan.look, working).image_ft
+        images_ft = preprocess.read_stack(plan.particles, plan.look, working).images(slice(None))
         assert len(images_ft) == N and bool(torch.isfinite(torch.view_as_real(images_ft)).all())
 
 
@@ -594,19 +595,19 @@ def test_images_of_noise_alone(reconstruct: Callable[..., Result], tmp_path: Pat
     write_stack(np.random.default_rng(5).normal(size=(N, 16, 16)).astype(np.float32))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY)
     assert (code, err) == (3, "")
-    assert "not converged" in out and "the probability of every pose is written as 0, and no confident.star" in out
+    assert "not converged" in out and "the probability of every pose is written as 0, and there is no confident.star" in out
 
 
 def test_defocus_in_nanometre_is_asked_about(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     write_star(change=dict.fromkeys(range(1, N + 1), {"rlnDefocusU": "1500", "rlnDefocusV": "1450"}))
-    assert "median defocus is 1500 A, which is little: is the column in nanometre?" in announced("p.star", "quiet")
+    assert "median defocus is 1500 A, which is low: is the column in nanometre?" in announced("p.star", "quiet")
 
 
 def test_resume_of_nothing_says_so(reconstruct: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """And begins a run, which need not be carried out here."""
     monkeypatch.setattr("ace_em.run.pipeline.carry_out", lambda *begun: Verdict(False, "not carried out"))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY, "--resume")
-    assert (code, err) == (3, "") and "run: no run is there to go on with" in out
+    assert (code, err) == (3, "") and "run: no run there to resume" in out
     assert Path("run/config.yaml").exists() and Path("run/metrics.jsonl").exists()
 
 

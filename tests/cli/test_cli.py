@@ -34,7 +34,8 @@ HEAVY = (
     "gemmi",
     "mrcfile",
     "starfile",
-    "healpy",
+    "astropy",
+    "scipy",
 )
 
 

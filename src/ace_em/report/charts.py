@@ -197,14 +197,14 @@ def _mark_boxes(panels: Sequence["Axes"], rows: Sequence[Record]) -> None:
                 axes.axvline(n + 0.5, color=GREY, linewidth=1, linestyle=":")
 
 
-def _draw_explained(axes: "Axes", by_start: dict[str, list[Record]], held_out: Sequence[Record]) -> None:
+def _draw_explained(axes: "Axes", searches: dict[str, list[Record]], held_out: Sequence[Record]) -> None:
     """Share of the signal that the map explains in the images of the round (lines) and in held-out images (diamonds)."""
-    for start, rows in by_start.items():
+    for start, rows in searches.items():
         axes.plot(np.arange(len(rows)) + 1.0, 100 * column(rows, "explained"), **_style(start))
     for start, records in by_start(held_out).items():
         explained = 100 * column(records, "explained")[-1]
         mark: dict[str, Any] = {"color": _style(start)["color"], "markersize": 8, "markeredgecolor": "white"}
-        axes.plot(len(by_start.get(start, "1")), explained, "D", **mark)
+        axes.plot(len(searches.get(start, "1")), explained, "D", **mark)
     axes.axhline(100, color=GREY, linewidth=1, linestyle=":")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(106.0, axes.get_ylim()[1]))
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ace_em.errors import InputError
+from ace_em.maths.rotations import healpix_centres, healpix_pixel
 from ace_em.metrics.coverage import view_counts
 from ace_em.report.load import Map
 
@@ -140,23 +142,22 @@ def smoothed_views(rotation: Tensor, spread_deg: float) -> np.ndarray:
 
     Every view is spread over a von Mises-Fisher cap of ``spread_deg``.
     """
-    import healpy
-
     counts = view_counts(rotation, N_SIDE)
-    centres = np.stack(healpy.pix2vec(N_SIDE, np.arange(len(counts))), axis=-1).astype(np.float32)
+    centres = healpix_centres(N_SIDE).numpy().astype(np.float32)
     kernel = np.exp((centres @ centres[counts > 0].T - 1) / math.radians(spread_deg) ** 2)
     return np.asarray(kernel @ counts[counts > 0] / kernel.sum(0).mean() / counts.sum() * len(counts))
 
 
 def view_figure(rotation: Tensor, spread_deg: float) -> bytes:
     """Viewing directions of (N, 3, 3) ``rotation`` on the sphere, Mollweide projection."""
-    import healpy
     import matplotlib
 
     density = smoothed_views(rotation, spread_deg)
     longitude, latitude = np.linspace(-180, 180, 361), np.linspace(-90, 90, 181)
     middles = np.meshgrid((longitude[1:] + longitude[:-1]) / 2, (latitude[1:] + latitude[:-1]) / 2)
-    values = density[healpy.ang2pix(N_SIDE, *middles, lonlat=True)]
+    lon, lat = (torch.from_numpy(np.radians(m)) for m in middles)
+    direction = torch.stack([lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()], dim=-1)
+    values = density[healpix_pixel(direction, N_SIDE).numpy()]
     with matplotlib.rc_context(PICTURE):
         figure = new_figure((5.6, 3.9))
         axes = figure.add_subplot(projection="mollweide")
