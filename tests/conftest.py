@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the page, whose figures take half of a small run's time."""
+    monkeypatch.setattr("ace_em.report.page.write_report", lambda run: run / "report.html")
+
+
 @pytest.fixture(scope="session")
 def particle() -> Callable[..., Particle]:
     """A known volume and images of it."""

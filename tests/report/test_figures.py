@@ -127,7 +127,7 @@ def test_correlations_do_not_depend_on_the_block(run: Path, monkeypatch: pytest.
 
 def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = read_particle_star(run / "poses.star")
-    table.particles["rlnMaxValueProbDistribution"] = [str(0.1 + 0.04 * n) for n in range(20)]
+    table.particles["aceConfidence"] = [str(0.1 + 0.04 * n) for n in range(20)]
     for axis in "XY":
         table.particles[f"rlnOrigin{axis}Angst"] = [str(n if axis == "X" else -2 * n) for n in range(20)]
     write_star(run / "poses.star", table)

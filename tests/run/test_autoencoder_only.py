@@ -7,23 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from ace_em import cli
 from ace_em.config import PRESETS, SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.io.mrc import read_volume
 from ace_em.run.evaluation import Evaluation, evaluate
 from ace_em.run.folder import FILES
 from ace_em.simulation.write import simulate
+from commands import STRUCTURE, run_cli
 
-STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
 N, BOX = 120, 24
 TINY = ["--ace.batch", 8, "--ace.steps", 3, "--ace.warmup_steps", 2, "--threads", 1]
 
 
 def reconstruct(data: Path, out: Path, *options: object, codes: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(a) for a in ("reconstruct", data / "particles.star", "-o", out, *options)])
-    assert ended.value.code in codes
+    run_cli("reconstruct", data / "particles.star", "-o", out, *options, codes=codes)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -38,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> None:
     run = tmp_path / name
     records = reconstruct(data, run, "--preset", name, *TINY, codes=(3,))
-    given_only = {"evaluation.json", "stop", "current.mrc", "poses.cs", "confident.cs", "confident.star"}
+    given_only = {"evaluation.json", "stop", ".lock", "current.mrc", "poses.cs", "confident.cs", "confident.star"}
     assert {p.name for p in run.iterdir()} == set(FILES) - given_only
     assert list(dict.fromkeys(r["stage"] for r in records)) == ["begin", "survey", "watch", "ace", "confidence", "end"]
     assert [r["step"] for r in records if r["stage"] == "watch"] == [2, 3]
@@ -53,7 +50,7 @@ def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> N
     assert "What is missing" not in page and "Not shown" not in page and "resolution, FSC" not in page
 
 
-def test_no_encoder_is_kept_where_none_is_wanted(data: Path, tmp_path: Path) -> None:
+def test_no_encoder_is_kept_where_none_is_wanted(data: Path, tmp_path: Path, no_report: None) -> None:
     run = tmp_path / "run"
     reconstruct(data, run, "--preset", "cryoposenet", *TINY, "--predict.steps", 0, codes=(3,))
     assert not (run / "encoder.pt").exists() and not (run / "confident.star").exists()
@@ -62,22 +59,24 @@ def test_no_encoder_is_kept_where_none_is_wanted(data: Path, tmp_path: Path) -> 
     assert "aceLikelihoodGap" in table and "aceHypothesisSpread" not in table
 
 
-def test_the_map_is_the_decoders_and_the_poses_are_the_encoders(data: Path, tmp_path: Path) -> None:
+def test_the_map_is_the_decoders_and_the_poses_are_the_encoders(data: Path, tmp_path: Path, no_report: None) -> None:
     """Repeated from its own settings file, bit for bit; the checkpoint's decoder is the map."""
     run, again = tmp_path / "run", tmp_path / "again"
     reconstruct(data, run, "--preset", "cryoposenet", *TINY, codes=(3,))
     reconstruct(data, again, "--config", run / "config.yaml", codes=(3,))
     assert (run / "volume.mrc").read_bytes() == (again / "volume.mrc").read_bytes()
-    saved = torch.load(run / "checkpoint.pt", weights_only=True)["finished"]["autoencoder"]
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)["done"]["autoencoder"]["trained"]
     weights = saved["networks"]
-    decoder = weights["decoder.density"] * weights["decoder.mask"] * weights["decoder.height"]
+    decoder = weights["decoder.density"] * weights["decoder.mask"] * weights["decoder.amplitude"]
     torch.testing.assert_close(torch.from_numpy(read_volume(run / "volume.mrc")[0].copy()), decoder, rtol=1e-5, atol=1e-6)
     poses = Particles.open(run / "poses.star", project_root=data).poses()
     assert poses is not None
     torch.testing.assert_close(poses.rotation, saved["pose"]["rotation"], atol=1e-4, rtol=0)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_end(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_training_goes_on_to_the_same_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
     """The poses that are watched are part of the state."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     options = ["--preset", "cryoposenet", "--ace.encoder", "fourier", *TINY, "--ace.steps", 40]
@@ -87,11 +86,10 @@ def test_an_interrupted_training_goes_on_to_the_same_end(data: Path, tmp_path: P
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ace_em.run.autoencoder_only.start_seed", lambda config, number: 1)
         patched.setattr("ace_em.run.log.poses_watched", lambda step, *rest: interrupt() if step > 30 else None)
         reconstruct(data, run, *options, codes=(130,))
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert (saved["name"], saved["state"]["training"]["step"]) == ("start 1: ace", 25)
+    assert (saved["name"], saved["state"]["training"]["step"]) == ("start 1: training", 25)
     resumed = reconstruct(data, run, *options, "--resume", codes=(3,))
     assert (run / "volume.mrc").read_bytes() == (whole / "volume.mrc").read_bytes()
     assert (run / "poses.star").read_bytes() == (whole / "poses.star").read_bytes()

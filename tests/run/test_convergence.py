@@ -17,10 +17,10 @@ from ace_em.physics.pose import Pose
 from ace_em.refinement.abinitio import HeldOut
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState
-from ace_em.refinement.noise_scale import Calibration
-from ace_em.refinement.symmetry import symmetrise_volume
-from ace_em.run.convergence import Verdict, agreement_beyond, agreement_by_chance, explains, judge, judge_amortised
+from ace_em.run.convergence import Verdict, agreement_beyond, agreement_by_chance, explains, judge, judge_autoencoder
 from ace_em.run.plan import Plan
+from stacks import flat_noise
+from volumes import symmetrise_volume
 
 N_SHELLS = 33
 
@@ -47,7 +47,8 @@ def state(resolution: float = 20, stable: float = 0.9, curve: Tensor | None = No
     nothing, moved = torch.zeros(1), torch.where(torch.arange(100) < 100 * stable, 1.0, 90.0)
     halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
     shown = torch.ones(100, dtype=torch.bool)
-    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, shown, 0.9, Calibration.none(64, 100))
+    scale, offset = torch.ones(100), torch.zeros(100)
+    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, shown, 0.9, flat_noise(64), scale, offset)
 
 
 # what the map explains of the signal held out, what noise allows at least, and z against random phases
@@ -70,7 +71,7 @@ def test_a_good_run_has_converged() -> None:
     found = verdict()
     assert found.converged
     # 320 A over the shell, a fraction beyond the last of 0.9, at which the curve falls below 0.143
-    assert found.message == "converged: 90% of the poses stable; half-maps agree to 15.4 A (FSC 0.143)"
+    assert found.message == "converged: 90% of the poses stable; half-maps agree to 15.39 A (FSC 0.143)"
 
 
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -80,10 +81,10 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         "only explains 74% of the signal in images held out, where noise allows 95%",
     ),
     "poses jump": ({"searched": state(stable=0.69)}, "only 69% of the poses are stable"),
-    "halves do not agree": ({"last": state(resolution=9)}, "hardly agree beyond the 36 A that they started from"),
+    "halves do not agree": ({"last": state(resolution=9)}, "hardly agree beyond 36 A, the resolution that they started from"),
     "halves agree on a shell": (
         {"features_fsc": torch.where(torch.arange(N_SHELLS) <= 11, 0.9, 0.05)},
-        "agree on their radial mean alone, as any arrangement of poses would (FSC without it 0.05)",
+        "agree in their radial mean only, which any arrangement of poses gives (FSC without it 0.05)",
     ),
 }
 
@@ -183,7 +184,7 @@ def test_a_point_group_of_noise_is_no_agreement() -> None:
     """0.25 of octahedral half-maps is what noise may reach; of half-maps without symmetry it is agreement."""
     curve = torch.where(torch.arange(N_SHELLS) <= 11, 0.9, 0.25)
     in_octahedral = judge(plan(group="O"), RunConfig(), GOOD, state(), state(), curve)
-    assert not in_octahedral.converged and "radial mean alone" in in_octahedral.message
+    assert not in_octahedral.converged and "radial mean only" in in_octahedral.message
     assert judge(plan(), RunConfig(), GOOD, state(), state(), curve).converged
 
 
@@ -193,7 +194,7 @@ def alone(explained: float, stable: float = 0.9, tilt_deg: float = 180.0) -> Ver
     rotation = rotation[rotation[:, 2, 2] > math.cos(math.radians(tilt_deg)) - 1e-6]
     pose = Pose(rotation, torch.zeros(len(rotation), 2))
     last = dataclasses.replace(state(stable=stable), explained=explained, pose=pose)
-    return judge_amortised(last, 0.9, RunConfig())
+    return judge_autoencoder(last, 0.9, RunConfig())
 
 
 def test_stage_1_alone_is_judged_by_what_its_map_explains_and_whether_it_has_settled() -> None:
@@ -204,7 +205,7 @@ def test_stage_1_alone_is_judged_by_what_its_map_explains_and_whether_it_has_set
     assert "no evidence" in good.message
     collapsed = alone(0.7, tilt_deg=40)
     assert collapsed.converged and re.search(
-        r"views reach only 1\d% of the sphere: few there may be, but a collapse", collapsed.message
+        r"views cover only 1\d% of the sphere: preferred orientation, or a collapsed encoder", collapsed.message
     )
     poor = alone(0.6)
     assert not poor.converged and "only explains 60%" in poor.message and "Try: more --ace.steps (now 600)" in poor.message

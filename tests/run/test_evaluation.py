@@ -14,12 +14,12 @@ import roma
 import torch
 from torch import Tensor
 
-from ace_em import cli
 from ace_em.config import SimulationConfig
+from ace_em.data.particle_stack import ParticleStack
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import posed_table
-from ace_em.data.preprocess import Survey, survey, working_set
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.preprocess import read_stack
+from ace_em.data.survey import Survey, survey
 from ace_em.errors import InputError
 from ace_em.io.star import read_particle_star, write_star
 from ace_em.maths.fourier import radius_grid
@@ -31,8 +31,8 @@ from ace_em.run import reporter as progress
 from ace_em.run.evaluation import Evaluation, evaluate
 from ace_em.run.folder import RunFolder
 from ace_em.simulation.write import simulate
+from commands import STRUCTURE, run_cli
 
-STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
 CONFIG = SimulationConfig(n=300, box=32, pixel_size=17.0, resolution=30.0, snr_db=-18.0, seed=1)
 TURN = torch.tensor(roma.rotvec_to_rotmat(torch.tensor([0.7, -1.1, 0.4])).tolist())
 OFFSET_PX = torch.tensor([1.6, -1.4, 1.2])  # x, y, z: where the estimated frame has its origin
@@ -61,9 +61,9 @@ def in_another_frame(pose: Pose, mirrored: bool, offset_px: Tensor = OFFSET_PX) 
 def write_run(path: Path, truth: Path, pose: Pose, box: int = 32, rows: np.ndarray | None = None) -> Path:
     """RUN/ with these poses and the map that they give; ``rows`` are the particles that the run has, in this order."""
     particles = Particles.open(truth / "particles.star")
-    images = working_set(particles, survey(particles), box)
+    stack = read_stack(particles, survey(particles), box)
     ball = torch.sigmoid(2 * (box / 2 - 2 - radius_grid(box, 3)))
-    halves = [accumulate(images.rows(slice(i, None, 2)), pose[i::2].rescaled(box / 32)) for i in (0, 1)]
+    halves = [accumulate(stack.subset(slice(i, None, 2)), pose[i::2].rescaled(box / 32)) for i in (0, 1)]
     volume = reconstruct_halves(halves[0], halves[1], ball).combined
     path.mkdir()
     run = RunFolder(path)
@@ -100,7 +100,7 @@ def test_the_page_of_a_run_shows_the_truth_from_then_on(truth: Path, tmp_path: P
     (run / "metrics.jsonl").touch()
     write_report(run)
     assert "Against the truth" not in (run / "report.html").read_text()
-    evaluate(run, truth)
+    run_cli("evaluate", run, "--truth", truth)
     page = (run / "report.html").read_text()
     assert "Against the truth" in page and "100.00 %" in page
 
@@ -159,9 +159,7 @@ def test_coverage(truth: Path, tmp_path: Path) -> None:
 def test_the_command_prints_and_writes_the_same_numbers(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", truth, in_another_frame(true_pose(truth), mirrored=True))
     before = {p.name for p in run.iterdir()}
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["evaluate", str(run), "--truth", str(truth)])
-    assert ended.value.code == 0
+    run_cli("evaluate", run, "--truth", truth)
     out = capsys.readouterr().out
     assert {p.name for p in run.iterdir()} == before | {"evaluation.json"}
     written = json.loads((run / "evaluation.json").read_text())
@@ -199,9 +197,7 @@ def test_the_command_takes_the_bound_to_the_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(evaluation, "accumulate", accumulated)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["evaluate", str(run), "--truth", str(truth), *option])
-    assert ended.value.code == 0
+    run_cli("evaluate", run, "--truth", truth, *option)
     assert devices == [torch.device(expected)] * 2
 
 
@@ -210,11 +206,11 @@ def test_images_are_read_some_at_a_time(truth: Path, tmp_path: Path, monkeypatch
     at_once = evaluate(run, truth)
     sizes, lines = [], io.StringIO()
 
-    def read(particles: Particles, look: Survey, box: int, rows: np.ndarray) -> WorkingSet:
+    def read(particles: Particles, look: Survey, box: int, rows: np.ndarray) -> ParticleStack:
         sizes.append(len(rows))
-        return working_set(particles, look, box, rows)
+        return read_stack(particles, look, box, rows)
 
-    monkeypatch.setattr(evaluation, "working_set", read)
+    monkeypatch.setattr(evaluation, "read_stack", read)
     monkeypatch.setattr(evaluation, "READ_AT_A_TIME", 81)
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
     in_blocks = evaluate(run, truth, reporter=progress.Reporter(stream=lines))

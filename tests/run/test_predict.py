@@ -7,43 +7,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ace_em.run.encoder_stage import teach
 
-from ace_em import cli
 from ace_em.config import PredictConfig, RunConfig, SimulationConfig, changed
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import GAP, PROBABILITY, SPREAD
-from ace_em.data.preprocess import disc_share, soft_disc, survey, working_set
+from ace_em.data.preprocess import read_stack
 from ace_em.data.select import selected_rows
 from ace_em.data.split import half_sets
+from ace_em.data.survey import survey
 from ace_em.inference.pose_inference import _compared, _spread
 from ace_em.io.cs.file import load_fields
 from ace_em.io.star import numeric_column, read_particle_star
+from ace_em.maths.masks import disc_share, soft_disc
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import align_poses, apply_frame
 from ace_em.physics.pose import Pose
-from ace_em.refinement.half_sets import next_round, shared_start
-from ace_em.refinement.noise_scale import Calibration
+from ace_em.refinement.half_sets import next_round, shared_start, unfiltered_halves
 from ace_em.refinement.pose_refinement import LocalResult
-from ace_em.run.checkpoint import Journal
-from ace_em.run.context import Job
+from ace_em.run.checkpoint import Checkpoint
+from ace_em.run.context import RunContext
 from ace_em.run.convergence import Verdict
 from ace_em.run.folder import RunFolder
 from ace_em.run.plan import make_plan, record_survey
-from ace_em.run.reporter import Reporter
+from ace_em.run.reporter import RecordFile, Reporter
 from ace_em.run.results import Outcome, write_results
-from ace_em.run.stages import half_sets_of, judge_poses
+from ace_em.run.stages import half_sets_of, judge_poses, train_encoder
 from ace_em.simulation.write import simulate
-from ace_em.training.loop import build_model
+from ace_em.training.autoencoder import build_model
+from ace_em.training.state import seeded
+from commands import STRUCTURE, run_cli
 
-STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
 SIMULATED = {"box": 24, "pixel_size": 22.0, "resolution": 50.0, "snr_db": 10.0, "shift_sd": 10.0}
 CONFIG = changed(
     RunConfig(),
     {
         "ace.batch": 128,
-        "ace.width": 128,
+        "ace.fourier.width": 128,
         "search.first_band": 4.5,
         "search.last_band": 6.0,
         "threads": 1,
@@ -53,36 +53,29 @@ CONFIG = changed(
 )
 
 
-def run_cli(*args: object, codes: tuple[int, ...] = (0,)) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(a) for a in args])
-    assert ended.value.code in codes
-
-
 def finished_run(seen: Path, out: Path, config: RunConfig, converged: bool = True) -> None:
-    """What a run leaves that has found the true poses: maps in half-sets, an encoder that was taught them.
-
-    How it found them is not looked at here, and would hang on the last digit of every sum.
-    """
+    """The folder of a run that has found the true poses: maps in half-sets, an encoder trained on them."""
     particles, truth = Particles.open(seen / "particles.star"), Particles.open(seen / "truth.star").poses()
     assert truth is not None
     plan, reporter = make_plan(particles, config), Reporter(mode="quiet")
     box, n = plan.boxes[-1], len(particles)
-    images = working_set(particles, plan.look, box)
+    stack = read_stack(particles, plan.look, box)
     run = RunFolder.create(out, overwrite=False)
     run.write_config({"particles": str(seen / "particles.star"), **dataclasses.asdict(config)})
     half_set = torch.from_numpy(half_sets(n, 0))
-    job = Job(plan, config, half_set, run, reporter, Journal(run, reporter, {}, 1e9))
-    reporter.records = run.metrics
+    context = RunContext(plan, config, half_set, run, reporter, Checkpoint(run, reporter, {}, 1e9))
+    reporter.records = RecordFile(run.metrics)
     record_survey(plan, reporter)
-    sets = half_sets_of(images, job)
-    start = shared_start(torch.zeros(box, box, box), truth.rescaled(box / particles.box), 4.0, Calibration.none(box, n))
+    sets = half_sets_of(stack, context)
+    start = shared_start(stack, torch.zeros(box, box, box), truth.rescaled(box / particles.box), 4.0)
     state = next_round(sets, start, 4.0, None)
-    torch.manual_seed(0)
-    model = build_model(images, plan.diameter_px(box), config.ace, torch.Generator().manual_seed(0))
-    predictor, verdict = teach(state, model.state_dict(), job), Verdict(converged, "converged" if converged else "not converged")
-    evidence, features_fsc = judge_poses(sets, state, job), state.halves.features_fsc(sets.mask)
-    outcome = Outcome(state, half_set.numpy(), verdict, evidence, features_fsc, None, predictor)
+    with seeded(0):
+        model = build_model(stack, plan.diameter_px(box), config.ace, torch.Generator().manual_seed(0))
+    predictor = train_encoder(state, model.state_dict(), context)
+    verdict = Verdict(converged, "converged" if converged else "not converged")
+    evidence, features_fsc = judge_poses(sets, state, context), state.halves.features_fsc(sets.mask)
+    unfiltered = unfiltered_halves(sets, state)
+    outcome = Outcome(state, half_set.numpy(), unfiltered, verdict, evidence, features_fsc, predictor)
     write_results(plan, outcome, config, run, reporter)
 
 
@@ -255,15 +248,15 @@ def answers_of(*residuals: float, apart_deg: float) -> list[LocalResult]:
     return [LocalResult(Pose(about_z[k][None], torch.zeros(1, 2)), torch.tensor([r])) for k, r in enumerate(residuals)]
 
 
-def test_near_answers_are_one_and_far_ones_are_rivals() -> None:
+def test_near_answers_are_one_and_far_ones_compete() -> None:
     c1 = torch.eye(3)[None]
     found = _compared(answers_of(100.0, 101.0, 102.0, apart_deg=40), c1, 15.0, 1.0)
-    assert found.rivals.exp().item() == pytest.approx(np.exp(-1) + np.exp(-2)) and found.gap.item() == pytest.approx(1)
+    assert found.log_odds_against.exp().item() == pytest.approx(np.exp(-1) + np.exp(-2)) and found.gap.item() == pytest.approx(1)
     found = _compared(answers_of(101.0, 100.0, apart_deg=5), c1, 15.0, 1.0)
-    assert found.rivals.item() == -torch.inf and found.gap.isnan() and found.residual.item() == 100
+    assert found.log_odds_against.item() == -torch.inf and found.gap.isnan() and found.residual.item() == 100
     # the point group's copies are one answer
     c9 = torch.cat([a.pose.rotation for a in answers_of(*[0.0] * 9, apart_deg=40)])
-    assert _compared(answers_of(100.0, 101.0, apart_deg=40), c9, 15.0, 1.0).rivals.item() == -torch.inf
+    assert _compared(answers_of(100.0, 101.0, apart_deg=40), c9, 15.0, 1.0).log_odds_against.item() == -torch.inf
 
 
 def about_z(*angles_deg: float) -> Pose:
@@ -280,7 +273,7 @@ def test_an_images_answers_are_its_own() -> None:
     both = [LocalResult(pose, residual) for pose, residual in zip(answers, residuals, strict=True)]
     found = _compared(both, c1, 15.0, 1.0)
     torch.testing.assert_close(found.gap, torch.tensor([1.0, 1.0]))
-    torch.testing.assert_close(found.rivals, torch.tensor([-1.0, -1.0]))
+    torch.testing.assert_close(found.log_odds_against, torch.tensor([-1.0, -1.0]))
     for image in range(2):
         alone = [LocalResult(a.pose[image : image + 1], a.residual[image : image + 1]) for a in both]
         assert _compared(alone, c1, 15.0, 1.0).gap.item() == found.gap[image].item()
@@ -297,7 +290,7 @@ def test_a_disc_makes_coefficients_count_less(tmp_path: Path) -> None:
     config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=50.0, snr_db=-60.0, shift_sd=0.0)
     simulate(STRUCTURE, tmp_path, config)
     particles = Particles.open(tmp_path / "particles.star")
-    images = working_set(particles, survey(particles, sign=1.0), 32)
+    images = read_stack(particles, survey(particles, sign=1.0), 32).batch(slice(None))
     # a particle well inside the disc, with nothing at the lowest frequencies, where the background's mean was taken away
     waves = torch.cos(2 * np.pi * 5 / 32 * torch.arange(32)) * torch.cos(2 * np.pi * 4 / 32 * torch.arange(32))[:, None]
     template = images.half_plane.from_image(0.3 * waves * soft_disc(32, 6.0, 3.0))
@@ -346,4 +339,4 @@ def test_volume_ft_of_the_map_is_what_is_saved(folder: Path) -> None:
     predictor = Predictor.load(RunFolder(folder / "run").encoder)
     assert predictor.volume.shape == (predictor.working_box,) * 3
     assert volume_to_ft(predictor.volume).grid.isfinite().all()
-    assert predictor.usual.spread > 0 and predictor.box == 24
+    assert predictor.baseline.spread > 0 and predictor.box == 24

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ace_em.run import reporter as progress
-from ace_em.run.reporter import Expectation, Reporter
+from ace_em.run import reporter as reporter_module
+from ace_em.run.eta import Expectation
+from ace_em.run.reporter import Reporter, StatusFile
 
 PLANNED = {"start": 60.0, "search": 30.0, "refinement": 10.0}
 
@@ -24,7 +25,7 @@ def test_the_rest_goes_at_the_pace_of_what_is_done() -> None:
     assert expected.end_s == 150
 
 
-def test_a_stage_that_a_resumed_run_passes_over_is_past() -> None:
+def test_a_stage_that_a_resumed_run_skips_is_past() -> None:
     whole, resumed = Expectation(PLANNED, known=True), Expectation(PLANNED, known=True)
     whole.past("start", 120.0)
     for expected in (whole, resumed):
@@ -60,20 +61,21 @@ def test_quiet_says_what_must_be_known_and_json_says_all() -> None:
 
 
 def test_a_step_that_says_nothing_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY_S", 0.05)
-    monkeypatch.setattr(progress, "STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(reporter_module, "EVERY_S", 0.05)
+    monkeypatch.setattr(reporter_module, "STATUS_EVERY_S", 0.05)
     out = io.StringIO()
     reporter = Reporter(stream=out)
-    reporter.status = tmp_path / "status.json"
-    with reporter.beating(), reporter.task("back-projection", 7) as task:
+    reporter.status = StatusFile(tmp_path / "status.json")
+    path = reporter.status.path
+    with reporter.heartbeat(), reporter.task("back-projection", 7) as task:
         task.update(3, "of the first half")
-        before = json.loads(reporter.status.read_text())["updated"]
+        before = json.loads(path.read_text())["updated"]
         deadline = time.monotonic() + 20
         while out.getvalue().count("back-projection: 3 of 7 of the first half") < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert out.getvalue().count("back-projection: 3 of 7 of the first half") >= 2
-    assert json.loads(reporter.status.read_text())["updated"] > before
+    assert json.loads(path.read_text())["updated"] > before
     reporter.write_status("finished")
     time.sleep(0.2)
     # the heart has stopped with the work: nothing says "running" any more
-    assert json.loads(reporter.status.read_text())["state"] == "finished"
+    assert json.loads(path.read_text())["state"] == "finished"

@@ -1,4 +1,4 @@
-"""Runs that are stopped anywhere go on and end with the same bytes; settings, particles and folders are not mixed up."""
+"""Runs that are stopped anywhere resume and end with the same bytes; settings, particles and folders are not mixed up."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ace_em import cli
 from ace_em.config import SimulationConfig
 from ace_em.io.star import read_particle_star, write_star
-from ace_em.run.checkpoint import Journal
+from ace_em.run.checkpoint import Checkpoint
 from ace_em.run.folder import RunFolder
 from ace_em.simulation.write import simulate
+from commands import STRUCTURE, run_cli
 
-STRUCTURE = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
-SMALL = ["--ace.steps", 30, "--ace.batch", 32, "--ace.width", 64, "--search.ab_initio_rounds", 3, "--search.max_rounds", 2]
-SMALL += ["--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2, "--search.top_k", 2]
-SMALL += ["--refine.max_rounds", 2, "--starts", 1, "--threads", 1, "--predict.steps", 30, "--checkpoint_s", 0]
+SMALL = ["--ace.steps", 30, "--ace.batch", 32, "--ace.fourier.width", 64, "--search.max_rounds", 2, "--starts", 1]
+SMALL += ["--search.ab_initio_rounds", 3, "--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2]
+SMALL += ["--search.top_k", 2, "--refine.max_rounds", 2, "--threads", 1, "--predict.steps", 30, "--checkpoint_s", 0]
 BYTES = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star", "confident.star")
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reconstruct(data: Path, out: Path, *options: object, codes: tuple[int, ...] = (0, 3)) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(a) for a in ("reconstruct", data / "particles.star", "-o", out, *SMALL, *options)])
-    assert ended.value.code in codes
+    run_cli("reconstruct", data / "particles.star", "-o", out, *SMALL, *options, codes=codes)
 
 
 def results(run: Path) -> dict[str, bytes]:
@@ -53,39 +51,46 @@ def records(run: Path) -> list[dict[str, object]]:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    reconstruct(data, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ace_em.report.page.write_report", lambda run: run / "report.html")
+        reconstruct(data, run)
     return run
 
 
-def interrupting(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Journal], None]) -> None:
-    """Do something at the ``at``-th safe point, once."""
-    calls, original = [], Journal.at
+def disturb(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Checkpoint], None]) -> list[str]:
+    """Do something when progress is saved for the ``at``-th time; the names of the steps that saved theirs."""
+    saved: list[str] = []
+    original = Checkpoint.save_progress
 
-    def disturbed(journal: Journal, name: str, state: object) -> None:
-        original(journal, name, state)
-        calls.append(name)
-        if len(calls) == at:
-            act(journal)
+    def disturbed(checkpoint: Checkpoint, name: str, state: object) -> None:
+        original(checkpoint, name, state)
+        saved.append(name)
+        if len(saved) == at:
+            act(checkpoint)
 
-    monkeypatch.setattr(Journal, "at", disturbed)
+    monkeypatch.setattr(Checkpoint, "save_progress", disturbed)
+    return saved
 
 
-def raise_interrupt(journal: Journal) -> None:
+def interrupt(checkpoint: Checkpoint) -> None:
     raise KeyboardInterrupt
 
 
-# safe points of the run: 2 in training, 3 in exploring, 2 in search, 1 to 3 in refinement, 2 in the encoder's lesson
-@pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 8, 9, 10])
-def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+def test_interrupted_whenever_progress_is_saved_it_ends_as_if_undisturbed(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        interrupting(patched, at, raise_interrupt)
-        reconstruct(data, run, codes=(130,))
-    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
-    assert not (run / "volume.mrc").exists()
-    reconstruct(data, run, "--resume")
+    """One run, interrupted after every saved state of every stage, and resumed each time."""
+    run, interrupted = tmp_path / "run", list[str]()
+    for _ in range(30):
+        with monkeypatch.context() as patched:
+            saved = disturb(patched, 1, interrupt)
+            reconstruct(data, run, *(["--resume"] if interrupted else []), codes=(0, 3, 130))
+        if not saved:
+            break
+        assert json.loads((run / "status.json").read_text())["state"] == "stopped" and not (run / "volume.mrc").exists()
+        interrupted += saved
+    stages = ["start 1: training", "start 1: ab initio search", "search", "refinement at 24 px", "encoder training"]
+    assert list(dict.fromkeys(interrupted)) == stages and len(interrupted) >= 10
     assert results(run) == results(whole)
     assert records(run) == records(whole)
     assert {p.name for p in run.iterdir()} == {p.name for p in whole.iterdir()}
@@ -96,33 +101,12 @@ def test_a_request_to_stop_is_heeded_with_a_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        interrupting(patched, 3, lambda journal: journal.run.stop.touch())
+        disturb(patched, 3, lambda checkpoint: checkpoint.run.stop.touch())
         reconstruct(data, run, "--checkpoint_s", 1000, codes=(130,))
-    assert "stopped in start 1: exploring; the same command with --resume" in capsys.readouterr().out
+    assert "stopped in start 1: ab initio search; the same command with --resume" in capsys.readouterr().out
     assert not (run / "stop").exists()
-    reconstruct(data, run, "--resume")
-    assert results(run) == results(whole)
-
-
-def test_a_full_disk_stops_the_run_with_one_line(
-    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, saves, save = tmp_path / "run", [], torch.save
-
-    def full(state: object, path: Path) -> None:
-        saves.append(path)
-        if len(saves) > 4:
-            Path(path).write_bytes(b"half of it")
-            raise OSError(28, "No space left on device", str(path))
-        save(state, path)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", full)
-        reconstruct(data, run, codes=(1,))
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "No space left on device" in err and "--resume" in err
-    assert not list(run.glob(".checkpoint*"))
-    reconstruct(data, run, "--resume")
+    reconstruct(data, run, "--resume", "--memory", 1e-4)
+    # with the images in a scratch file this time
     assert results(run) == results(whole)
 
 
@@ -131,30 +115,13 @@ def test_a_lost_stack_stops_the_run_and_comes_back(
 ) -> None:
     run, stack = tmp_path / "run", data / "particles.mrcs"
     with monkeypatch.context() as patched:
-        # after exploring, before the images are read for the refinement
-        interrupting(patched, 7, lambda journal: stack.rename(data / "elsewhere"))
+        # in the search, before the images are read for the refinement
+        disturb(patched, 7, lambda checkpoint: stack.rename(data / "elsewhere"))
         reconstruct(data, run, codes=(2,))
     assert "particles.mrcs: no such file" in capsys.readouterr().err
     (data / "elsewhere").rename(stack)
     reconstruct(data, run, "--resume")
     assert results(run) == results(whole)
-
-
-@pytest.mark.parametrize("broken", [b"", b"nonsense", None])
-def test_a_broken_checkpoint_falls_back_to_the_one_before(
-    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bytes | None
-) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        interrupting(patched, 4, raise_interrupt)
-        reconstruct(data, run, codes=(130,))
-    checkpoint = run / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000] if broken is None else broken)
-    # what a kill in the middle of a write leaves
-    (run / ".checkpoint.0a1b2c3d.pt").write_bytes(b"half")
-    reconstruct(data, run, "--resume")
-    assert results(run) == results(whole)
-    assert not list(run.glob(".*"))
 
 
 def test_other_settings_or_particles_are_refused(
@@ -163,12 +130,12 @@ def test_other_settings_or_particles_are_refused(
     before = {p.name: p.read_bytes() for p in whole.iterdir()}
     reconstruct(data, whole, "--resume", "--seed", 3, codes=(2,))
     assert "--seed 3: the run in" in capsys.readouterr().err
+    reconstruct(data, whole, "--resume", "--ace.fourier.depth", 2, codes=(2,))
+    assert "--ace.fourier.depth 2: the run in" in capsys.readouterr().err
     table = read_particle_star(data / "particles.star")
     fewer = data / "fewer.star"
     write_star(fewer, table.rows(torch.arange(140).numpy()))
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(a) for a in ("reconstruct", fewer, "-o", whole, "--resume")])
-    assert ended.value.code == 2
+    run_cli("reconstruct", fewer, "-o", whole, "--resume", codes=(2,))
     assert "particles was 150, now 140" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in whole.iterdir() if p.name != "metrics.jsonl"} == {
         name: text for name, text in before.items() if name != "metrics.jsonl"
@@ -176,10 +143,9 @@ def test_other_settings_or_particles_are_refused(
 
 
 @pytest.mark.parametrize("spelling", ["-o{}", "--output={}", "--output {}"])
-def test_a_run_goes_on_with_its_own_settings(data: Path, whole: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["reconstruct", str(data / "particles.star"), *spelling.format(whole).split(), "--resume"])
-    assert ended.value.code in (0, 3) and "nothing to do" in capsys.readouterr().out
+def test_a_resumed_run_has_its_own_settings(data: Path, whole: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
+    run_cli("reconstruct", data / "particles.star", *spelling.format(whole).split(), "--resume", codes=(0, 3))
+    assert "nothing to do" in capsys.readouterr().out
     reconstruct(data, whole, "--resume", "--preset", "cryoai", codes=(2,))
     assert "--preset cryoai" in capsys.readouterr().err
 
@@ -189,7 +155,7 @@ def test_two_runs_do_not_share_a_folder(data: Path, whole: Path, capsys: pytest.
         reconstruct(data, whole, "--resume", codes=(2,))
         reconstruct(data, whole, "--overwrite", codes=(2,))
     assert capsys.readouterr().err.count("another run is writing there") == 2
-    assert (whole / "volume.mrc").exists()
+    assert (whole / "volume.mrc").exists() and not (whole / ".lock").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +163,18 @@ def test_a_finished_run_is_left_as_it_is(data: Path, whole: Path, capsys: pytest
     reconstruct(data, whole, "--resume")
     assert "nothing to do" in capsys.readouterr().out
     assert results(whole) == before
+
+
+def test_images_in_a_scratch_file_give_the_same_bytes(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenth of a megabyte holds the images of no box; the blocks of the rounds are the same."""
+    run, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
+    reconstruct(data, run, "--memory", 1e-4, "--scratch", scratch)
+    assert "scratch file" in capsys.readouterr().out
+    assert results(run) == results(whole)
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -217,25 +195,4 @@ def test_kills_at_random_moments(data: Path, whole: Path, tmp_path: Path) -> Non
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode in (0, 3), (tmp_path / "stderr.txt").read_text()
-    assert results(run) == results(whole)
-
-
-def test_images_in_a_scratch_file_give_the_same_bytes(
-    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A tenth of a megabyte holds the images of no box; the blocks of the rounds are the same."""
-    run, scratch = tmp_path / "run", tmp_path / "scratch"
-    scratch.mkdir()
-    reconstruct(data, run, "--memory", 1e-4, "--scratch", scratch)
-    assert "scratch file" in capsys.readouterr().out
-    assert results(run) == results(whole)
-    assert list(scratch.iterdir()) == []
-
-
-def test_resumed_with_another_share_of_memory(data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupting(patch, 7, raise_interrupt)
-        reconstruct(data, run, codes=(130,))
-    reconstruct(data, run, "--resume", "--memory", 1e-4)
     assert results(run) == results(whole)
