@@ -22,7 +22,7 @@ import torch
 
 from ace_em.data.particles import Particles
 from ace_em.data.pose_columns import PROBABILITY
-from ace_em.inference.confidence import Evidence, Usual, pose_probability
+from ace_em.inference.confidence import Evidence, ResidualBaseline, pose_probability
 from ace_em.io.mrc import StackWriter
 from ace_em.io.plain import unpacked
 from ace_em.io.star import numeric_column, read_particle_star, write_star
@@ -51,7 +51,7 @@ MIXTURES = [
     Mixture("15 % another particle", other=0.15),
     Mixture("noise alone", noise=1.0),
     # a training and an exploring that are far too short
-    Mixture("a wrong arrangement", options="--ace.steps 60 --search.explore_rounds 2 --search.max_rounds 2 --starts 1".split()),
+    Mixture("a wrong arrangement", options="--ace.steps 60 --search.ab_initio_rounds 2 --search.max_rounds 2 --starts 1".split()),
 ]
 
 
@@ -167,7 +167,7 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
     else:
         print(f"## {item.name}")
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    taught = next((r["time_s"] for r in records if r["stage"] == "teach"), float("nan"))
+    taught = next((r["time_s"] for r in records if r["stage"] == "encoder"), float("nan"))
     end = next(r for r in records if r["stage"] == "end")
     starts = sum(r["stage"] == "start" for r in records)
     print(f"{starts} start(s), {taught:.0f} s before the encoder is taught, {end['time_s']:.0f} s in all. {end['message']}")
@@ -193,10 +193,10 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
 
 def before_the_verdict(out: Path) -> torch.Tensor:
     """Probabilities (N,) of a run that has not converged, as they would have been, but for the whole arrangement's."""
-    finished = torch.load(out / "checkpoint.pt", weights_only=True)["finished"]
+    finished = torch.load(out / "checkpoint.pt", weights_only=True)["done"]
     found, last = unpacked(Evidence, finished["confidence"]), list(finished)[list(finished).index("confidence") - 1]
     shown = finished[last]["shown"]
-    return pose_probability(found.against, found.excess, Usual.of(found.excess[shown]))
+    return pose_probability(found.log_odds_against, found.residual_z, ResidualBaseline.of(found.residual_z[shown]))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ RUNS: tuple[tuple[int, int, list[str]], ...] = (
     (200, 256, ["--final-box", "256"]),
 )
 SHORT = (
-    "--ace.steps 20 --search.explore_rounds 2 --search.max_rounds 2 --refine.max_rounds 2 --predict.steps 20 --starts 1".split()
+    "--ace.steps 20 --search.ab_initio_rounds 2 --search.max_rounds 2 --refine.max_rounds 2 --predict.steps 20 --starts 1".split()
 )
 SHORT += "--search.spacing 2.5 --overwrite --quiet".split()
 

@@ -65,10 +65,8 @@ def search_round(star: Path, run: Path, memory_gib: float, quick: bool) -> None:
     from ace_em.inference.predictor import Predictor
     from ace_em.physics.pose import Pose
     from ace_em.refinement.half_sets import HalfSets, change_box, search_half_sets, shared_start
-    from ace_em.refinement.noise_scale import Calibration
     from ace_em.refinement.search import SearchSpace
-    from ace_em.run.inputs import read_images
-    from ace_em.run.pipeline import open_particles
+    from ace_em.run.inputs import open_particles, read_images
     from ace_em.run.plan import announce, make_plan
     from ace_em.run.reporter import Reporter
 
@@ -77,14 +75,14 @@ def search_round(star: Path, run: Path, memory_gib: float, quick: bool) -> None:
     plan = make_plan(open_particles(star, config), config)
     announce(plan, config, reporter)
     n, box = len(plan.particles), plan.working_box
-    images = read_images(plan, box, config, star.parent, reporter)
+    stack = read_images(plan, box, config, star.parent, reporter)
     space = SearchSpace(box, plan.diameter_px(box), config.search, plan.group)
     volume = change_box(Predictor.load(run / "encoder.pt").volume, box)
     pose = Pose(torch.eye(3).expand(n, 3, 3), torch.zeros(n, 2))
-    start = shared_start(volume, pose, space.band(config.search.shared_band), Calibration.none(box, n))
-    sets = HalfSets(images, torch.from_numpy(half_sets(n, 0)), plan.mask(box), plan.group)
+    start = shared_start(stack, volume, pose, space.band(config.search.shared_band))
+    sets = HalfSets(stack, torch.from_numpy(half_sets(n, 0)), plan.mask(box), plan.group)
     began = time.monotonic()
-    with reporter.beating(), reporter.task("one search round", n // 2) as task:
+    with reporter.heartbeat(), reporter.task("one search round", n // 2) as task:
         rounds = search_half_sets(sets, [start], space, torch.Generator().manual_seed(0), lambda _, done: task.update(done))
         state = next(rounds)
     resolution = plan.box_angstrom / state.fsc143_shell

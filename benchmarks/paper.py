@@ -87,10 +87,10 @@ def visits(run: Path, n: int) -> int:
     """Images that a run has looked at, from its settings and records: in training, exploring, search and refinement."""
     config = RunConfig()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    count = {stage: sum(r["stage"] == stage for r in records) for stage in ("start", "explore", "search", "refine")}
+    count = {stage: sum(r["stage"] == stage for r in records) for stage in ("start", "ab_initio", "search", "refine")}
     training = count["start"] * config.ace.steps * config.ace.batch
-    exploring = count["explore"] * config.search.explore_images + count["start"] * config.search.held_out
-    return training + exploring + (count["search"] + count["refine"]) * n
+    ab_initio = count["ab_initio"] * config.search.ab_initio_images + count["start"] * config.search.held_out
+    return training + ab_initio + (count["search"] + count["refine"]) * n
 
 
 def main() -> None:

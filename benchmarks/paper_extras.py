@@ -58,7 +58,7 @@ def ablation(runs: Runs, pictures: Path) -> list[str]:
 def symmetric_spec(scale: Scale, loss: str, seed: int) -> Spec:
     changes: dict[str, Any] = {"ace__symmetric_loss": loss}
     if scale.name == "cpu":
-        changes |= {"ace__hypotheses": 1, "ace__mates": False, "ace__batch": 64, "ace__steps": 3000}
+        changes |= {"ace__hypotheses": 1, "ace__alternatives": False, "ace__batch": 64, "ace__steps": 3000}
     return spec(scale, "spike-200", "paper-voxel", seed, **changes)
 
 
@@ -80,7 +80,7 @@ def symmetric(runs: Runs, pictures: Path) -> list[str]:
     head = ["loss", "Rot. mean", "Rot. median", "Res. 0.5, px", "coverage", "within 10 deg", "off by a third of a turn"]
     head += ["CPU s"]
     note = (
-        "Spike, 200 dB, VoxelGrid_R with PIP, one hypothesis, no mates; three seeds. Off by a third of a turn: share of the "
+        "Spike, 200 dB, VoxelGrid_R with PIP, one hypothesis, no half turns; three seeds. Off by a third of a turn: share of the "
         "poses whose error is a turn of 105 to 135 degrees (of random poses: 25 %)."
     )
     picture = draw.write(pictures / "symmetric.png", draw.curves(groups, PANELS))
@@ -106,7 +106,7 @@ def paper_one_hypothesis(scale: Scale) -> list[Spec]:
     """paper-voxel and cryoai with one hypothesis and their own symmetric losses; rates, size and encoder are the scale's."""
     if scale.name != "cpu":
         return [spec(scale, "spliceosome-10", preset) for preset in ("paper-voxel", "cryoai")]
-    one = {"ace__hypotheses": 1, "ace__mates": False, "ace__march": 0.0}
+    one = {"ace__hypotheses": 1, "ace__alternatives": False, "ace__march": 0.0}
     voxel = spec(
         scale,
         "spliceosome-10",

@@ -7,7 +7,7 @@ import torch
 from paper_runs import Spec, load_images
 
 from ace_em.maths.slices import volume_to_ft
-from ace_em.physics.imaging import clean_image_ft
+from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.tasks.pip import background_noise
 
@@ -23,12 +23,12 @@ def example_images(spec: Spec, arrays: dict[str, np.ndarray], folder: Path) -> l
     arrays : poses and map of the run.
     folder : its simulated set.
     """
-    images, _, _ = load_images(folder, dict(spec.settings)["final_box"], keep_optics=False)
-    one = images.rows(slice(ROW, ROW + 1))
+    images, _, _ = load_images(folder, dict(spec.settings)["final_box"])
+    one = images.batch(slice(ROW, ROW + 1))
     pose = Pose(torch.from_numpy(arrays["rotation"][ROW : ROW + 1]), torch.from_numpy(arrays["shift_px"][ROW : ROW + 1]))
     volume_ft = volume_to_ft(torch.from_numpy(arrays["volume"]))
     still = Pose(pose.rotation, torch.zeros(1, 2))
-    projection = clean_image_ft(volume_ft, torch.ones_like(one.transfer), one.half_plane, still)
-    noise = background_noise(1, one.noise_variance, torch.Generator().manual_seed(0))
-    predicted = clean_image_ft(volume_ft, one.transfer, one.half_plane, pose) + noise
+    projection = project(volume_ft, torch.ones_like(one.effective_ctf), one.half_plane, still)
+    noise = background_noise(1, one.half_plane, one.noise_variance, torch.Generator().manual_seed(0))
+    predicted = project(volume_ft, one.effective_ctf, one.half_plane, pose) + noise
     return [images.half_plane.to_image(ft)[0].numpy() for ft in (one.image_ft, projection, predicted)]

@@ -63,7 +63,7 @@ CPU: dict[str, Any] = {
     "final_box": 32,
     "ace.encoder": "fourier",
     "ace.hypotheses": 4,
-    "ace.mates": True,
+    "ace.alternatives": True,
     "ace.march": 0.6,
     "ace.last_band": 9.0,
     "ace.max_shift": 0.125,
@@ -73,12 +73,12 @@ CPU: dict[str, Any] = {
     "ace.lr_encoder": 1e-3,
     "ace.batch": 256,
 }
-# the mates do what eq. 6 and 7 are for, so that those are compared apart, with one hypothesis and without mates
+# the half turns do what eq. 6 and 7 are for, so that those are compared apart, with one hypothesis and without half turns
 CPU_VOXEL = CPU | {"ace.steps": 1500, "ace.label_steps": 0, "ace.symmetric_loss": "none"}
 CPU_FOURIER = CPU | {
     "ace.steps": 600,
-    "ace.fouriernet_projector": "lattice",
-    "ace.lr_fouriernet": 2e-4,
+    "ace.fouriernet.projector": "lattice",
+    "ace.fouriernet.lr": 2e-4,
     "ace.symmetric_loss": "none",
 }
 SCALES = {

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ace_em.data.working_set import WorkingSet
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from ace_em.config import RunConfig, changed, flat, preset
+from ace_em.data.particle_stack import ParticleStack
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import survey, working_set
+from ace_em.data.preprocess import read_stack
+from ace_em.data.survey import survey
 from ace_em.io.mrc import read_volume
 from ace_em.maths.fourier import fourier_resize
 from ace_em.metrics.alignment import align_poses, apply_frame, turn_volume
@@ -27,7 +28,8 @@ from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.physics.pose import Pose
 from ace_em.training.autoencoder import AutoEncoder
-from ace_em.training.loop import Hooks, Progress, encode, train
+from ace_em.training.infer import encode
+from ace_em.training.loop import Progress, Training
 
 CPU = torch.device("cpu")
 WATCHED = 1000
@@ -61,11 +63,11 @@ class Truth:
     volume: Tensor
 
 
-def load_images(folder: Path, box: int, keep_optics: bool) -> tuple[WorkingSet, Truth, float]:
+def load_images(folder: Path, box: int) -> tuple[ParticleStack, Truth, float]:
     """The images of a simulated folder at a working box, their truth, and the particle's diameter in pixels there."""
     particles = Particles.open(folder / "truth.star")
     look = survey(particles)
-    images = working_set(particles, look, box, keep_optics=keep_optics)
+    images = read_stack(particles, look, box)
     pose = particles.poses()
     assert pose is not None
     volume, _ = read_volume(folder / "volume.mrc")
@@ -87,7 +89,7 @@ def score(pose: Pose, volume: Tensor, truth: Truth, rows: Tensor) -> dict[str, f
 class Watch:
     """Scores a run at ``points`` moments; its own time does not count."""
 
-    def __init__(self, images: WorkingSet, truth: Truth, steps: int, batch: int, on_cpu: bool, points: int = 20) -> None:
+    def __init__(self, images: ParticleStack, truth: Truth, steps: int, batch: int, on_cpu: bool, points: int = 20) -> None:
         self.images, self.truth, self.steps, self.batch = images, truth, steps, batch
         self.every = max(1, steps // points)
         self.rows = torch.arange(min(WATCHED, len(images)))
@@ -96,15 +98,15 @@ class Watch:
         self.clock = time.process_time if on_cpu else time.perf_counter
         self.started, self.away, self.spent = self.clock(), 0.0, 0.0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Progress, model: AutoEncoder) -> None:
         if progress.step % self.every and progress.step != self.steps:
             return
         now = self.clock()
         self.spent = now - self.started - self.away
-        pose = encode(progress.model, self.images.rows(self.rows)).to(CPU)
+        pose = encode(model, self.images.subset(self.rows)).to(CPU)
         with torch.no_grad():
-            found = score(pose, progress.model.decoder.volume().to(CPU), self.truth, self.rows)
-        losses = {"image_loss": progress.losses.image.item(), "pose_loss": progress.losses.pose.item()}
+            found = score(pose, model.decoder.volume().to(CPU), self.truth, self.rows)
+        losses = {f"{name}_loss": progress.losses.get(name, torch.zeros(())).item() for name in ("image", "pose")}
         here = {"step": progress.step, "visits": progress.step * self.batch, "cpu_s": self.spent}
         self.history.append(here | losses | found)
         self.away += self.clock() - now
@@ -114,13 +116,16 @@ def train_run(spec: Spec, folder: Path, device: str) -> tuple[dict[str, Any], Au
     """Train as the spec says; its scores over time and at the end, the model, every image's pose."""
     config = spec.config()
     ace = config.ace
-    images, truth, diameter_px = load_images(folder, config.final_box, ace.symmetric_loss == "generalised")
+    images, truth, diameter_px = load_images(folder, config.final_box)
     if spec.half:
         rows = torch.arange(len(images)) % 2 == spec.half - 1
-        images, truth = images.rows(rows), Truth(truth.pose[rows], truth.volume)
+        images, truth = images.subset(rows), Truth(truth.pose[rows], truth.volume)
     fabric = Fabric(accelerator=device, devices=1, precision=config.precision)
     watch = Watch(images, truth, ace.steps, ace.batch, fabric.device == CPU)
-    model = train(images, diameter_px, ace, fabric, spec.seed, Hooks(watch)).model
+    training = Training(images, diameter_px, ace, fabric, spec.seed)
+    for progress in training:
+        watch(progress, training.model)
+    model = training.model
     pose = encode(model, images).to(CPU)
     model = model.cpu()
     with torch.no_grad():

@@ -12,9 +12,12 @@ import roma
 import torch
 
 from ace_em.config import SearchConfig
-from ace_em.data.working_set import WorkingSet
+from ace_em.data.coefficients import InMemory
+from ace_em.data.particle_stack import ParticleStack
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.slices import central_slices, insert_slices, volume_to_ft
+from ace_em.physics.ctf import CTFParameters
+from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
 from ace_em.refinement.pose_refinement import refine_poses
 from ace_em.refinement.search import SearchSpace, search
@@ -30,11 +33,21 @@ def best_of(work: Callable[[], object], times: int = 3) -> float:
     return min(taken)
 
 
-def random_images(box: int, n: int) -> WorkingSet:
+def random_images(box: int, n: int) -> ParticleStack:
     half_plane = HalfPlane.within(box)
     shape = (n, len(half_plane))
-    image_ft = torch.randn(*shape, dtype=torch.complex64)
-    return WorkingSet(half_plane, image_ft, torch.randn(*shape), torch.ones(len(half_plane)))
+    one, shells = torch.ones(n), torch.ones(1, box // 2 + 1)
+    parameters = CTFParameters(15000 * one, 14500 * one, 30 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one)
+    return ParticleStack(
+        store=InMemory(torch.randn(*shape, dtype=torch.complex64)),
+        row=torch.arange(n),
+        half_plane=half_plane,
+        pixel_size_angstrom=544 / box,
+        ctf=parameters,
+        noise=NoiseModel(shells, shells),
+        noise_group=torch.zeros(n, dtype=torch.long),
+        intensity_scale=one,
+    )
 
 
 def search_lines(box: int = 32, band: float = 14.0, n: int = 400) -> list[str]:

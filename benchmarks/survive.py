@@ -18,7 +18,7 @@ from pathlib import Path
 
 STRUCTURE = Path(__file__).parents[1] / "examples/data/5nrl_every10th_atom.npz"
 SIMULATED = "--n 300 --box 32 --pixel-size 17 --resolution 40 --snr-db 0 --shift-sd 20 --seed 1".split()
-SETTINGS = "--ace.steps 60 --search.explore_rounds 4 --starts 2 --predict.steps 150 --checkpoint_s 1".split()
+SETTINGS = "--ace.steps 60 --search.ab_initio_rounds 4 --starts 2 --predict.steps 150 --checkpoint_s 1".split()
 COMPARED = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star", "confident.star")
 ACE = [sys.executable, "-c", "from ace_em.cli import main; main()"]
 

@@ -1,4 +1,4 @@
-"""A decoder of one's own: a sum of Gaussians whose centres and weights are learnt, in one class with two methods."""
+"""A decoder of one's own: a sum of Gaussians whose centres and weights are learnt, in one class with three methods."""
 
 import math
 
@@ -6,6 +6,7 @@ import roma
 import torch
 from torch import Tensor, nn
 
+from ace_em.config import AceConfig
 from ace_em.maths.fourier import frequencies
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.models.decoder import Decoder, Projector
@@ -21,18 +22,21 @@ class GaussianCloud(Decoder):
         self.centre_px = nn.Parameter(torch.randn(n, 3, generator=generator) * box / 8)  # x, y, z
         self.weight = nn.Parameter(torch.ones(n))
 
+    def learning_rate(self, config: AceConfig) -> float:
+        return 0.1
+
     def projector(self) -> Projector:
         def project(half_plane: HalfPlane, rotation: Tensor) -> Tensor:
             phase = -2 * math.pi / self.box * (half_plane.k3 @ rotation.mT @ self.centre_px.T)
             envelope = torch.exp(-2 * (math.pi * self.sigma_px * half_plane.radius / self.box).square())
-            return (torch.polar(self.weight.expand_as(phase), phase)).sum(-1) * envelope * self.height
+            return (torch.polar(self.weight.expand_as(phase), phase)).sum(-1) * envelope * self.amplitude
 
         return project
 
     def volume(self) -> Tensor:
         axis = frequencies(self.box, self.weight.device)
         along = [torch.exp(-(axis - self.centre_px[:, d, None]).square() / (2 * self.sigma_px**2)) for d in (2, 1, 0)]
-        return self.height * torch.einsum("n,nz,ny,nx->zyx", self.weight, *along) / (2 * math.pi * self.sigma_px**2) ** 1.5
+        return self.amplitude * torch.einsum("n,nz,ny,nx->zyx", self.weight, *along) / (2 * math.pi * self.sigma_px**2) ** 1.5
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import torch
 
 from ace_em.config import SimulationConfig
 from ace_em.data.particles import Particles
-from ace_em.data.preprocess import survey, working_set
+from ace_em.data.preprocess import read_stack
+from ace_em.data.survey import survey
 from ace_em.io.mrc import read_volume
 from ace_em.maths.fourier import radius_grid
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
@@ -20,13 +21,13 @@ config = SimulationConfig(n=400, box=32, pixel_size=17.0, resolution=34.0, snr_d
 with tempfile.TemporaryDirectory() as folder:
     simulate(structure, Path(folder), config)
     particles = Particles.open(Path(folder) / "truth.star")
-    images = working_set(particles, survey(particles), config.box)
+    stack = read_stack(particles, survey(particles), config.box)
     truth = torch.from_numpy(read_volume(Path(folder) / "volume.mrc")[0])
 
 pose = particles.poses()
 assert pose is not None
 ball = (radius_grid(config.box, 3) < config.box / 2 - 1).float()
-one, two = (accumulate(images.rows(half), pose[half]) for half in (slice(0, None, 2), slice(1, None, 2)))
+one, two = (accumulate(stack.subset(half), pose[half]) for half in (slice(0, None, 2), slice(1, None, 2)))
 halves = reconstruct_halves(one, two, ball)
 
 shell = resolution_shell(fourier_shell_correlation(halves.combined, truth), 0.5)

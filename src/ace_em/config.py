@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Any)
 
 
 @dataclass(frozen=True)

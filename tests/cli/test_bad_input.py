@@ -285,13 +285,13 @@ def test_bad_image_that_the_survey_does_not_look_at(
     monkeypatch.setattr(survey, "SURVEYED", 30)
     monkeypatch.setattr(survey, "SURVEYED_OF_GROUP", 30)
     surveyed: list[int] = []
-    original = preprocess.normalise
+    original = survey.normalise
 
     def counted(data: torch.Tensor, sign: float, common_sd: float | None = None) -> torch.Tensor:
         surveyed.append(len(data))
         return original(data, sign, common_sd)
 
-    monkeypatch.setattr(preprocess, "normalise", counted)
+    monkeypatch.setattr(survey, "normalise", counted)
     unseen = np.random.default_rng(0).permutation(N)[30:]  # the survey takes the first of these
     data = images()
     data[unseen[0], 2, 2] = np.inf

@@ -74,7 +74,7 @@ def _metrics() -> list[dict[str, object]]:
             records.append({"stage": "ace", "start": start, "time_s": 2.0, "step": step, "steps": 100} | loss)
         for turn in (1, 2):
             moved = {"stable": 0.5 * turn, "moved_median_deg": 20.0 / turn, "band_angstrom": 30.0, "fsc143_angstrom": 40.0}
-            records.append({"stage": "explore", "start": start, "time_s": 3.0, "round": turn, "explained": 0.4 * start} | moved)
+            records.append({"stage": "ab_initio", "start": start, "time_s": 3.0, "round": turn, "explained": 0.4 * start} | moved)
         judged = {"held_out": 4, "explained": 0.43 * start, "against_null_z": 9.0 * start}
         records.append({"stage": "start", "start": start, "time_s": 3.5} | judged)
     records.append({"stage": "symmetry", "time_s": 4.0, "group": "D2", "correlation": 0.31})

@@ -43,17 +43,17 @@ def _drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Figure
 
 def test_rounds_stand_in_columns_in_the_order_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = read_run(run)
-    phases = {"exploring": files.stage("explore"), "search": files.stage("search"), "refinement": files.stage("refine")}
+    phases = {"ab initio search": files.stage("ab_initio"), "search": files.stage("search"), "refinement": files.stage("refine")}
     panels = _drawn(monkeypatch, lambda: round_figure(phases, files.stage("start"), 192.0)).axes
     columns = {axes.get_title(): axes.get_position().x0 for axes in panels if axes.get_title()}
-    assert list(columns) == ["exploring", "search", "refinement"] == sorted(columns, key=lambda name: columns[name])
+    assert list(columns) == ["ab initio search", "search", "refinement"] == sorted(columns, key=lambda name: columns[name])
     explained = next(axes for axes in panels if axes.get_ylabel() == "explained (%)")
     diamonds = {line.get_xydata()[0, 1]: line.get_color() for line in explained.lines if line.get_marker() == "D"}
     assert sorted(diamonds) == pytest.approx([43.0, 86.0]) and len(set(diamonds.values())) == 2
     assert all(line.get_xydata()[0, 0] == 2 for line in explained.lines if line.get_marker() == "D")
 
 
-@pytest.mark.parametrize("phases", [("explore",), ("search",), ("refine",), ("search", "refine"), ("explore", "search")])
+@pytest.mark.parametrize("phases", [("ab_initio",), ("search",), ("refine",), ("search", "refine"), ("ab_initio", "search")])
 def test_rounds_of_an_older_or_unfinished_run_are_drawn(run: Path, phases: tuple[str, ...]) -> None:
     """Earlier versions searched from every start and did not explore; nothing may have moved, or boxes be unknown."""
     still = {"stable": 1.0, "moved_median_deg": 0.0, "band_angstrom": 20.0}

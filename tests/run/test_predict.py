@@ -73,9 +73,9 @@ def finished_run(seen: Path, out: Path, config: RunConfig, converged: bool = Tru
         model = build_model(stack, plan.diameter_px(box), config.ace, torch.Generator().manual_seed(0))
     predictor = train_encoder(state, model.state_dict(), context)
     verdict = Verdict(converged, "converged" if converged else "not converged")
-    evidence, features_fsc = judge_poses(sets, state, context), state.halves.features_fsc(sets.mask)
+    evidence = judge_poses(sets, state, context)
     unfiltered = unfiltered_halves(sets, state)
-    outcome = Outcome(state, half_set.numpy(), unfiltered, verdict, evidence, features_fsc, predictor)
+    outcome = Outcome(state, half_set.numpy(), unfiltered, verdict, evidence, predictor)
     write_results(plan, outcome, config, run, reporter)
 
 

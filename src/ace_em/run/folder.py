@@ -140,8 +140,10 @@ class RunFolder:
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             with lock:
-                yield
-                (self.path / ".lock").unlink(missing_ok=True)
+                try:
+                    yield
+                finally:
+                    (self.path / ".lock").unlink(missing_ok=True)
         except Timeout as error:
             raise InputError(f"{self.path}: another run is writing there; wait for it, or stop it first") from error
 

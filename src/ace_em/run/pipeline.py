@@ -225,7 +225,7 @@ def all_stages(context: RunContext, stack: ParticleStack | None) -> Outcome:
     reporter.past("confidence")
     predictor = predictor_of(last, start.networks, context)
     reporter.past("encoder")
-    return Outcome(last, context.half_set.numpy(), unfiltered, verdict, evidence, features_fsc, predictor)
+    return Outcome(last, context.half_set.numpy(), unfiltered, verdict, evidence, predictor)
 
 
 def predictor_of(last: HalfSetState, networks: dict[str, torch.Tensor], context: RunContext) -> Predictor | None:
@@ -248,8 +248,8 @@ def autoencoder_stages(context: RunContext, stack: ParticleStack | None) -> Outc
     expected = expected_share(stack.power(), stack.noise_power(), len(stack.half_plane), stack.box / 2, len(stack))
     verdict = judge_autoencoder(last, expected, config)
     sets = half_sets_of(stack, context)
-    evidence, features_fsc = judge_poses(sets, last, context), last.halves.features_fsc(sets.mask)
+    evidence = judge_poses(sets, last, context)
     # encoder and map were trained together: there is nothing to train
     predictor = new_predictor(last, networks, context) if config.predict.steps else None
     unfiltered = unfiltered_halves(sets, last)
-    return Outcome(last, context.half_set.numpy(), unfiltered, verdict, evidence, features_fsc, predictor)
+    return Outcome(last, context.half_set.numpy(), unfiltered, verdict, evidence, predictor)

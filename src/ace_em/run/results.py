@@ -13,6 +13,7 @@ from ace_em.data.pose_columns import posed_table, with_confidence
 from ace_em.inference.confidence import Evidence, ResidualBaseline, arrangement_probability, pose_probability
 from ace_em.inference.predictor import Predictor
 from ace_em.maths.point_group import mirrored_axes
+from ace_em.maths.radial_mean import features
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.physics.pose import Pose
@@ -87,7 +88,6 @@ class Outcome:
     half_set : (N,) the half 1 or 2 of every particle.
     unfiltered : the half-maps (box, box, box) of the last box without any prior.
     evidence : for and against the poses.
-    features_fsc : of the half-maps without their radial means.
     predictor : for the poses of new particles, if one was kept.
     """
 
@@ -96,7 +96,6 @@ class Outcome:
     unfiltered: tuple[torch.Tensor, torch.Tensor]
     verdict: Verdict
     evidence: Evidence
-    features_fsc: torch.Tensor
     predictor: Predictor | None
 
 
@@ -130,7 +129,8 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     )
     # of the half-maps that are written, inside the ball
     fsc = fourier_shell_correlation(maps.half1 * ball, maps.half2 * ball)
-    curves = {"fsc": fsc, "fsc_features": outcome.features_fsc, "fsc_masked": final.curves.masked}
+    without_radial_mean = (features(half * ball) for half in (maps.half1, maps.half2))
+    curves = {"fsc": fsc, "fsc_features": fourier_shell_correlation(*without_radial_mean), "fsc_masked": final.curves.masked}
     curves |= {"fsc_randomised": final.curves.randomised, "fsc_corrected": final.curves.corrected}
     run.write_fsc(curves, plan.box_angstrom)
     defocus = last.defocus_offset_angstrom.numpy() if config.refine.defocus else None

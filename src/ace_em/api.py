@@ -1,0 +1,170 @@
+"""The stages of a run as functions, for notebooks and scripts: nothing is printed, no global seed is set.
+
+Training, the ab initio search and the refinement are iterators over updates or rounds, so that a caller can stop them, look into
+them, and go on. Images are a :class:`~ace_em.data.particle_stack.ParticleStack`; poses are :class:`~ace_em.physics.pose.Pose`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ace_em.config import AceConfig, RefineConfig, RunConfig, SearchConfig
+from ace_em.data.particle_stack import ParticleStack
+from ace_em.data.particles import Particles
+from ace_em.data.preprocess import read_stack
+from ace_em.data.split import half_sets as random_halves
+from ace_em.data.survey import Survey
+from ace_em.data.survey import survey as look_at
+from ace_em.io.mrc import read_volume, write_volume
+from ace_em.maths.masks import ball_radius_px, disc_share, soft_ball
+from ace_em.maths.point_group import point_group
+from ace_em.physics.pose import Pose
+from ace_em.refinement import abinitio, half_sets
+from ace_em.refinement.abinitio import AbInitioSetup, Round
+from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
+from ace_em.refinement.half_sets import HalfSets, HalfSetState
+from ace_em.refinement.search import SearchSpace
+from ace_em.report.page import write_report
+from ace_em.run.convergence import Verdict
+from ace_em.run.pipeline import Request
+from ace_em.run.pipeline import reconstruct as carry_out
+from ace_em.run.reporter import Mode
+from ace_em.training.fabric import make_fabric
+from ace_em.training.loop import Training
+
+
+def read_particles(path: Path | str, project: Path | str | None = None) -> Particles:
+    """The particles of a RELION .star or cryoSPARC .cs file; their images are read later.
+
+    Parameters
+    ----------
+    project : folder that image paths are relative to; otherwise the file's folder and those above it are tried.
+
+    Raises
+    ------
+    InputError : names the file, the row or column, what was found and what is expected.
+    """
+    return Particles.open(path, None if project is None else Path(project))
+
+
+def read_images(particles: Particles, box: int, look: Survey | None = None) -> ParticleStack:
+    """All images at a working box, in memory: normalised, masked, Fourier-cropped; whitened when they are used.
+
+    Parameters
+    ----------
+    look : of :func:`ace_em.survey`; made when None.
+    """
+    return read_stack(particles, look_at(particles) if look is None else look, box)
+
+
+def read_map(path: Path | str) -> tuple[Tensor, float]:
+    """A map (n, n, n), z, y, x order, and its pixel size in Angstrom."""
+    volume, pixel_size = read_volume(Path(path))
+    return torch.from_numpy(volume.copy()), pixel_size
+
+
+def write_map(path: Path | str, volume: Tensor, pixel_size_angstrom: float) -> None:
+    """Write a map (n, n, n) as .mrc."""
+    write_volume(Path(path), volume.detach().cpu().numpy(), pixel_size_angstrom)
+
+
+def diameter_px(stack: ParticleStack, diameter_angstrom: float) -> float:
+    """A diameter in pixels of the stack's box."""
+    return diameter_angstrom / stack.pixel_size_angstrom
+
+
+def train_autoencoder(
+    stack: ParticleStack,
+    diameter_angstrom: float,
+    config: AceConfig = AceConfig(),
+    seed: int = 0,
+    device: str = "cpu",
+) -> Training:
+    """Stage 1: iterate over the result to train; ``.model`` is the autoencoder at any time.
+
+    Parameters
+    ----------
+    diameter_angstrom : of the particle.
+    device : 'cpu', 'cuda' or 'mps'.
+    """
+    return Training(stack, diameter_px(stack, diameter_angstrom), config, make_fabric(device, RunConfig()), seed)
+
+
+def ab_initio(
+    stack: ParticleStack,
+    volume: Tensor,
+    pose: Pose,
+    diameter_angstrom: float,
+    config: SearchConfig = SearchConfig(),
+    seed: int = 0,
+    device: str = "cpu",
+) -> Iterator[Round]:
+    """Stage 2, first part: yield the state after each round of pose search on a random subset of the images.
+
+    Parameters
+    ----------
+    volume : (box, box, box) map to start from, such as ``training.model.decoder.volume()``.
+    pose : (N,) poses to start from, such as those of :func:`ace_em.training.infer.encode`.
+    """
+    diameter = diameter_px(stack, diameter_angstrom)
+    space = SearchSpace(stack.box, diameter, config, torch.eye(3)[None], disc_share(stack.box))
+    mask = soft_ball(stack.box, ball_radius_px(stack.box, diameter))
+    setup = AbInitioSetup(stack, mask, space, config, torch.device(device))
+    generator = torch.Generator().manual_seed(seed)
+    return abinitio.ab_initio(setup, volume.detach().cpu(), pose, torch.arange(len(stack)), generator)
+
+
+def refine_half_sets(
+    stack: ParticleStack,
+    volume: Tensor,
+    pose: Pose,
+    diameter_angstrom: float,
+    search: SearchConfig = SearchConfig(),
+    refine: RefineConfig = RefineConfig(),
+    symmetry: str = "C1",
+    seed: int = 0,
+    device: str = "cpu",
+) -> Iterator[HalfSetState]:
+    """Stages 2 and 3 in two independent half-sets: yield the state after each round of search, then of local refinement.
+
+    Parameters
+    ----------
+    volume : (box, box, box) map that both halves start from, low-passed at ``search.shared_band``.
+    pose : (N,); only the shifts are used.
+    symmetry : point group; its axes must stand in the map as RELION has them.
+    """
+    diameter, group = diameter_px(stack, diameter_angstrom), point_group(symmetry).float()
+    space = SearchSpace(stack.box, diameter, search, group, disc_share(stack.box))
+    mask = soft_ball(stack.box, ball_radius_px(stack.box, diameter))
+    halves = torch.from_numpy(random_halves(len(stack), seed))
+    sets = HalfSets(stack, halves, mask, group, torch.device(device))
+    history = [half_sets.shared_start(stack, volume.detach().cpu(), pose, space.band(search.shared_band))]
+    yield from half_sets.search_half_sets(sets, history, space, torch.Generator().manual_seed(seed))
+    yield from half_sets.refine_half_sets(sets, history[-1:], refine)
+
+
+def backproject(stack: ParticleStack, pose: Pose, seed: int = 0) -> Halves:
+    """Half-maps, the map of both, and their FSC, from images at known poses (N,) in pixels of the stack's box."""
+    halves = torch.from_numpy(random_halves(len(stack), seed))
+    one, two = (accumulate(stack, pose, torch.nonzero(halves == number)[:, 0]) for number in (1, 2))
+    return reconstruct_halves(one, two, soft_ball(stack.box, stack.box / 2 - 2))
+
+
+def reconstruct(
+    particles: Path | str,
+    out: Path | str,
+    config: RunConfig = RunConfig(),
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = True,
+) -> Verdict:
+    """A whole run, as ``ace-em reconstruct``: writes the folder ``out``; says whether it converged, and why not.
+
+    Raises
+    ------
+    InputError : before anything is written, when the input or a setting is wrong.
+    """
+    mode: Mode = "quiet" if quiet else "text"
+    return carry_out(Request(Path(particles), Path(out), overwrite, resume, mode, "", write_report), config)
