@@ -20,7 +20,7 @@ PY := $(VENV)/bin/python
 WORKERS ?= auto
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 NUMERICAL_TESTS = $(addprefix tests/,maths physics models tasks metrics refinement training simulation \
-	data/test_preprocess.py data/test_working_set.py data/test_scratch.py)
+	data/test_preprocess.py data/test_particle_stack.py data/test_coefficients.py)
 STAMP := $(VENV)/.stamp
 
 # Idle OpenMP threads that spin starve the others on a shared machine.
