@@ -60,7 +60,7 @@ def test_the_published_size_is_the_papers(bench: Any) -> None:
 
 def test_the_truth_scores_perfectly_and_a_turned_frame_as_well(bench: Any, folder: Path) -> None:
     runs = sys.modules["paper_runs"]
-    _, truth, diameter_px = runs.load_images(folder, 24, False)
+    _, truth, diameter_px = runs.load_images(folder, 24)
     assert 5 < diameter_px < 24
     rows = torch.arange(100)
     found = runs.score(truth.pose[rows], truth.volume, truth, rows)
