@@ -138,7 +138,7 @@ def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halv
 
 
 def unfiltered_map(accumulator: Accumulator) -> Tensor:
-    """The map (box, box, box) of inserted images without a prior, as ``relion_reconstruct`` makes it.
+    """The map (box, box, box) of inserted images without a prior, as ``relion_reconstruct --skip_gridding`` makes it.
 
     Data over weight, voxel by voxel. As in RELION's ``BackProjector::reconstruct``, a weight is no less than a thousandth of the
     mean over its shell, so that voxels which hardly any image reaches stay finite; beyond Nyquist there is nothing.
