@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from ace_em.errors import Diverged as Diverged
     from ace_em.errors import InputError as InputError
     from ace_em.metrics.alignment import align_poses as align_poses
+    from ace_em.metrics.alignment import apply_frame as apply_frame
     from ace_em.metrics.fsc import fourier_shell_correlation as fourier_shell_correlation
     from ace_em.metrics.fsc import resolution_shell as resolution_shell
+    from ace_em.metrics.pose_error import pose_error as pose_error
     from ace_em.physics.pose import Pose as Pose
     from ace_em.simulation.write import simulate as simulate
 
@@ -60,7 +62,9 @@ _WHERE = {
     "Diverged": "errors",
     "InputError": "errors",
     "align_poses": "metrics.alignment",
+    "apply_frame": "metrics.alignment",
     "fourier_shell_correlation": "metrics.fsc",
+    "pose_error": "metrics.pose_error",
     "resolution_shell": "metrics.fsc",
     "Pose": "physics.pose",
     "simulate": "simulation.write",

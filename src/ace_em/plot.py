@@ -1,6 +1,7 @@
 """Figures for notebooks: maps, FSC curves, views. Each returns a matplotlib figure."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class Shown(Figure):
+        """A figure that notebooks show, whatever backend they have."""
+
+        def _repr_png_(self) -> bytes:
+            png = BytesIO()
+            self.savefig(png, format="png", dpi=90)
+            return png.getvalue()
+
+    return Shown(figsize=(width, height), layout="constrained")
 
 
 def slices(volume: Tensor, title: str = "") -> "Figure":
