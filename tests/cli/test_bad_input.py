@@ -19,8 +19,7 @@ from ace_em.data import preprocess
 from ace_em.data.convert import convert
 from ace_em.data.particles import Particles
 from ace_em.errors import option
-from ace_em.io.cs.file import load_fields, save_fields
-from ace_em.io.cs.relion_text import without_text
+from ace_em.io.cryosparc import load_fields, save_fields
 from ace_em.io.mrc import write_volume
 from ace_em.io.star import numeric_column, read_particle_star
 from ace_em.run.plan import announce, make_plan
@@ -296,7 +295,7 @@ def test_a_cs_file_whose_names_no_star_file_can_hold(reconstruct: Callable[..., 
     convert(Path("p.star"), Path("p.cs"), say=lambda line: None)
     Path("o'neil").mkdir()
     Path("a.mrcs").rename("o'neil/a.mrcs")
-    fields = without_text(load_fields("p.cs"))
+    fields = load_fields("p.cs")
     save_fields("p.cs", fields | {"blob/path": np.array([b"o'neil/a.mrcs"] * N)})
     before = contents(tmp_path)
     assert_refused(reconstruct("p.cs", "-o", "run", *TINY), ["p.cs: row 1, field blob/path", "o'neil/a.mrcs", "STAR file"])

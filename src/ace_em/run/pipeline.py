@@ -21,8 +21,8 @@ from ace_em.data.split import half_sets
 from ace_em.data.working_set import Images, image_power
 from ace_em.errors import Diverged, InputError, option
 from ace_em.inference.predictor import Predictor
+from ace_em.io.particle_table import read_particle_table
 from ace_em.io.star import refuse_unwritable
-from ace_em.io.tables import read_particle_table
 from ace_em.refinement.abinitio import expected_share
 from ace_em.refinement.half_sets import HalfSetState, refine_defocus_rounds
 from ace_em.run.autoencoder_only import amortised

@@ -14,7 +14,7 @@ from ace_em.data.particles import Particles
 from ace_em.data.preprocess import Survey, disc_share, survey
 from ace_em.data.working_set import BLOCK_BYTES
 from ace_em.errors import InputError, option
-from ace_em.io.aberrations import not_in_the_model
+from ace_em.io.particle_table import not_in_the_model
 from ace_em.maths.blocks import available_bytes
 from ace_em.maths.point_group import point_group
 from ace_em.models.voxel_grid import ball_radius_px, soft_ball
