@@ -19,8 +19,7 @@ from ace_em.data import preprocess, survey
 from ace_em.data.convert import convert
 from ace_em.data.particles import Particles
 from ace_em.errors import option
-from ace_em.io.cs.file import load_fields, save_fields
-from ace_em.io.cs.relion_text import without_text
+from ace_em.io.cryosparc import load_fields, save_fields
 from ace_em.io.mrc import write_volume
 from ace_em.io.star import numeric_column, read_particle_star
 from ace_em.run.convergence import Verdict
@@ -247,9 +246,9 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
         lambda: Path("p.star").write_text(2 * Path("p.star").read_text().replace("data_", "data_particles")),
         ["p.star", "two blocks data_particles"],
     ),
-    "apostrophe": (
-        lambda: write_star(change={7: {"rlnImageName": "7@it's.mrcs"}}),
-        ["p.star", "line", "7@it's.mrcs", "apostrophe"],
+    "second loop_": (
+        lambda: Path("p.star").write_text(Path("p.star").read_text() + "\nloop_\n_rlnVoltage\n300\n"),
+        ["p.star: line", "loop_"],
     ),
     "quotation mark not closed": (
         lambda: write_star(change={7: {"rlnImageName": '"7@a.mrcs'}}),
@@ -305,12 +304,12 @@ def test_bad_image_that_the_survey_does_not_look_at(
 def test_a_cs_file_whose_names_no_star_file_can_hold(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     """poses.star is written at the end: it is refused at the beginning."""
     convert(Path("p.star"), Path("p.cs"), say=lambda line: None)
-    Path("o'neil").mkdir()
-    Path("a.mrcs").rename("o'neil/a.mrcs")
-    fields = without_text(load_fields("p.cs"))
-    save_fields("p.cs", fields | {"blob/path": np.array([b"o'neil/a.mrcs"] * N)})
+    Path("o\x01neil").mkdir()
+    Path("a.mrcs").rename("o\x01neil/a.mrcs")
+    fields = load_fields("p.cs")
+    save_fields("p.cs", fields | {"blob/path": np.array([b"o\x01neil/a.mrcs"] * N)})
     before = contents(tmp_path)
-    assert_refused(reconstruct("p.cs", "-o", "run", *TINY), ["p.cs: row 1, field blob/path", "o'neil/a.mrcs", "STAR file"])
+    assert_refused(reconstruct("p.cs", "-o", "run", *TINY), ["p.cs: row 1, field blob/path", "neil/a.mrcs", "STAR file"])
     assert contents(tmp_path) == before
 
 

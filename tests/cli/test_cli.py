@@ -33,7 +33,6 @@ HEAVY = (
     "matplotlib",
     "gemmi",
     "mrcfile",
-    "starfile",
     "astropy",
     "scipy",
 )

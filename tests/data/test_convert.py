@@ -10,8 +10,8 @@ import pytest
 from ace_em import cli
 from ace_em.data.convert import convert
 from ace_em.errors import InputError
-from ace_em.io.cs.file import load_fields
-from ace_em.io.tables import read_particle_table
+from ace_em.io.cryosparc import load_fields, save_fields
+from ace_em.io.particle_table import read_particle_table
 
 STAR = """data_particles
 loop_
@@ -55,13 +55,31 @@ def said(source: Path, target: Path, **options: object) -> str:
 def test_the_line_it_says(tmp_path: Path) -> None:
     source, there, back = star(tmp_path), tmp_path / "p.cs", tmp_path / "q.star"
     want = "3 particles, without poses, half-sets of 1 and 2, 1.25 A/pixel"
-    assert said(source, there) == f"{there}: {want}, kept but not translated: rlnBeamTiltX"
-    # back in its own format the tilt is where it belongs
+    assert said(source, there) == f"{there}: {want}, left out: rlnBeamTiltX"
     assert said(there, back) == f"{back}: {want}"
-    assert read_particle_table(back).particles.equals(read_particle_table(source).particles)
-    assert said(back, tmp_path / "r.star") == f"{tmp_path / 'r.star'}: {want}"
-    assert said(there, tmp_path / "r.cs").startswith(f"{tmp_path / 'r.cs'}: {want}")
+    assert said(source, tmp_path / "r.star") == f"{tmp_path / 'r.star'}: {want}"
+    assert said(there, tmp_path / "r.cs") == f"{tmp_path / 'r.cs'}: {want}"
     assert (tmp_path / "r.cs").read_bytes() == there.read_bytes()
+    guesses = "blob/sign and what no column says are guesses: give the .cs file it came from with --passthrough"
+    assert said(back, tmp_path / "s.cs") == f"{tmp_path / 's.cs'}: {want}, {guesses}"
+    fields = load_fields(there)
+    fields["ctf/tilt_A"][1, 0], fields["blob/sign"][:] = 0.1, -1
+    save_fields(tmp_path / "tilted.cs", fields)
+    black = "protein black (blob/sign -1), which RELION wants inverted"
+    assert said(tmp_path / "tilted.cs", back, overwrite=True) == f"{back}: {want}, {black}, left out: ctf/tilt_A"
+    assert said(back, tmp_path / "s.cs", overwrite=True, passthrough=[tmp_path / "tilted.cs"]) == f"{tmp_path / 's.cs'}: {want}"
+    assert (tmp_path / "s.cs").read_bytes() == (tmp_path / "tilted.cs").read_bytes()
+
+
+def test_columns_without_a_field_are_counted_aberrations_first(tmp_path: Path) -> None:
+    source = star(tmp_path, "rlnRandomSubset")
+    names = [f"rlnOwn{i}" for i in range(6)]
+    text = source.read_text().replace("_rlnBeamTiltX", "\n".join([*(f"_{name}" for name in names), "_rlnBeamTiltX"]))
+    source.write_text(text.replace(" 64 ", " 64 a b c d e f "))
+    left = "left out: rlnBeamTiltX, rlnOwn0, rlnOwn1, rlnOwn2 and 3 more"
+    assert (
+        said(source, tmp_path / "p.cs") == f"{tmp_path / 'p.cs'}: 3 particles, without poses, no half-sets, 1.25 A/pixel, {left}"
+    )
 
 
 def test_what_no_file_says_is_left_open(tmp_path: Path) -> None:
@@ -84,9 +102,6 @@ def test_image_size_from_the_option_the_table_or_the_images(tmp_path: Path) -> N
         file.set_data(np.zeros((3, 32, 32), np.float32))
     convert(source, tmp_path / "p.cs", overwrite=True)
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 32).all()
-    # the table itself comes back without one
-    convert(tmp_path / "p.cs", tmp_path / "q.star")
-    assert not read_particle_table(tmp_path / "q.star").has_column("rlnImageSize")
     convert(star(tmp_path), tmp_path / "p.cs", overwrite=True)
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 64).all()
     with pytest.raises(InputError, match=r"--box 32: .*p\.star: row 1, column rlnImageSize says 64"):
@@ -99,13 +114,16 @@ def test_contrast_that_no_star_file_says(tmp_path: Path) -> None:
         return target.read_bytes()
 
     source, there, back = star(tmp_path), tmp_path / "p.cs", tmp_path / "q.star"
-    anew = quietly(source, tmp_path / "anew.star")
     for contrast, sign in (("", 1), ("white", 1), ("black", -1)):
         written = quietly(source, there, contrast)
         assert (load_fields(there)["blob/sign"] == sign).all()
-        # a STAR file that has to say it carries the fields; the other is as it was
-        assert (quietly(there, back) == anew) == (sign > 0)
-        assert quietly(back, tmp_path / "r.cs") == written == quietly(there, tmp_path / "r.cs")
+        assert quietly(there, tmp_path / "r.cs") == written
+        # a STAR file does not say it: it is told again, or read from the file that it came from
+        quietly(there, back)
+        convert(back, tmp_path / "r.cs", [there], overwrite=True, say=lambda line: None)
+        assert (tmp_path / "r.cs").read_bytes() == written
+        quietly(back, tmp_path / "r.cs", contrast)
+        assert (load_fields(tmp_path / "r.cs")["blob/sign"] == sign).all()
     for target in (tmp_path / "s.cs", tmp_path / "s.star"):
         with pytest.raises(InputError, match="--contrast black: expected only where"):
             convert(there, target, contrast="black")
@@ -172,8 +190,6 @@ def test_command_line(make_run: Callable[..., tuple[int, str, str]], tmp_path: P
     assert (code, err) == (0, "") and out.startswith(f"{source}: 3 particles")
     fields = load_fields(tmp_path / "p.cs")
     for part, names in {"a": ["uid", "blob"], "b": ["uid", "ctf"], "own": ["uid", "alignments3D"]}.items():
-        from ace_em.io.cs.file import save_fields
-
         save_fields(tmp_path / f"{part}.cs", {name: v for name, v in fields.items() if name.split("/")[0] in names})
     passthrough = ["--passthrough", tmp_path / "a.cs", "--passthrough", tmp_path / "b.cs"]
     code, out, err = make_run("convert", tmp_path / "own.cs", tmp_path / "joined.star", *passthrough)

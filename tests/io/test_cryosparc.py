@@ -15,11 +15,9 @@ from scipy.spatial.transform import Rotation
 
 from ace_em.data.particles import Particles, ctf_parameters, pixel_size_of, star_poses
 from ace_em.errors import InputError
-from ace_em.io.aberrations import ignored_aberrations, not_in_the_model
-from ace_em.io.cryosparc import read_cryosparc, write_cryosparc
-from ace_em.io.cs.file import load_fields, save_fields
+from ace_em.io.cryosparc import load_fields, read_cryosparc, save_fields, write_cryosparc
 from ace_em.io.mrc import StackWriter, read_volume
-from ace_em.io.particle_table import numeric_column
+from ace_em.io.particle_table import ignored_aberrations, not_in_the_model, numeric_column
 from ace_em.io.star import with_poses, write_star
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -391,7 +389,6 @@ def test_rows_keep_their_fields_and_a_particle_taken_twice_gets_a_uid_of_its_own
     table = read_cryosparc(saved(tmp_path / "p.cs", fields)).rows(np.array([5, 3]))
     write_cryosparc(tmp_path / "n.cs", table)
     found = load_fields(tmp_path / "n.cs")
-    # the other number of its optics group is no reason to put RELION's text into the file
     assert list(found) == list(fields) and all(np.array_equal(found[name], fields[name][[5, 3]]) for name in fields)
     twice = read_cryosparc(tmp_path / "p.cs").rows(np.array([2, 2, 0]))
     write_cryosparc(tmp_path / "n.cs", twice)

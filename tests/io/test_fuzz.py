@@ -1,6 +1,6 @@
 """Readers given noise and spoilt files: what is wrong is an InputError, never another exception, and never a hang.
 
-``ACE_EM_FUZZ_EXAMPLES=5000 pytest tests/data/test_fuzz.py`` looks longer.
+``ACE_EM_FUZZ_EXAMPLES=5000 pytest tests/io/test_fuzz.py`` looks longer.
 """
 
 import io
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ace_em.data.particles import ctf_parameters, pixel_size_of, star_poses
 from ace_em.errors import InputError
 from ace_em.io.mrc import read_images, read_volume, stack_shape
-from ace_em.io.tables import read_particle_table
+from ace_em.io.particle_table import read_particle_table
 
 EXAMPLES = int(os.environ.get("ACE_EM_FUZZ_EXAMPLES", "30"))
 fuzzed = settings(

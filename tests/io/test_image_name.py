@@ -11,12 +11,9 @@ from ace_em.data.convert import convert
 from ace_em.data.particles import Particles
 from ace_em.data.select import named_rows
 from ace_em.errors import InputError
-from ace_em.io.cs.file import load_fields
-from ace_em.io.cs.images import images_of_table
-from ace_em.io.image_name import parse_image_name
-from ace_em.io.particle_table import ParticleTable
+from ace_em.io.cryosparc import load_fields
+from ace_em.io.particle_table import ParticleTable, image_paths, parse_image_name, read_particle_table
 from ace_em.io.star import read_particle_star, with_poses, write_star
-from ace_em.io.tables import read_particle_table
 from ace_em.report.load import read_run
 
 COLUMNS = (
@@ -61,7 +58,7 @@ def table_of(name: str) -> ParticleTable:
 )
 def test_index_and_path(name: str, index: int | None, path: str) -> None:
     assert parse_image_name(table_of(name), 0, name) == (index, path)
-    paths, indices = images_of_table(table_of(name))
+    paths, indices = image_paths(table_of(name))
     assert (paths.tolist(), indices.tolist()) == ([path], [(index or 1) - 1])
 
 
@@ -69,7 +66,7 @@ def test_index_and_path(name: str, index: int | None, path: str) -> None:
     "name", ["", "0@a.mrcs", "@a.mrcs", "1@", "1@:mrcs", "x@a.mrcs", f"{10**20}@a.mrcs", "9" * 5000 + "@a.mrcs"]
 )
 def test_names_that_are_none(name: str) -> None:
-    for parse in (lambda: parse_image_name(table_of(name), 0, name), lambda: images_of_table(table_of(name))):
+    for parse in (lambda: parse_image_name(table_of(name), 0, name), lambda: image_paths(table_of(name))):
         with pytest.raises(InputError, match=r"p\.star: row 1, column rlnImageName: .*expected index@path with an index from 1"):
             parse()
 
@@ -98,6 +95,18 @@ def test_a_selection_may_name_the_kind_or_not(tmp_path: Path) -> None:
     assert named_rows(read_particle_table(kind), star(tmp_path / "one.star", ["2@./a.mrc"])).tolist() == [1]
 
 
+def test_a_selection_of_cryosparc_is_by_uid(tmp_path: Path) -> None:
+    source = star(tmp_path / "p.star", [f"{i}@a.mrc" for i in (1, 2, 3)])
+    convert(source, tmp_path / "p.cs", box=16, say=lambda line: None)
+    convert(tmp_path / "p.cs", tmp_path / "q.star", say=lambda line: None)
+    # RELION extracted the particles anew: the column csUid tells which they are
+    lines = (tmp_path / "q.star").read_text().replace("@a.mrc", "@b.mrcs").splitlines()
+    (tmp_path / "q.star").write_text("\n".join(line for line in lines if "000001@" not in line) + "\n")
+    assert named_rows(read_particle_table(tmp_path / "p.cs"), tmp_path / "q.star").tolist() == [1, 2]
+    with pytest.raises(InputError, match=r"q\.star: row 1: particle 2@b\.mrcs is not in .*p\.star"):
+        named_rows(read_particle_table(source), tmp_path / "q.star")
+
+
 def test_to_cryosparc_and_back(tmp_path: Path) -> None:
     stack(tmp_path / "a.mrc")
     source = star(tmp_path / "p.star", [f"{i}@a.mrc:mrcs" for i in (1, 2, 3)])
@@ -107,7 +116,7 @@ def test_to_cryosparc_and_back(tmp_path: Path) -> None:
     assert set(fields["blob/path"].tolist()) == {b"a.mrc"} and fields["blob/idx"].tolist() == [0, 1, 2]
     assert (fields["blob/shape"] == 16).all()
     convert(tmp_path / "p.cs", tmp_path / "q.star", say=lambda line: None)
-    assert list(read_particle_star(tmp_path / "q.star").particles["rlnImageName"]) == [f"{i}@a.mrc:mrcs" for i in (1, 2, 3)]
+    assert list(read_particle_star(tmp_path / "q.star").particles["rlnImageName"]) == [f"00000{i}@a.mrc" for i in (1, 2, 3)]
 
 
 def test_the_report_finds_images_of_the_project(tmp_path: Path) -> None:

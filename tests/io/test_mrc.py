@@ -1,5 +1,6 @@
 """Maps and stacks in every byte order and type we claim, and refusals that say what is wrong."""
 
+import tracemalloc
 from pathlib import Path
 
 import mrcfile
@@ -164,11 +165,23 @@ def test_a_file_without_a_header_is_refused_in_our_words(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"junk\.mrcs: not an MRC file \(5 bytes, expected a header of 1024\)$"):
         stack_shape(tmp_path / "junk.mrcs")
     write_raw(tmp_path / "a.mrcs", numbered((2, 4, 4)))
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("length", [-1, -(2**31), 129, 2**31 - 1])
+def test_an_extended_header_longer_than_the_file_takes_no_memory(tmp_path: Path, length: int, byte_order: str) -> None:
+    write_raw(tmp_path / "a.mrcs", numbered((2, 4, 4)), byte_order)
     raw = bytearray((tmp_path / "a.mrcs").read_bytes())
-    raw[92:96] = np.int32(-1).tobytes()  # length of the extended header
+    raw[92:96] = np.array(length, dtype=f"{byte_order}i4").tobytes()
     (tmp_path / "a.mrcs").write_bytes(raw)
-    with pytest.raises(InputError, match=r"a\.mrcs: not an MRC file \(its "):
-        stack_shape(tmp_path / "a.mrcs")
+    said = rf"a\.mrcs: not an MRC file \(its header says {length} bytes of extended header, the file has 1152\)"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=said):
+            stack_shape(tmp_path / "a.mrcs")
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_refusals_of_missing_folder_complex_and_bad_cell(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ace_em.data.select import selected_rows
 from ace_em.data.split import half_sets
 from ace_em.data.survey import survey
 from ace_em.inference.pose_inference import _compared, _spread
-from ace_em.io.cs.file import load_fields
+from ace_em.io.cryosparc import load_fields
 from ace_em.io.star import numeric_column, read_particle_star
 from ace_em.maths.masks import disc_share, soft_disc
 from ace_em.maths.rotations import angular_distance_deg

@@ -7,12 +7,18 @@ import numpy as np
 
 from ace_em.data.particles import find_images
 from ace_em.errors import InputError
-from ace_em.io.aberrations import ignored_aberrations
-from ace_em.io.image_name import parse_image_name
+from ace_em.io.cryosparc_columns import columns_left_out
 from ace_em.io.mrc import stack_shape
-from ace_em.io.particle_table import ParticleTable, numeric_column
-from ace_em.io.pixel_size import pixel_sizes
-from ace_em.io.tables import is_cryosparc, read_particle_table, write_particle_table
+from ace_em.io.particle_table import (
+    ParticleTable,
+    ignored_aberrations,
+    is_cryosparc,
+    numeric_column,
+    parse_image_name,
+    pixel_sizes,
+    read_particle_table,
+    write_particle_table,
+)
 
 
 def convert(
@@ -24,7 +30,7 @@ def convert(
     box: int = 0,
     contrast: str = "",
 ) -> None:
-    """Write the particles of ``source`` to ``target``, each a .star or a .cs file, and say in one line what they are.
+    """Write the particles of ``source`` to ``target``, each a .star or a .cs file, and say in one line what was written.
 
     Parameters
     ----------
@@ -92,10 +98,18 @@ def _summary(table: ParticleTable, target: Path) -> str:
     if not is_cryosparc(target) and sign is not None and (sign < 0).all():
         parts.append("protein black (blob/sign -1), which RELION wants inverted")
     if is_cryosparc(target) and table.cryosparc is None and "csUid" in table.particles:
-        parts.append("blob/sign and what RELION left out are guesses: give the .cs file it came from with --passthrough")
-    # those of the other format: the target's own are where they belong
-    foreign = "rln" if is_cryosparc(target) else "ctf/"
-    aberrations = [name for name in ignored_aberrations(table) if name.startswith(foreign)]
-    if aberrations:
-        parts.append(f"kept but not translated: {', '.join(aberrations)}")
+        parts.append("blob/sign and what no column says are guesses: give the .cs file it came from with --passthrough")
+    left = _left_out(table, target)
+    if left:
+        more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+        parts.append(f"left out: {', '.join(left[:4])}{more}")
     return ", ".join(parts)
+
+
+def _left_out(table: ParticleTable, target: Path) -> list[str]:
+    """What the target has no place for: columns of RELION, aberrations first; of cryoSPARC's many fields the aberrations."""
+    aberrations = ignored_aberrations(table)
+    if not is_cryosparc(target):
+        return [name for name in aberrations if name.startswith("ctf/")]
+    left = columns_left_out(table)
+    return sorted(left, key=lambda name: name not in aberrations)

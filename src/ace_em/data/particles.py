@@ -10,11 +10,16 @@ import torch
 
 from ace_em.data.validate import check_image_size, check_values
 from ace_em.errors import InputError
-from ace_em.io.image_name import parse_image_name
 from ace_em.io.mrc import StackHeader, read_images, stack_header
-from ace_em.io.particle_table import ParticleTable, numeric_column, optics_rows
-from ace_em.io.pixel_size import origin_px, pixel_sizes
-from ace_em.io.tables import read_particle_table
+from ace_em.io.particle_table import (
+    ParticleTable,
+    numeric_column,
+    optics_rows,
+    origin_px,
+    parse_image_name,
+    pixel_sizes,
+    read_particle_table,
+)
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose, relion_angles_to_rotmat
 

@@ -7,9 +7,7 @@ import numpy as np
 
 from ace_em.data.split import subset as random_subset
 from ace_em.errors import InputError
-from ace_em.io.cs.images import images_of_table
-from ace_em.io.particle_table import ParticleTable
-from ace_em.io.tables import is_cryosparc, read_particle_table
+from ace_em.io.particle_table import ParticleTable, cryosparc_uids, image_paths, is_cryosparc, read_particle_table
 
 
 def selected_rows(table: ParticleTable, subset: str, exclude: str, max_particles: int, seed: int) -> np.ndarray:
@@ -86,13 +84,13 @@ def _text_rows(path: Path) -> np.ndarray:
 
 def _image_keys(table: ParticleTable) -> np.ndarray:
     """Image names (N,) that are the same where they mean the same: ``7@./a.mrcs`` is ``000007@a.mrcs``."""
-    paths, indices = images_of_table(table)
+    paths, indices = image_paths(table)
     return np.array([f"{index + 1}@{posixpath.normpath(path)}" for path, index in zip(paths, indices, strict=True)])
 
 
 def _rows_of(table: ParticleTable, other: ParticleTable) -> np.ndarray:
     """Rows of ``table`` that ``other`` has too."""
-    mine, theirs = (t.cryosparc["uid"] if t.cryosparc is not None else None for t in (table, other))
+    mine, theirs = cryosparc_uids(table), cryosparc_uids(other)
     if mine is None or theirs is None:
         mine, theirs = (_image_keys(t) for t in (table, other))
     missing = np.flatnonzero(~np.isin(theirs, mine))

@@ -1,10 +1,16 @@
-"""Particles of cryoSPARC's .cs files as a RELION 3.1 table, and any table as a .cs file; nothing is lost either way.
+"""cryoSPARC's .cs files: read with their passthrough files, joined on uid, and written.
 
-What one format cannot say travels in the other as it was: cryoSPARC's fields in blocks of a STAR file
-(:mod:`ace_em.io.cs.star_blocks`), RELION's text in fields of a .cs file (:mod:`ace_em.io.cs.relion_text`). On the way back
-the old bits, or letters, are used wherever the value has not changed by more than rounding; where it has, the new one wins.
+Most .cs files are NumPy's own format and are read with NumPy, so that every bit and type is kept. cryosparc-tools reads the
+other one, the compressed stream. Nothing is ever unpickled. A table of particles keeps the fields that it was read from, and
+they are written again as they were wherever its values have not changed by more than rounding.
 """
 
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +18,23 @@ from pathlib import Path
 import numpy as np
 
 from ace_em.errors import InputError
-from ace_em.io.cs.file import Fields, join, load_fields, load_joined, save_fields
-from ace_em.io.cs.links import BOX, HALF_SET, SIGN_OF_RELION, check_fields
-from ace_em.io.cs.relion_text import table_of_text, with_text, without_text
-from ace_em.io.cs.star_blocks import UID
-from ace_em.io.cs.to_columns import new_table, with_changed_fields
-from ace_em.io.cs.to_fields import new_fields, updated
-from ace_em.io.particle_table import Block, ParticleTable
+from ace_em.io.atomic import replace_atomically
+from ace_em.io.cryosparc_columns import SIGN_OF_RELION, Fields, check_fields, fields_of_table, table_of_fields
+from ace_em.io.particle_table import UID, ParticleTable, cryosparc_uids
+
+# by a process of its own: a damaged stream ends the one that reads it with a segmentation fault
+_READ_STREAM = """
+import sys, numpy
+from cryosparc.dataset import Dataset
+numpy.save(sys.stdout.buffer, Dataset.load(sys.argv[1]).to_records(fixed=True), allow_pickle=False)
+"""
+_NUMPY, _STREAM = b"\x93NUMPY", b"\x95CSDAT"
+# NumPy's own limit, 10,000 bytes, is less than the header of a file with many fields
+_MAX_HEADER_BYTES = 2**20
 
 
 def read_cryosparc(path: Path | str, passthrough: Sequence[Path | str] = ()) -> ParticleTable:
-    """Read the particles of a .cs file in the form of a RELION 3.1 STAR file.
+    """Read the particles of a .cs file in the form of a RELION 3.1 STAR file; the table keeps the fields.
 
     Parameters
     ----------
@@ -39,85 +51,156 @@ def read_cryosparc(path: Path | str, passthrough: Sequence[Path | str] = ()) -> 
 def with_fields_of(table: ParticleTable, files: Sequence[Path | str]) -> ParticleTable:
     """The table of a STAR file that came from cryoSPARC, with the fields of the ``files`` that it came from.
 
-    RELION keeps the column csUid, which tells whose fields are whose, but leaves out the blocks with the fields.
+    RELION keeps the column csUid, which tells whose fields are whose.
     """
-    uid = table.particles[UID].tolist() if UID in table.particles else []
-    if not uid or not all(text.isdecimal() and int(text) < 2**64 for text in uid):
-        found = f"no column {UID}" if not uid else f"a {UID} that is no number"
+    uid = cryosparc_uids(table)
+    if uid is None:
+        found = f"a {UID} that is no number" if UID in table.particles else f"no column {UID}"
         raise InputError(f"{table.path}: {found}, by which to find the particles in {files[0]}")
-    fields: Fields = table.cryosparc or {"uid": np.array([int(text) for text in uid], dtype=np.uint64)}
+    first = Path(files[0])
+    fields: Fields = {}
     for file in files:
-        fields = join(table.path, fields, file, load_fields(file))
-    check_fields(Path(files[0]), fields)
+        fields = join(table.path, uid, fields, file)
+    fields = _completed(table.path, fields, uid, first, _passthrough_beside(first))
+    check_fields(first, fields)
     return replace(table, cryosparc=fields)
 
 
 def write_cryosparc(path: Path | str, table: ParticleTable, box: int = 0, sign: float = SIGN_OF_RELION) -> None:
-    """Write a .cs file, atomically, rows in the table's order.
-
-    What a table that never was in cryoSPARC may not say: ``box``, the image edge in pixels, is used where it lacks
-    rlnImageSize; ``sign`` is +1 where the protein is white in the files, -1 where it is black.
-    """
+    """Write a .cs file, atomically, rows in the table's order; ``box`` and ``sign`` as in :func:`fields_of_table`."""
     save_fields(path, fields_of_table(table, box, sign))
 
 
-def table_of_fields(path: Path, fields: Fields) -> ParticleTable:
-    """The table of the fields: the STAR file that they were made from, as far as it still holds, or a new one."""
-    found = table_of_text(path, fields)
-    if found is None:
-        return new_table(path, fields)
-    text, carried = found
+def load_fields(path: Path | str) -> Fields:
+    """Fields (N, ...) of a .cs file, N at least 1, in its order; ``uid`` (N,) is among them and holds nothing twice."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     try:
-        merged = with_changed_fields(text, fields)
-        box = int(fields[BOX][0, 0]) if BOX in fields else 0
-        # a STAR file alone cannot say that the protein is black: such fields are carried
-        if not carried and _same_bits(fields_of_table(merged, box), fields):
-            return merged
-    except InputError:
-        # its text is not what it was: the fields by themselves are good
-        return new_table(path, fields)
-    particles = merged.particles if UID in merged.particles else merged.particles.assign(**{UID: fields["uid"].astype(str)})
-    return replace(merged, particles=particles, cryosparc=fields)
+        with path.open("rb") as file:
+            magic = file.read(6)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if magic not in (_NUMPY, _STREAM):
+        raise InputError(f"{path}: not a cryoSPARC .cs file (it begins with {magic!r})")
+    records = _load_numpy(path) if magic == _NUMPY else _load_stream(path)
+    return _checked(path, records)
 
 
-def fields_of_table(table: ParticleTable, box: int = 0, sign: float = SIGN_OF_RELION) -> Fields:
-    """The fields of a .cs file for the table: those that it carries, with what has changed since, or new ones."""
-    if table.cryosparc is None:
-        return with_text(new_fields(table, box, sign), table)
-    if _same_table(table_of_fields(table.path, table.cryosparc), table):
-        return table.cryosparc
-    fields = updated(table.cryosparc, table)
-    plain = without_text(fields)
-    again = new_table(table.path, plain)
-    # a table from a .cs file has no letters of its own: what has a field needs no text
-    letters = len(plain) < len(fields) or table.path.suffix.lower() != ".cs"
-    said = _same_table(again, table) if letters else _same_columns(again, table)
-    return plain if said else with_text(plain, table)
+def _load_numpy(path: Path) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            # cryoSPARC wrote with Python 2 until version 3, which numpy remarks upon
+            warnings.simplefilter("ignore")
+            return np.load(path, allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
+    # the header is parsed as Python text: a damaged one can raise almost anything
+    except Exception as error:
+        if "allow_pickle" in str(error):
+            message = "holds pickled Python objects, which could run code when loaded; save it without them"
+            raise InputError(f"{path}: {message}") from error
+        found = f"{path.stat().st_size} bytes"
+        raise InputError(f"{path}: damaged or cut short ({found}), expected the whole file as cryoSPARC wrote it") from error
 
 
-def _same_bits(a: Fields, b: Fields) -> bool:
-    return list(a) == list(b) and all(
-        a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and a[name].tobytes() == b[name].tobytes() for name in a
-    )
+def _load_stream(path: Path) -> np.ndarray:
+    try:
+        found = importlib.util.find_spec("cryosparc.dataset") is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        message = "reading cryoSPARC files needs cryosparc-tools: pip install 'ace-em[cryosparc]'"
+        raise InputError(f"{path}: {message}")
+    done = subprocess.run([sys.executable, "-c", _READ_STREAM, str(path)], capture_output=True, check=False)
+    try:
+        if done.returncode == 0:
+            return np.load(io.BytesIO(done.stdout), allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
+    except (ValueError, EOFError):
+        pass
+    raise InputError(f"{path}: damaged or cut short (cryosparc-tools cannot read it)")
 
 
-def _same_columns(a: ParticleTable, b: ParticleTable) -> bool:
-    """Whether all columns of ``b`` are in ``a``, and it has no other blocks."""
-    # particles of one half-set only: the fields say so, the table made of them does not
-    names = {str(name) for frame in (b.particles, b.optics) if frame is not None for name in frame} - {HALF_SET.column}
-    return not b.others and all(a.has_column(name) for name in names)
+def _checked(path: Path, records: np.ndarray) -> Fields:
+    names = records.dtype.names
+    if names is None or "uid" not in names or records.ndim != 1:
+        raise InputError(f"{path}: not a cryoSPARC particle file: no field uid")
+    if len(records) == 0:
+        raise InputError(f"{path}: holds no particles")
+    if records.dtype["uid"].kind != "u" or records.dtype["uid"].shape:
+        raise InputError(f"{path}: field uid has type {records.dtype['uid']}, expected unsigned integers")
+    nested = [name for name in names if records.dtype[name].base.names is not None or 0 in records.dtype[name].shape]
+    if nested:
+        raise InputError(f"{path}: field {nested[0]} has type {records.dtype[nested[0]]}, expected numbers or text")
+    # a field by itself is contiguous: what follows runs over fields, not rows
+    fields = {name: np.ascontiguousarray(records[name]) for name in names}
+    order = np.argsort(fields["uid"], kind="stable")
+    repeats = np.flatnonzero(np.diff(fields["uid"][order]) == 0)
+    if len(repeats):
+        first, second = order[repeats[0]], order[repeats[0] + 1]
+        raise InputError(f"{path}: uid {fields['uid'][first]} stands in row {first + 1} and in row {second + 1}")
+    return fields
 
 
-def _same_table(a: ParticleTable, b: ParticleTable) -> bool:
-    """Whether two tables are the same letter for letter."""
-    if a.particle_block != b.particle_block or list(a.others) != list(b.others) or (a.optics is None) != (b.optics is None):
-        return False
-    if a.optics is not None and b.optics is not None and not _same_block(a.optics, b.optics):
-        return False
-    return _same_block(a.particles, b.particles) and all(_same_block(a.others[name], b.others[name]) for name in a.others)
+def save_fields(path: Path | str, fields: Fields) -> None:
+    """Write a .cs file in NumPy's format, which every version of cryoSPARC reads, atomically."""
+    records = np.empty(len(fields["uid"]), dtype=[(name, values.dtype, values.shape[1:]) for name, values in fields.items()])
+    for name, values in fields.items():
+        records[name] = values
+    with replace_atomically(path) as temporary, temporary.open("wb") as file:
+        np.save(file, records, allow_pickle=False)
 
 
-def _same_block(a: Block, b: Block) -> bool:
-    if isinstance(a, dict) or isinstance(b, dict):
-        return a is b or (isinstance(a, dict) and isinstance(b, dict) and list(a.items()) == list(b.items()))
-    return list(a) == list(b) and np.array_equal(a.to_numpy(dtype=object), b.to_numpy(dtype=object))
+def join(path: Path, uid: np.ndarray, fields: Fields, passthrough: Path | str) -> Fields:
+    """The fields (N, ...) of ``path`` and, after them, those that only ``passthrough`` has, its rows matched by ``uid`` (N,)."""
+    other = load_fields(passthrough)
+    order = np.argsort(other["uid"])
+    place = np.searchsorted(other["uid"], uid, sorter=order).clip(max=len(order) - 1)
+    rows = order[place]
+    absent = np.flatnonzero(other["uid"][rows] != uid)
+    if len(absent):
+        row = int(absent[0])
+        count = f"{len(absent)} of {len(rows)} particles of {path}"
+        raise InputError(f"{passthrough}: lacks {count}, such as uid {uid[row]} of row {row + 1}")
+    return fields | {name: values[rows] for name, values in other.items() if name not in fields}
+
+
+def missing_groups(fields: Fields) -> list[str]:
+    """Which of the two groups of fields that particles need are wholly absent: ``blob``, ``ctf``."""
+    return [group for group in ("blob", "ctf") if not any(name.startswith(f"{group}/") for name in fields)]
+
+
+def load_joined(path: Path, passthrough: Sequence[Path | str]) -> Fields:
+    """Fields of a .cs file and of its passthrough files; without any, the job's own are used where they are needed."""
+    fields = load_fields(path)
+    for other in passthrough:
+        fields = join(path, fields["uid"], fields, other)
+    return _completed(path, fields, fields["uid"], path, [] if passthrough else _passthrough_beside(path))
+
+
+def _completed(path: Path, fields: Fields, uid: np.ndarray, source: Path, beside: list[Path]) -> Fields:
+    """The fields of ``path`` for particles ``uid`` (N,), and those that only files ``beside`` the .cs file ``source`` have."""
+    unusable = ""
+    for candidate in beside:
+        if not missing_groups(fields):
+            break
+        try:
+            joined = join(path, uid, fields, candidate)
+            fields = joined if missing_groups(joined) != missing_groups(fields) else fields
+        except InputError as error:
+            # of another output of the job, or damaged; another one may do
+            unusable = unusable or f" (beside it, {error})"
+    missing = missing_groups(fields)
+    if missing:
+        groups = " and ".join(f"{group}/..." for group in missing)
+        raise InputError(f"{source}: has no {groups} fields; give the job's passthrough file, which holds them{unusable}")
+    return fields
+
+
+def _passthrough_beside(path: Path) -> list[Path]:
+    """Passthrough files of the job that wrote ``path``: ``P1_J2_passthrough_particles.cs`` for ``P1_J2_003_particles.cs``."""
+
+    def job_of(name: str) -> str:
+        found = re.match(r"(?:cryosparc_)?(?:P\d+_)?(J\d+)_", name)
+        return found[1] if found else ""
+
+    beside = sorted(path.absolute().parent.glob("*passthrough*.cs"))
+    return [other for other in beside if other.name != path.name and job_of(other.name) == job_of(path.name)]

@@ -6,18 +6,21 @@ Array order is z, y, x for volumes and image, y, x for stacks. Pixel sizes are i
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import RawIOBase
+from io import BytesIO, RawIOBase
 from pathlib import Path
 from types import TracebackType
 
 import mrcfile
 import mrcfile.utils
 import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.mrcfile import MrcFile
+from mrcfile.mrcinterpreter import MrcInterpreter
 
 from ace_em.errors import InputError
 from ace_em.io.atomic import replace_atomically
 
+_HEADER_BYTES = 1024
 _REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
 # of IMOD's header, https://bio3d.colorado.edu/imod/doc/mrc_format.txt
 _IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
@@ -33,33 +36,45 @@ def _read_header(path: Path) -> np.recarray:
     """Header of an MRC file whose byte order, mode, size and length have been checked."""
     if not path.is_file():
         raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
-    _refuse_compressed(path)
     try:
-        # many real stacks lack the map ID or the machine stamp: mrcfile warns, the checks below decide
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            with MrcFile(path, permissive=True, header_only=True) as file:
-                header = file.header
-    except ValueError as error:
-        length = path.stat().st_size
-        what = f"{length} bytes, expected a header of 1024" if length < 1024 else "its first 1024 bytes are no MRC header"
-        raise InputError(f"{path}: not an MRC file ({what})") from error
+        with open(path, "rb") as file:
+            start = file.read(_HEADER_BYTES)
+        found = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    _refuse_compressed(path, start)
+    if len(start) < _HEADER_BYTES:
+        raise InputError(f"{path}: not an MRC file ({found} bytes, expected a header of {_HEADER_BYTES})")
+    header = _interpreted(start)
     nx, ny, nz, mode, nsymbt = (int(header[name]) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
-    if min(nx, ny, nz) < 1 or max(nx, ny) > 1 << 20 or nsymbt < 0:
+    if min(nx, ny, nz) < 1 or max(nx, ny) > 1 << 20:
         raise InputError(f"{path}: not an MRC file (its header says {nx} x {ny} x {nz})")
+    if not 0 <= nsymbt <= found - _HEADER_BYTES:
+        what = f"its header says {nsymbt} bytes of extended header, the file has {found}"
+        raise InputError(f"{path}: not an MRC file ({what}), or one cut short")
     if mode not in _REAL_MODES:
         modes = ", ".join(f"{number} ({name})" for number, name in _REAL_MODES.items())
         raise InputError(f"{path}: MRC mode {mode}, expected one of {modes}")
-    expected = 1024 + nsymbt + nx * ny * nz * _dtype(header).itemsize
-    found = path.stat().st_size
+    expected = _HEADER_BYTES + nsymbt + nx * ny * nz * _dtype(header).itemsize
     if found < expected:
         raise InputError(f"{path}: truncated, the header says {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
     if found > expected:
         # a wrong mode, or an extended header left out of the count: the grey values would be read from the wrong place
         size = f"{nx} x {ny} x {nz} of mode {mode} after {nsymbt} bytes of extended header ({expected} bytes)"
         raise InputError(f"{path}: longer than its header says: expected {size}, found {found} bytes")
+    return header
+
+
+def _interpreted(start: bytes) -> np.recarray:
+    """A file's first 1024 bytes as a header of their byte order."""
+    # mrcfile takes as much memory as the header says an extended header has, which in a damaged file may be gigabytes
+    size = HEADER_DTYPE.fields["nsymbt"][1]
+    without = start[:size] + bytes(4) + start[size + 4 :]
+    # many real stacks lack the map ID or the machine stamp: mrcfile warns, the checks of the values decide
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        header = MrcInterpreter(BytesIO(without), permissive=True, header_only=True).header
+    header.nsymbt = np.frombuffer(start[size : size + 4], dtype=header.nsymbt.dtype)[0]
     return header
 
 
@@ -79,12 +94,7 @@ def _axis_order(path: Path, header: np.recarray) -> list[int]:
     return order
 
 
-def _refuse_compressed(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(6)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+def _refuse_compressed(path: Path, start: bytes) -> None:
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
             raise InputError(f"{path}: compressed ({kind}), expected a plain MRC file; decompress it first")
@@ -95,7 +105,7 @@ def _map_data(path: Path, header: np.recarray) -> np.memmap:
         path,
         dtype=_dtype(header),
         mode="r",
-        offset=1024 + int(header.nsymbt),
+        offset=_HEADER_BYTES + int(header.nsymbt),
         shape=(int(header.nz), int(header.ny), int(header.nx)),
     )
 
@@ -199,7 +209,7 @@ def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
     path = Path(path)
     header = _read_header(path)
     kind, ny, nx = _dtype(header), int(header.ny), int(header.nx)
-    first, size = 1024 + int(header.nsymbt), kind.itemsize * ny * nx
+    first, size = _HEADER_BYTES + int(header.nsymbt), kind.itemsize * ny * nx
     images = np.empty((len(index), ny, nx), dtype=np.float32)
     # one read for each row of neighbours
     starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)

@@ -3,7 +3,8 @@
 Column names are without the leading underscore. Rows in messages count from 1.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +15,18 @@ import pandas as pd
 from ace_em.errors import InputError
 
 Block: TypeAlias = pd.DataFrame | dict[str, str]
+
+CRYOSPARC = ".cs"
+UID = "csUid"
+"""Column of cryoSPARC's ``uid`` in a STAR file: RELION keeps it, and by it a particle is found in the .cs file again."""
+
+# RELION and Xmipp write the file's kind behind a stack of another extension; it is no part of the path
+_KINDS = (":mrcs", ":mrc")
+# aberrations, by column or by field of cryoSPARC: the value that is no aberration
+_ABERRATION_COLUMNS = {"rlnBeamTiltX": 0, "rlnBeamTiltY": 0, "rlnOddZernike": 0, "rlnEvenZernike": 0}
+_ABERRATION_COLUMNS |= {"rlnMagMat00": 1, "rlnMagMat01": 0, "rlnMagMat10": 0, "rlnMagMat11": 1}
+_ABERRATION_FIELDS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
+_ENVELOPE_COLUMNS = {"rlnCtfBfactor": 0, "rlnCtfScalefactor": 1}
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class ParticleTable:
     others : the remaining blocks by name, a dict of strings for a block that is not a loop.
     particle_block : name of the block of the particles, without ``data_``.
     cryosparc : fields (N, ...) of the cryoSPARC file that the particles come from, by name, in the file's order and types;
-        None for particles that never were in one.
+        None for particles of a STAR file.
     row_numbers : (N,) rows of the file that these particles are, from 1; None where they are all of it.
     field_names : what the file calls a column, where that is not RELION's name for it.
     """
@@ -114,3 +127,128 @@ def numeric_column(table: ParticleTable, name: str, default: float | None = None
         where = f"data_{table.particle_block}" + ("" if table.optics is None else " or data_optics")
         raise InputError(f"{table.path}: column {name} is missing, expected in {where}")
     return np.full(len(table), default, dtype=np.float64)
+
+
+def pixel_sizes(table: ParticleTable) -> np.ndarray:
+    """Pixel size of each particle's image, (N,) float64, in Angstrom."""
+    if table.has_column("rlnImagePixelSize"):
+        values = numeric_column(table, "rlnImagePixelSize")
+    elif table.has_column("rlnDetectorPixelSize") and table.has_column("rlnMagnification"):
+        magnification = numeric_column(table, "rlnMagnification")
+        if (magnification <= 0).any():
+            row = int((magnification <= 0).argmax())
+            raise InputError(f"{table.cell(row, 'rlnMagnification')}: {magnification[row]:g}, expected above 0")
+        # micrometre on the detector to Angstrom in the specimen
+        values = numeric_column(table, "rlnDetectorPixelSize") / magnification * 1e4
+    elif table.has_column("rlnPixelSize"):
+        values = numeric_column(table, "rlnPixelSize")
+    else:
+        expected = "rlnImagePixelSize, or rlnDetectorPixelSize and rlnMagnification, or rlnPixelSize"
+        raise InputError(f"{table.path}: no pixel size: expected {expected}")
+    if (values <= 0).any():
+        raise InputError(f"{table.path}: pixel size {values.min():g} Angstrom, expected above 0")
+    return values
+
+
+def origin_px(table: ParticleTable, axis: str, pixel_size_angstrom: float | np.ndarray) -> np.ndarray:
+    """RELION's origin along ``axis`` ("X" or "Y"), (N,) float64, in pixels of the size given; 0 where there is none."""
+    angstrom, px = f"rlnOrigin{axis}Angst", f"rlnOrigin{axis}"
+    # a 3.1 file means its Angstrom columns, a 3.0 file its pixel columns, should it have both
+    if table.has_column(angstrom) and (table.optics is not None or not table.has_column(px)):
+        return numeric_column(table, angstrom) / pixel_size_angstrom
+    return numeric_column(table, px, default=0.0)
+
+
+def parse_image_name(table: ParticleTable, row: int, name: str) -> tuple[int | None, str]:
+    """Index from 1 and path of RELION's image name ``000001@path``, which stands at ``row``, from 0, of the table.
+
+    The index is None where the name is a path alone: a file of one image.
+    """
+    index, at, path = name.partition("@") if "@" in name else ("", "", name)
+    for kind in _KINDS:
+        path = path.removesuffix(kind)
+    # no stack has an index of more digits, and no array could hold it
+    if not path or (at and not (index.isdecimal() and len(index) < 19 and int(index) >= 1)):
+        raise InputError(f"{table.cell(row, 'rlnImageName')}: {name!r}, expected index@path with an index from 1")
+    return (int(index) if at else None), path
+
+
+def image_paths(table: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
+    """Path (N,), strings, and index from 0 (N,) int64 of each image; a name without an index is a file of one image."""
+    names = [parse_image_name(table, row, name) for row, name in enumerate(table.particles["rlnImageName"])]
+    indices = np.array([(index or 1) - 1 for index, _ in names], dtype=np.int64)
+    return np.array([path for _, path in names], dtype=object), indices
+
+
+def cryosparc_uids(table: ParticleTable) -> np.ndarray | None:
+    """cryoSPARC's ``uid`` of each particle, (N,) unsigned, of the .cs file or column csUid; None where a row has none."""
+    if table.cryosparc is not None:
+        return table.cryosparc["uid"]
+    texts = table.particles[UID].tolist() if UID in table.particles else []
+    return np.array([int(text) for text in texts], dtype=np.uint64) if texts and all(map(is_uid, texts)) else None
+
+
+def is_uid(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 20 and 0 < int(text) < 2**64
+
+
+def not_in_the_model(table: ParticleTable) -> list[str]:
+    """Columns, or fields of cryoSPARC, with what the CTF here leaves out: aberrations, and an envelope and a scale."""
+    envelope = (name for name, none in _ENVELOPE_COLUMNS.items() if _differs(table, name, none))
+    return ignored_aberrations(table) + [table.field_names.get(name, name) for name in envelope]
+
+
+def ignored_aberrations(table: ParticleTable) -> list[str]:
+    """Names of the columns, or fields of cryoSPARC, that hold an aberration which is not zero."""
+    found = [name for name, none in _ABERRATION_COLUMNS.items() if _differs(table, name, none)]
+    fields = table.cryosparc or {}
+    return found + [name for name in _ABERRATION_FIELDS if name in fields and np.any(fields[name] != 0)]
+
+
+def _differs(table: ParticleTable, name: str, none: int) -> bool:
+    """Whether a column holds a number, or a list such as ``[0,0,0]`` with a number, other than ``none``."""
+    frames = [table.particles] if table.optics is None else [table.optics, table.particles]
+    texts = [text for frame in frames if name in frame for text in frame[name].unique()]
+    for token in re.split(r"[\s,\[\]]+", ",".join(texts)):
+        try:
+            if token and float(token) != none:
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def is_cryosparc(path: Path | str) -> bool:
+    return Path(path).suffix.lower() == CRYOSPARC
+
+
+# the formats build on the table, so they are imported when a file is read or written
+def read_particle_table(path: Path | str, passthrough: Sequence[Path | str] = ()) -> ParticleTable:
+    """Read a RELION STAR file or, by its suffix, a cryoSPARC .cs file.
+
+    ``passthrough`` are .cs files with the fields that the file lacks, matched by uid; of a STAR file, those that it came from.
+    """
+    if is_cryosparc(path):
+        from ace_em.io.cryosparc import read_cryosparc
+
+        return read_cryosparc(path, passthrough)
+    from ace_em.io.star import read_particle_star
+
+    table = read_particle_star(path)
+    if not passthrough:
+        return table
+    from ace_em.io.cryosparc import with_fields_of
+
+    return with_fields_of(table, passthrough)
+
+
+def write_particle_table(path: Path | str, table: ParticleTable, box: int = 0, sign: float = 1.0) -> None:
+    """Write a RELION STAR file or, by its suffix, a .cs file, atomically; ``box`` and ``sign`` as in ``write_cryosparc``."""
+    if is_cryosparc(path):
+        from ace_em.io.cryosparc import write_cryosparc
+
+        write_cryosparc(path, table, box, sign)
+        return
+    from ace_em.io.star import write_star
+
+    write_star(path, table)

@@ -1,156 +1,151 @@
-"""Particle tables in RELION's STAR format: 3.0 (one block) and 3.1 and later (optics and particles).
+"""RELION's STAR files: particles of 3.0 (one block) and of 3.1 and later (optics and particles), read and written.
 
 Every value is kept as the string that stands in the file, so that what we do not understand is written back as it was.
 """
 
-import linecache
 import re
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
-import starfile
 
 from ace_em.errors import InputError
 from ace_em.io.atomic import replace_atomically
-from ace_em.io.cs.star_blocks import fields_from_blocks, with_field_blocks
 from ace_em.io.particle_table import Block, ParticleTable, numeric_column
 
-# a line break is looked for by itself
-_UNWRITABLE = re.compile(r"['#\x00-\x08\x0b-\x1f]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
-# what starfile turns into a missing value
-_NAN_TOKEN = re.compile(r"(?<!\S)(?:nan|NaN|<NA>)(?!\S)")
-_TOKEN = re.compile(r"""'[^']*'(?=\s|$)|"[^"]*"(?=\s|$)|\S+""")
-_COMMENT = re.compile(r"(?<!\S)#.*")
-_EMPTY_TOKEN = re.compile(r"""(?<!\S)(?:""|'')(?!\S)""")
+# a quotation mark closes a value only before a blank or the line's end, in RELION too: "a"b" is a"b
+_TOKEN = re.compile(r"""(?:'(.*?)'|"(.*?)")(?=[ \t]|$)|([^ \t]+)""")
+# a tab is a blank; the last two are line ends of Unicode
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_ASCII_CONTROL = bytes(sorted({*range(32), 127} - {9, 10, 13}))
+# with one of these, in a column of values between line ends, a value may need quotation marks or not be writable
+_SPECIAL = (*"\"'# \t", "\n\n", "\n_", "\n;", "\n$", "\ndata_", "\nloop_")
 
 
-def _read_text(path: Path) -> tuple[str, bool]:
-    """The text with a newline at each line's end, and whether the file has lines that end in a carriage return alone."""
+class _Parser:
+    """One pass over a file's lines.
+
+    A block is empty, or one loop (names of columns, then a line for each row), or has lines of a name and its value. ``controls``
+    says whether the file holds control characters of ASCII, at some of which ``str.split`` would split.
+    """
+
+    def __init__(self, path: Path, text: str, controls: bool) -> None:
+        self.path = path
+        self.text = text
+        self.controls = controls
+        self.number = 0
+        self.blocks: dict[str, Block] = {}
+
+    def refuse(self, message: str) -> NoReturn:
+        raise InputError(f"{self.path}: line {self.number}: {message}")
+
+    def tokens(self, line: str) -> list[str]:
+        """The values of a line, up to a comment, without their quotation marks."""
+        # nearly every row: what splitting at blanks does is what the format means
+        if line.isascii() and not (self.controls or '"' in line or "'" in line or "#" in line):
+            return line.split()
+        found = []
+        for single, double, bare in _TOKEN.findall(line):
+            if bare.startswith("#"):
+                break
+            token = single or double or bare
+            if _CONTROL.search(token):
+                self.refuse("holds a control character, expected plain text")
+            if bare.startswith(("'", '"')):
+                self.refuse(f"{bare[:80]}: a quotation mark is opened and not closed")
+            found.append(token)
+        return found
+
+    def parse(self) -> dict[str, Block]:
+        """The blocks by name; what stands before the first is no part of any."""
+        name, part = "", "none"
+        columns: list[str] = []
+        rows: list[list[str]] = []
+        pairs: dict[str, str] = {}
+
+        def finish() -> None:
+            if part in ("names", "rows"):
+                self.blocks[name] = _frame(columns, rows)
+            elif part != "none":
+                self.blocks[name] = pairs
+
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            self.number = number
+            tokens = self.tokens(line)
+            if not tokens:
+                continue
+            # a word in quotation marks is a value, whatever it is
+            first = "" if line.lstrip(" \t")[0] in "'\"" else tokens[0]
+            if part == "names" and not first.startswith(("_", "data_", "loop_")):
+                part = "rows"
+            if part == "rows" and not first.startswith(("data_", "loop_")):
+                if len(tokens) != len(columns):
+                    found = f"{len(tokens)} value{'s'[: len(tokens) != 1]}"
+                    self.refuse(f"{found}, expected {len(columns)} for the columns of data_{name}")
+                rows.append(tokens)
+            elif first.startswith("data_"):
+                finish()
+                if len(tokens) > 1:
+                    self.refuse(f"{first} is followed by {tokens[1]}, expected a line of its own")
+                name, part, columns, rows, pairs = first[5:], "begun", [], [], {}
+                if name in self.blocks:
+                    self.refuse(f"two blocks data_{name}, expected one")
+            elif part == "none":
+                continue
+            elif first.startswith("loop_"):
+                if first != "loop_" or len(tokens) > 1:
+                    self.refuse(f"{' '.join(tokens[:2])}, expected loop_ on a line of its own")
+                if part != "begun":
+                    self.refuse(f"loop_ in the midst of data_{name}, expected one loop in a block")
+                part = "names"
+            elif part == "names":
+                self._refuse_twice(first[1:], columns, name)
+                columns.append(first[1:])
+            elif first.startswith("_"):
+                part = "pairs"
+                if len(tokens) != 2:
+                    found = f"{first} of data_{name} has {len(tokens) - 1} values"
+                    self.refuse(f"{found}, expected 1 (or loop_ before the names of columns)")
+                self._refuse_twice(first[1:], pairs, name)
+                pairs[first[1:]] = tokens[1]
+            else:
+                self.refuse(f"{tokens[0][:80]} in data_{name}, expected loop_ or a name, such as _rlnVoltage, and its value")
+        finish()
+        return self.blocks
+
+    def _refuse_twice(self, column: str, names: Iterable[str], name: str) -> None:
+        if column in names:
+            self.refuse(f"data_{name} has column {column} twice")
+
+
+def _frame(columns: list[str], rows: list[list[str]]) -> pd.DataFrame:
+    cells = np.array(rows, dtype=object).reshape(len(rows), len(columns))
+    return pd.DataFrame(cells, columns=columns, dtype=str)
+
+
+def read_blocks(path: Path | str) -> dict[str, Block]:
+    """Every block of a STAR file by its name, without ``data_``."""
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a STAR file (not text)") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    alone = text.count("\r") > text.count("\r\n")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in text or not re.search(r"^\s*data_", text, re.MULTILINE):
+    if "\0" in text or not re.search(r"^[ \t]*data_", text, re.MULTILINE):
         raise InputError(f"{path}: not a STAR file (no line begins with data_)")
-    return text, alone
-
-
-def _fault(text: str) -> str:
-    """The first line that is not as the format wants it, for a message, or ""; the text is without comments.
-
-    A block is empty, or a loop (names of columns, then rows of as many values), or has lines of a name and its value.
-    """
-    block, part, columns = "", "none", 0
-    for number, line in enumerate(text.split("\n"), start=1):
-        tokens = _TOKEN.findall(line)
-        if not tokens:
-            continue
-        if any(token.startswith('"') and not (len(token) > 1 and token.endswith('"')) for token in tokens):
-            return f"line {number}: a quotation mark is opened and not closed"
-        if _CONTROL.search(line):
-            return f"line {number}: holds a control character, expected plain text"
-        if tokens[0].startswith("data_"):
-            block, part = tokens[0], "begun"
-        elif tokens[0].startswith("loop_"):
-            part, columns = "names", 0
-        elif part == "names" and tokens[0].startswith("_"):
-            columns += 1
-        elif part in ("names", "values"):
-            part = "values"
-            if len(tokens) != columns:
-                found = f"{len(tokens)} value{'s'[: len(tokens) != 1]}"
-                return f"line {number}: {found}, expected {columns} for the columns of {block}"
-        elif part in ("begun", "pairs") and tokens[0].startswith("_"):
-            part = "pairs"
-            if len(tokens) != 2:
-                found = f"{tokens[0]} of {block} has {len(tokens) - 1} values"
-                return f"line {number}: {found}, expected 1 (or loop_ before the names of columns)"
-    return f"no particles: block {block} is empty, expected loop_, names of columns, and rows" if part == "begun" else ""
-
-
-def _refuse_short_rows(path: Path, frames: dict[str, pd.DataFrame], text: str) -> None:
-    """A row with too few values comes as empty strings at its end; legal empty strings are quoted in the file."""
-    empty = {name: (frame == "").to_numpy() for name, frame in frames.items()}
-    if sum(int(cells.sum()) for cells in empty.values()) <= len(_EMPTY_TOKEN.findall(text)):
-        return
-    raise InputError(f"{path}: {_fault(text) or 'a row has fewer values than its block has columns'}")
-
-
-def _with_nan_strings(frames: dict[str, pd.DataFrame], text: str) -> dict[str, pd.DataFrame]:
-    """The tables with, in place of missing values, the strings that starfile took for them."""
-    tokens = _NAN_TOKEN.findall(text)
-    missing = sum(int(frame.isna().sum().sum()) for frame in frames.values())
-    # file order is block by block, row by row; should a NaN inside quotes spoil the count, all are spelled alike
-    spelled = iter(tokens if len(tokens) == missing else ["nan"] * missing)
-    restored = {}
-    for name, frame in frames.items():
-        if frame.isna().any(axis=None):
-            cells = frame.to_numpy(dtype=object)
-            for row, column in np.argwhere(frame.isna().to_numpy()):
-                cells[row, column] = next(spelled)
-            restored[name] = pd.DataFrame(cells, columns=frame.columns, dtype=str)
-    return restored
-
-
-def _refuse_apostrophes(path: Path, text: str) -> None:
-    """The parser takes every apostrophe for a quotation mark: a value with one inside would come back as another."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if "'" not in line:
-            continue
-        for token in _TOKEN.findall(line):
-            inside = token[1:-1] if len(token) > 1 and token[0] == token[-1] == "'" else token
-            if "'" in inside:
-                raise InputError(f"{path}: line {number}: {token} has an apostrophe inside, expected values without")
-
-
-def _parse(path: Path) -> dict[str, Block]:
-    whole, alone = _read_text(path)
-    text = _COMMENT.sub("", whole)
-    _refuse_apostrophes(path, text)
-    names_of_blocks = re.findall(r"^\s*data_(\S*)", text, re.MULTILINE)
-    twice = next((name for n, name in enumerate(names_of_blocks) if name and name in names_of_blocks[:n]), None)
-    if twice is not None:
-        raise InputError(f"{path}: has two blocks data_{twice}, expected one")
-    # every name that may be a column: starfile then converts nothing to numbers
-    names = sorted(set(re.findall(r"^\s*_(\S+)", text, re.MULTILINE)))
-    blocks = _blocks(path, whole if alone else None, text, names)
-    for name, block in blocks.items():
-        if isinstance(block, pd.DataFrame) and not block.columns.is_unique:
-            raise InputError(f"{path}: block data_{name} has column {block.columns[block.columns.duplicated()][0]} twice")
-    frames = {name: block for name, block in blocks.items() if isinstance(block, pd.DataFrame)}
-    _refuse_short_rows(path, frames, text)
-    return blocks | _with_nan_strings(frames, text)
-
-
-def _blocks(path: Path, rewritten: str | None, text: str, names: list[str]) -> dict[str, Block]:
-    """starfile's blocks; it counts a file's lines by newlines alone, so a file with other ends is read as ``rewritten``."""
-    with ExitStack() as stack:
-        # starfile reads through linecache, which keeps old text and looks for relative names along sys.path
-        linecache.clearcache()
-        stack.callback(linecache.clearcache)
-        source = path.resolve()
-        if rewritten is not None:
-            source = Path(stack.enter_context(TemporaryDirectory(prefix="ace-em-"))) / "table.star"
-            source.write_text(rewritten, encoding="utf-8")
-        try:
-            return starfile.read(source, always_dict=True, parse_as_string=names)
-        except (ValueError, TypeError, IndexError, KeyError) as error:
-            expected = "expected blocks data_..., each of loop_, names of columns, and rows of as many values"
-            raise InputError(f"{path}: {_fault(text) or f'cannot be read as a STAR file; {expected}'}") from error
+    controls = len(raw.translate(None, _ASCII_CONTROL)) < len(raw)
+    return _Parser(path, text, controls).parse()
 
 
 def _as_rows(block: Block) -> pd.DataFrame:
@@ -161,47 +156,77 @@ def _as_rows(block: Block) -> pd.DataFrame:
 def read_particle_star(path: Path | str) -> ParticleTable:
     """Read the particles of a RELION STAR file: 3.1 and later (with optics groups), or older (one block of any name)."""
     path = Path(path)
-    blocks = _parse(path)
+    blocks = read_blocks(path)
     candidates = [name for name, block in blocks.items() if "rlnImageName" in block]
     if not candidates:
-        found = "; ".join(
-            f"data_{name} with {', '.join(map(str, list(block)[:4])) or 'nothing'}" for name, block in list(blocks.items())[:4]
-        )
-        raise InputError(f"{path}: no particles: no block has a column rlnImageName (found {found})")
+        raise InputError(f"{path}: no particles: {_without_images(blocks)}")
     name = "particles" if "particles" in candidates else candidates[0]
     particles = _as_rows(blocks.pop(name))
     if len(particles) == 0:
         raise InputError(f"{path}: block data_{name} has no rows")
     optics = _as_rows(blocks.pop("optics")) if "optics" in blocks else None
-    return fields_from_blocks(ParticleTable(path, optics, particles, blocks, name))
+    return ParticleTable(path, optics, particles, blocks, name)
+
+
+def _without_images(blocks: dict[str, Block]) -> str:
+    """What is found in a file without image names."""
+    empty = [name for name, block in blocks.items() if isinstance(block, dict) and not block]
+    if len(empty) == len(blocks):
+        return f"block data_{empty[0]} is empty, expected loop_, names of columns, and rows"
+    some = list(blocks.items())[:4]
+    found = "; ".join(f"data_{name} with {', '.join(map(str, list(block)[:4])) or 'nothing'}" for name, block in some)
+    return f"no block has a column rlnImageName (found {found})"
 
 
 def refuse_unwritable(table: ParticleTable) -> None:
-    """starfile would write an apostrophe or a number sign so that another text, or none, is read again."""
+    """Refuse a value that no STAR file holds: with a line end or a control character, or blanks after both kinds of quotes."""
     for name, column in table.particles.items():
-        whole = "\n".join(column)
-        # a line break between two values is ours
-        if _UNWRITABLE.search(whole) or whole.count("\n") >= max(len(column), 1):
-            row = next(i for i, text in enumerate(column) if _UNWRITABLE.search(text) or "\n" in text)
-            found = f"{table.cell(row, str(name))}: {column.iloc[row]!r}"
-            raise InputError(f"{found} cannot stand in a STAR file because of its ', # or control character")
+        _cells(table, table.particle_block, str(name), column.tolist())
+
+
+def _cells(table: ParticleTable, block: str, name: str, values: list[str]) -> list[str]:
+    """The values (n,) of the column ``name`` of a block as they are written."""
+    whole = "\n".join(["", *values, ""])
+    plain = whole.isascii() and whole.count("\n") == len(values) + 1 and not any(special in whole for special in _SPECIAL)
+    if plain and len(whole.encode().translate(None, _ASCII_CONTROL + b"\r")) == len(whole):
+        return values
+    cells = [_quoted(value) for value in values]
+    if "" in cells:
+        row = cells.index("")
+        of_particles = block == table.particle_block
+        where = table.cell(row, name) if of_particles else f"{table.path}: data_{block} row {row + 1}, column {name}"
+        reason = "it holds a control character, or blanks after ' and \""
+        raise InputError(f"{where}: {values[row]!r} cannot stand in a STAR file: {reason}")
+    return cells
+
+
+def _quoted(value: str) -> str:
+    """A value as it is written: in quotation marks where it would be read as something else; "" where it cannot be written."""
+    if _CONTROL.search(value):
+        return ""
+    if value.split() == [value] and not value.startswith(("'", '"', "#", "_", ";", "$", "data_", "loop_")):
+        return value
+    marks = (mark for mark in "\"'" if not re.search(rf"{mark}[ \t]", value))
+    return next((mark + value + mark for mark in marks), "")
 
 
 def write_star(path: Path | str, table: ParticleTable) -> None:
-    """Write a table, atomically; equal tables give equal bytes.
-
-    What a cryoSPARC file said of the particles, and RELION cannot say, goes into blocks that RELION passes over.
-    """
-    table = with_field_blocks(table)
-    refuse_unwritable(table)
+    """Write a table, atomically; equal tables give equal bytes."""
     # the others come last: one of them may have image names too, and the first such block is read as the particles
     blocks: dict[str, Block] = {} if table.optics is None else {"optics": table.optics}
     blocks |= {table.particle_block: table.particles} | table.others
-    text = starfile.to_string(blocks)
-    # starfile's first line carries the time of writing
-    text = "# Created by ace-em\n" + text.partition("\n")[2]
+    lines = ["# Created by ace-em", "", ""]
+    for name, block in blocks.items():
+        lines += [f"data_{name}", ""]
+        if isinstance(block, dict):
+            lines += [f"_{column}\t\t\t{_cells(table, name, column, [value])[0]}" for column, value in block.items()]
+        else:
+            lines += ["loop_", *(f"_{column} #{i}" for i, column in enumerate(block, start=1))]
+            columns = [_cells(table, name, str(column), values.tolist()) for column, values in block.items()]
+            lines += map("\t".join, zip(*columns, strict=True))
+        lines += ["", ""]
     with replace_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def with_poses(

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ace_em.data.particles import Particles
 from ace_em.errors import InputError, in_words
-from ace_em.io.image_name import parse_image_name
 from ace_em.io.mrc import read_volume
+from ace_em.io.particle_table import parse_image_name
 from ace_em.io.star import ParticleTable, numeric_column, read_particle_star
 from ace_em.physics.pose import relion_angles_to_rotmat
 

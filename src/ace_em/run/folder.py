@@ -18,9 +18,8 @@ from torch import Tensor
 from ace_em.errors import InputError
 from ace_em.io.atomic import replace_atomically
 from ace_em.io.mrc import write_volume
-from ace_em.io.particle_table import ParticleTable
+from ace_em.io.particle_table import ParticleTable, write_particle_table
 from ace_em.io.star import write_star
-from ace_em.io.tables import write_particle_table
 
 RESULTS = (
     *("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "volume_sharp.mrc", "mask.mrc", "encoder.pt"),

@@ -15,7 +15,7 @@ from ace_em.data.preprocess import read_stack
 from ace_em.data.select import selected_rows
 from ace_em.data.split import half_sets
 from ace_em.errors import InputError
-from ace_em.io.tables import read_particle_table
+from ace_em.io.particle_table import read_particle_table
 from ace_em.run.plan import Plan
 from ace_em.run.reporter import Reporter
 

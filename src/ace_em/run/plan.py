@@ -12,7 +12,7 @@ from ace_em.config import RunConfig
 from ace_em.data.particles import Particles
 from ace_em.data.survey import Survey, survey
 from ace_em.errors import InputError
-from ace_em.io.aberrations import not_in_the_model
+from ace_em.io.particle_table import not_in_the_model
 from ace_em.maths.masks import ball_radius_px, disc_share, soft_ball
 from ace_em.refinement.search import SearchSpace
 from ace_em.run.estimate import available_bytes, expected_memory, image_bytes, stage_seconds

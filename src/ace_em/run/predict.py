@@ -10,7 +10,7 @@ from ace_em.data.pose_columns import posed_table, with_confidence
 from ace_em.data.survey import survey
 from ace_em.errors import InputError
 from ace_em.inference.predictor import Predictor
-from ace_em.io.tables import write_particle_table
+from ace_em.io.particle_table import write_particle_table
 from ace_em.run.eta import clock
 from ace_em.run.folder import RunFolder
 from ace_em.run.plan import free_threads
