@@ -188,7 +188,7 @@ def test_relion_fits_the_same_b_factor_to_the_same_shells(maps: Maps, tmp_path: 
     """RELION fits to Nyquist unless told, and to the average without the mask; then its line is ours."""
     mine = ours(maps)
     limits = ("--autob_lowres", "10", "--autob_highres", str(BOX * PIXEL / mine.resolution_shell))
-    theirs = relion(tmp_path, maps, "--auto_bfac", *limits)[0]["rlnBfactorUsedForSharpening"]
+    theirs = float(relion(tmp_path, maps, "--auto_bfac", *limits)[0]["rlnBfactorUsedForSharpening"])
     weight = fsc_weight(mine.curves.corrected)
     same, _ = guinier_b_factor((maps.half1 + maps.half2) / 2, weight, mine.resolution_shell, PIXEL)
     assert same == pytest.approx(theirs, rel=0.03)
