@@ -46,6 +46,8 @@ FILES = {
     "volume.mrc",
     "half1.mrc",
     "half2.mrc",
+    "half1_damped.mrc",
+    "half2_damped.mrc",
     "volume_sharp.mrc",
     "mask.mrc",
     "fsc.csv",
@@ -161,7 +163,7 @@ def test_verdict_is_the_exit_code(run: Path, rich_run: Path) -> None:
 
 def test_maps_and_their_fsc(run: Path) -> None:
     maps = {}
-    for name in ("volume", "half1", "half2", "volume_sharp", "mask"):
+    for name in ("volume", "half1", "half2", "half1_damped", "half2_damped", "volume_sharp", "mask"):
         array, pixel_size = read_volume(run / f"{name}.mrc")
         assert array.shape == (BOX,) * 3 and pixel_size == pytest.approx(PIXEL) and array.std() > 0
         maps[name] = torch.from_numpy(array.copy())
@@ -169,6 +171,10 @@ def test_maps_and_their_fsc(run: Path) -> None:
     low = {name: low_pass(volume, 8) for name, volume in maps.items()}
     assert correlation(low["half1"], low["half2"]) > 0.8
     assert correlation(low["volume"], low["half1"] + low["half2"]) > 0.9
+    # the damped halves are the same maps where there are data, and quieter
+    for half in ("half1", "half2"):
+        assert correlation(low[half], low[f"{half}_damped"]) > 0.95
+        assert maps[f"{half}_damped"].std() < maps[half].std()
     # white inside
     assert maps["volume"][BOX // 2 - 3 : BOX // 2 + 3].mean() > 0
     # the halves are unfiltered, all over the box; the map of both is kept in a ball
@@ -191,10 +197,10 @@ def test_maps_and_their_fsc(run: Path) -> None:
     for name, key in (("fsc", "resolution_angstrom"), ("fsc_corrected", "masked_resolution_angstrom")):
         assert end[key] == pytest.approx(BOX * PIXEL / resolution_shell(column[name], 0.143), rel=1e-3)
     ball = soft_ball(BOX, ball_radius_px(BOX, records_of(run)[1]["diameter_angstrom"] / PIXEL))
-    features_fsc = fourier_shell_correlation(*(features(maps[name] * ball) for name in ("half1", "half2")))
+    features_fsc = fourier_shell_correlation(*(features(maps[name] * ball) for name in ("half1_damped", "half2_damped")))
     torch.testing.assert_close(column["fsc_features"], features_fsc, atol=2e-3, rtol=0)
     # another program gets the same curve from the files, but for the ball's edge
-    masked = fourier_shell_correlation(maps["half1"] * maps["mask"], maps["half2"] * maps["mask"])
+    masked = fourier_shell_correlation(maps["half1_damped"] * maps["mask"], maps["half2_damped"] * maps["mask"])
     torch.testing.assert_close(column["fsc_masked"], masked, atol=0.01, rtol=0)
 
 
@@ -261,7 +267,16 @@ def test_config_repeats_the_run_bit_by_bit_from_black_protein_too(
     assert "protein is black (measured" in capsys.readouterr().out
     assert records_of(again)[1]["contrast"] == "black"
     # protein is white inside the program, and in its maps
-    for name in ("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv"):
+    for name in (
+        "poses.star",
+        "volume.mrc",
+        "half1.mrc",
+        "half2.mrc",
+        "half1_damped.mrc",
+        "volume_sharp.mrc",
+        "mask.mrc",
+        "fsc.csv",
+    ):
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
     one, other = (yaml.safe_load((r / "config.yaml").read_text()) for r in (run, again))
     assert one.pop("particles") != other.pop("particles") and one == other
@@ -298,7 +313,7 @@ def test_config_means_the_same_from_another_folder(
 def test_flip_hand_writes_the_mirror_image_of_the_run(run: Path, data: Path, tmp_path: Path, no_report: None) -> None:
     run_cli("reconstruct", "--config", run / "config.yaml", "-o", tmp_path / "run", "--flip-hand", "true", codes=(NOT_CONVERGED,))
     z = torch.arange(1, BOX)  # the plane that has no partner on the other side apart
-    for name in ("volume", "half1", "half2"):
+    for name in ("volume", "half1", "half2", "half1_damped", "half2_damped"):
         one, other = read_map(run / f"{name}.mrc"), read_map(tmp_path / f"run/{name}.mrc")
         assert torch.equal(other[z], one[BOX - z]), name
         assert correlation(one, other) < 0.99

@@ -36,9 +36,9 @@ NO_POSE = Pose(torch.eye(3)[None], torch.zeros(1, 2))
 
 
 def maps_of(box: int, group: Tensor | None = None, pose: Pose = NO_POSE) -> Maps:
-    maps = [lumps(box, seed) for seed in range(3)]
+    maps = [lumps(box, seed) for seed in range(len(MAPS))]
     maps = maps if group is None else [symmetrise_volume(volume, group) for volume in maps]
-    return Maps(maps[0], maps[1], maps[2], pose)
+    return Maps(*maps, pose)
 
 
 def likeness(a: Tensor, b: Tensor) -> float:

@@ -22,7 +22,17 @@ from commands import STRUCTURE, run_cli
 SMALL = ["--ace.steps", 30, "--ace.batch", 32, "--ace.fourier.width", 64, "--search.max_rounds", 2, "--starts", 1]
 SMALL += ["--search.ab_initio_rounds", 3, "--search.first_band", 4.5, "--search.last_band", 5.5, "--search.spacing", 2]
 SMALL += ["--search.top_k", 2, "--refine.max_rounds", 2, "--threads", 1, "--predict.steps", 30, "--checkpoint_s", 0]
-BYTES = ("volume.mrc", "half1.mrc", "half2.mrc", "volume_sharp.mrc", "mask.mrc", "fsc.csv", "poses.star", "confident.star")
+BYTES = (
+    "volume.mrc",
+    "half1.mrc",
+    "half2.mrc",
+    "half1_damped.mrc",
+    "volume_sharp.mrc",
+    "mask.mrc",
+    "fsc.csv",
+    "poses.star",
+    "confident.star",
+)
 pytestmark = pytest.mark.usefixtures("no_report")
 
 

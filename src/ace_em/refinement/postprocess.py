@@ -55,7 +55,7 @@ def postprocess(
 
     Parameters
     ----------
-    half1, half2 : (n, n, n) unfiltered half-maps, refined independently.
+    half1, half2 : (n, n, n) half-maps, refined independently, without a filter that follows the FSC.
     mask : (n, n, n) in [0, 1], soft.
     pixel_size_angstrom : Angstrom per voxel.
     generator : for the phase randomisation.

@@ -22,7 +22,18 @@ from ace_em.io.particle_table import ParticleTable, write_particle_table
 from ace_em.io.star import write_star
 
 RESULTS = (
-    *("poses.star", "volume.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "volume_sharp.mrc", "mask.mrc", "encoder.pt"),
+    *(
+        "poses.star",
+        "volume.mrc",
+        "half1.mrc",
+        "half2.mrc",
+        "half1_damped.mrc",
+        "half2_damped.mrc",
+        "fsc.csv",
+        "volume_sharp.mrc",
+        "mask.mrc",
+        "encoder.pt",
+    ),
     *("confident.star", "report.html"),
 )
 """Results of a finished run, beside its settings, records and checkpoint."""

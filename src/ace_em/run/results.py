@@ -36,11 +36,21 @@ BASELINE_PARTICLES = 2000
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of a run, (n, n, n) each: of all images, and the two halves without any prior; and the poses (N,) they have."""
+    """The maps of a run, (n, n, n) each, and the poses (N,) they have.
+
+    Attributes
+    ----------
+    combined : of all images.
+    half1, half2 : the halves without any prior.
+    damped1, damped2 : the halves with a weak prior. Where views are few the others are mostly noise, which a mask smears over its
+        shell; so the FSC and the sharpened map come from these.
+    """
 
     combined: torch.Tensor
     half1: torch.Tensor
     half2: torch.Tensor
+    damped1: torch.Tensor
+    damped2: torch.Tensor
     pose: Pose
 
     def scaled(self, factor: float) -> "Maps":
@@ -60,7 +70,7 @@ class Maps:
         return Maps(**turned, pose=apply_frame(self.pose, frame))
 
 
-MAPS = ("combined", "half1", "half2")
+MAPS = ("combined", "half1", "half2", "damped1", "damped2")
 
 
 def reflect(volume: torch.Tensor) -> torch.Tensor:
@@ -105,13 +115,14 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     pixel_size = plan.box_angstrom / box
     own = last.pose.rescaled(plan.particles.box / box)
     # grey values of the normalised images (noise of deviation 1), as RELION has them
-    maps = Maps(last.halves.combined, *outcome.unfiltered, own).scaled((box / plan.particles.box) ** 3)
+    halves = last.halves
+    maps = Maps(halves.combined, *outcome.unfiltered, halves.weak1, halves.weak2, own).scaled((box / plan.particles.box) ** 3)
     if config.flip_hand:
         maps = maps.mirrored(config.symmetry)
     ball = plan.mask(box)
     final = postprocess(
-        maps.half1 * ball,
-        maps.half2 * ball,
+        maps.damped1 * ball,
+        maps.damped2 * ball,
         mask_of(maps.combined, plan, pixel_size),
         pixel_size,
         torch.Generator().manual_seed(config.seed),
@@ -122,14 +133,16 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
             "volume": maps.combined,
             "half1": maps.half1,
             "half2": maps.half2,
+            "half1_damped": maps.damped1,
+            "half2_damped": maps.damped2,
             "volume_sharp": final.volume,
             "mask": final.mask,
         },
         pixel_size,
     )
-    # of the half-maps that are written, inside the ball
-    fsc = fourier_shell_correlation(maps.half1 * ball, maps.half2 * ball)
-    without_radial_mean = (features(half * ball) for half in (maps.half1, maps.half2))
+    # inside the ball
+    fsc = fourier_shell_correlation(maps.damped1 * ball, maps.damped2 * ball)
+    without_radial_mean = (features(half * ball) for half in (maps.damped1, maps.damped2))
     curves = {"fsc": fsc, "fsc_features": fourier_shell_correlation(*without_radial_mean), "fsc_masked": final.curves.masked}
     curves |= {"fsc_randomised": final.curves.randomised, "fsc_corrected": final.curves.corrected}
     run.write_fsc(curves, plan.box_angstrom)
