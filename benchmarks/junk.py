@@ -5,7 +5,8 @@ r"""Simulated stacks with junk in them: how many of the particles' poses are rig
 DATA holds structures/ (4v6x.npz, 6vyb.pdb.gz, 5nrl.npz). Sets and runs are kept below WORK. A set is one of particles with
 noise images, or images of another particle, shuffled in; shares are of the whole stack. Printed for each: poses of the
 particles that are within 10 degrees of the truth, in the frame that most of them share; the verdict; time before the encoder
-is taught; and how often poses are right (within 15 degrees) that say how probable they are. Junk is never right.
+is trained on the final map; and how often poses are right (within 15 degrees) that say how probable they are. Junk is
+never right.
 """
 
 import argparse
@@ -50,7 +51,7 @@ MIXTURES = [
     Mixture("20 % noise", noise=0.2),
     Mixture("15 % another particle", other=0.15),
     Mixture("noise alone", noise=1.0),
-    # a training and an exploring that are far too short
+    # a training and an ab initio search that are far too short
     Mixture("a wrong arrangement", options="--ace.steps 60 --search.ab_initio_rounds 2 --search.max_rounds 2 --starts 1".split()),
 ]
 
@@ -167,10 +168,10 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
     else:
         print(f"## {item.name}")
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    taught = next((r["time_s"] for r in records if r["stage"] == "encoder"), float("nan"))
+    trained = next((r["time_s"] for r in records if r["stage"] == "encoder"), float("nan"))
     end = next(r for r in records if r["stage"] == "end")
     starts = sum(r["stage"] == "start" for r in records)
-    print(f"{starts} start(s), {taught:.0f} s before the encoder is taught, {end['time_s']:.0f} s in all. {end['message']}")
+    print(f"{starts} start(s), {trained:.0f} s without the encoder's training, {end['time_s']:.0f} s in all. {end['message']}")
     table = read_particle_star(out / "poses.star")
     if PROBABILITY not in table.particles:
         return

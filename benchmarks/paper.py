@@ -84,7 +84,7 @@ class Bench:
 
 
 def visits(run: Path, n: int) -> int:
-    """Images that a run has looked at, from its settings and records: in training, exploring, search and refinement."""
+    """Images that a run has looked at, from its settings and records: in training, ab initio search, search and refinement."""
     config = RunConfig()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     count = {stage: sum(r["stage"] == stage for r in records) for stage in ("start", "ab_initio", "search", "refine")}

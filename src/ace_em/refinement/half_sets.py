@@ -159,7 +159,7 @@ def inserted_halves(sets: HalfSets, state: HalfSetState) -> tuple[Accumulator, A
 
 
 def unfiltered_halves(sets: HalfSets, state: HalfSetState) -> tuple[Tensor, Tensor]:
-    """The half-maps (box, box, box) without any prior, for post-processing here or in another program."""
+    """The half-maps (box, box, box) without any prior, for post-processing in another program."""
     one, two = inserted_halves(sets, state)
     return unfiltered_map(one), unfiltered_map(two)
 

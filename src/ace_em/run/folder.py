@@ -21,21 +21,8 @@ from ace_em.io.mrc import write_volume
 from ace_em.io.particle_table import ParticleTable, write_particle_table
 from ace_em.io.star import write_star
 
-RESULTS = (
-    *(
-        "poses.star",
-        "volume.mrc",
-        "half1.mrc",
-        "half2.mrc",
-        "half1_damped.mrc",
-        "half2_damped.mrc",
-        "fsc.csv",
-        "volume_sharp.mrc",
-        "mask.mrc",
-        "encoder.pt",
-    ),
-    *("confident.star", "report.html"),
-)
+MAPS = ("volume", "volume_sharp", "mask", "half1", "half2", "half1_damped", "half2_damped")
+RESULTS = (*(f"{name}.mrc" for name in MAPS), "fsc.csv", "poses.star", "confident.star", "encoder.pt", "report.html")
 """Results of a finished run, beside its settings, records and checkpoint."""
 FILES = (
     *("metrics.jsonl", "config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "status.json", "current.mrc", "stop", ".lock"),

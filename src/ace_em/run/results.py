@@ -13,9 +13,8 @@ from ace_em.data.pose_columns import posed_table, with_confidence
 from ace_em.inference.confidence import Evidence, ResidualBaseline, arrangement_probability, pose_probability
 from ace_em.inference.predictor import Predictor
 from ace_em.maths.point_group import mirrored_axes
-from ace_em.maths.radial_mean import features
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
-from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
+from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.pose import Pose
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.mask import soft_mask
@@ -140,10 +139,7 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
         },
         pixel_size,
     )
-    # inside the ball
-    fsc = fourier_shell_correlation(maps.damped1 * ball, maps.damped2 * ball)
-    without_radial_mean = (features(half * ball) for half in (maps.damped1, maps.damped2))
-    curves = {"fsc": fsc, "fsc_features": fourier_shell_correlation(*without_radial_mean), "fsc_masked": final.curves.masked}
+    curves = {"fsc": halves.fsc, "fsc_features": halves.features_fsc(ball), "fsc_masked": final.curves.masked}
     curves |= {"fsc_randomised": final.curves.randomised, "fsc_corrected": final.curves.corrected}
     run.write_fsc(curves, plan.box_angstrom)
     defocus = last.defocus_offset_angstrom.numpy() if config.refine.defocus else None
@@ -154,7 +150,7 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
         spread_deg = save_predictor(outcome.predictor, outcome, own, plan, run, reporter)
     table = with_confidence(table, probability.numpy(), outcome.evidence.gap.numpy(), spread_deg)
     run.write_poses(table, (probability >= config.predict.confident).numpy() if verdict.converged else None)
-    say_resolution(plan, fsc, final, verdict, reporter)
+    say_resolution(plan, halves.fsc, final, verdict, reporter)
 
 
 def say_end(verdict: Verdict, run: RunFolder, reporter: Reporter) -> None:
