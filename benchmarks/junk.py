@@ -38,11 +38,13 @@ N_SHOWN = 3000
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the whole stack that are noise and images of another particle; options of the reconstruction."""
+    """Shares of the whole stack that are noise, images of another particle, and carbon edges or ice; options of the
+    reconstruction."""
 
     name: str
     noise: float = 0.0
     other: float = 0.0
+    edges: float = 0.0
     options: Sequence[str] = ()
 
 
@@ -50,6 +52,8 @@ MIXTURES = [
     Mixture("clean"),
     Mixture("20 % noise", noise=0.2),
     Mixture("15 % another particle", other=0.15),
+    Mixture("40 % junk", noise=0.15, other=0.15, edges=0.1),
+    Mixture("60 % junk", noise=0.25, other=0.2, edges=0.15),
     Mixture("noise alone", noise=1.0),
     # a training and an ab initio search that are far too short
     Mixture("a wrong arrangement", options="--ace.steps 60 --search.ab_initio_rounds 2 --search.max_rounds 2 --starts 1".split()),
@@ -112,12 +116,12 @@ def mixture(item: Mixture, base: Base, data: Path, work: Path, seed: int) -> tup
     """Folder of the mixed set, and which of its images show the particle (N,)."""
     good = simulated(structure_of(base, data, work), work / f"good_{seed}", N_SHOWN, base, seed)
     n = N_SHOWN if item.noise < 1 else 0
-    total = round(N_SHOWN / (1 - item.noise - item.other)) if n else N_SHOWN
-    n_other = round(total * item.other)
+    total = round(N_SHOWN / (1 - item.noise - item.other - item.edges)) if n else N_SHOWN
+    n_other, n_edges = round(total * item.other), round(total * item.edges)
     out = work / f"{item.name.replace(' ', '_').replace('%', 'pc')}_{seed}"
     out.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
-    kind = random.permutation(np.repeat([0, 1, 2], [n, total - n - n_other, n_other]))
+    kind = random.permutation(np.repeat([0, 1, 2, 3], [n, total - n - n_other - n_edges, n_other, n_edges]))
     if (out / "particles.star").exists():
         return out, kind == 0
     particles = Particles.open(good / "particles.star")
@@ -132,6 +136,8 @@ def mixture(item: Mixture, base: Base, data: Path, work: Path, seed: int) -> tup
         for i in range(total):
             if kind[i] == 1:
                 stack.write(sd * random.standard_normal((1, box, box)).astype(np.float32))
+            elif kind[i] == 3:
+                stack.write((sd * film_edge_or_ice(box, random))[None].astype(np.float32))
             else:
                 stack.write((particles, others)[kind[i] // 2].images(rows[i : i + 1]))
     for name in ("particles.star", "truth.star"):
@@ -140,6 +146,25 @@ def mixture(item: Mixture, base: Base, data: Path, work: Path, seed: int) -> tup
         mixed["rlnImageName"] = [f"{i + 1:06d}@particles.mrcs" for i in range(total)]
         write_star(out / name, dataclasses.replace(table, particles=mixed, path=out / name))
     return out, kind == 0
+
+
+def film_edge_or_ice(box: int, random: np.random.Generator) -> np.ndarray:
+    """(box, box) noise of unit variance with the edge of a carbon film, or with crystals of ice, of about ten times the power of
+    a particle at -10 dB."""
+    y, x = np.mgrid[:box, :box] - box / 2
+    if random.random() < 0.5:
+        angle, offset = random.uniform(0, 2 * np.pi), random.uniform(-0.3, 0.3) * box
+        distance = x * np.cos(angle) + y * np.sin(angle) - offset
+        film = 1 / (1 + np.exp(-distance / 1.5))
+        # a Fresnel fringe along the edge
+        feature = film + 0.6 * np.cos(distance / 2) * np.exp(-((distance / 6) ** 2))
+    else:
+        feature = np.zeros((box, box))
+        for _ in range(random.integers(2, 7)):
+            cy, cx, width = *random.uniform(-0.4, 0.4, 2) * box, random.uniform(0.02, 0.06) * box
+            feature -= np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
+    feature = feature - feature.mean()
+    return random.standard_normal((box, box)) + feature / feature.std()
 
 
 def run(*args: object) -> int:

@@ -16,21 +16,13 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import project, shift_phase
 from ace_em.physics.pose import Pose
-from ace_em.refinement import abinitio as abinitio_module
-from ace_em.refinement.abinitio import (
-    AbInitioSetup,
-    Round,
-    ab_initio,
-    band_per_diameter,
-    expected_share,
-    explained_share,
-    finished,
-    held_out_rows,
-    judge_held_out,
-    with_spectrum_of,
-)
+from ace_em.refinement import held_out as held_out_module
+from ace_em.refinement.abinitio import AbInitioSetup, Round, ab_initio, band_per_diameter, finished, stalled
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
+from ace_em.refinement.explained import expected_share, explained_share
+from ace_em.refinement.held_out import held_out_rows, judge_held_out, with_spectrum_of
 from ace_em.refinement.search import SearchSpace
+from ace_em.refinement.second_map import PosedMap
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import Atoms
 from stacks import FixedStack
@@ -55,15 +47,17 @@ def random_pose(n: int, seed: int, shift_px: Tensor) -> Pose:
     return Pose(roma.random_rotmat(n, generator=generator(seed)), shift_px)
 
 
-def round_of(explained: float) -> Round:
+def round_of(explained: float, expected: float = 1.0, second: bool = False) -> Round:
     nothing = torch.zeros(1)
-    return Round(1, Pose(nothing, nothing), Halves(*[nothing] * 6), 5.0, nothing, 0.0, explained, 1.0)
+    pose = Pose(nothing, nothing)
+    posed = PosedMap(nothing, pose) if second else None
+    return Round(1, pose, Halves(*[nothing] * 6), 5.0, nothing, 0.0, explained, expected, 1.0, 0.3 * second, posed)
 
 
 def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
     """A state with this map."""
     halves = Halves(volume, volume, volume, torch.ones(len(volume) // 2 + 1), volume, volume)
-    return Round(1, pose, halves, band, torch.zeros(1), 1.0, 1.0, 1.0)
+    return Round(1, pose, halves, band, torch.zeros(1), 1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +75,29 @@ def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
 )
 def test_it_ends_when_it_gains_no_more(explained: list[float], wanted: bool) -> None:
     assert finished([round_of(e) for e in explained], CONFIG) is not wanted
+
+
+def test_beside_a_second_map_it_ends_when_the_first_gains_no_more() -> None:
+    config = dataclasses.replace(CONFIG, ab_initio_rounds=20)
+    single, flat = [round_of(0.6)] * 4, [round_of(0.6, second=True)] * 6
+    assert not finished(single, config) and not finished([*single, *flat[:-1]], config) and finished([*single, *flat], config)
+    gaining = [round_of(0.6 + 0.01 * i, second=True) for i in range(8)]
+    assert not finished([*single, *gaining], config)
+
+
+@pytest.mark.parametrize(
+    ("explained", "expected", "wanted"),
+    [
+        ([0.7, 0.7], 0.9, False),  # too early
+        ([0.7, 0.7, 0.7], 0.9, True),
+        ([0.6, 0.7, 0.75], 0.9, False),  # still gaining
+        ([0.6, 0.75, 0.74, 0.745], 0.9, True),
+        ([0.7, 0.7, 0.7], 0.74, False),  # noise allows no more
+        ([0.95, 0.95, 0.95], 0.97, False),
+    ],
+)
+def test_a_search_that_stalls(explained: list[float], expected: float, wanted: bool) -> None:
+    assert stalled([round_of(e, expected) for e in explained], CONFIG) is wanted
 
 
 def test_the_band_grows() -> None:
@@ -286,6 +303,6 @@ def test_a_shell_is_no_evidence_for_an_arrangement(particle: Any, monkeypatch: p
     found = judge_held_out(setup, start, rows, generator(0))[1]
     assert found.explained > 0.8 and found.against_null < SearchConfig().least_z
     # the shell itself beats random phases by far
-    monkeypatch.setattr(abinitio_module, "radial_mean", torch.zeros_like)
-    monkeypatch.setattr(abinitio_module, "features", lambda volume: volume)
+    monkeypatch.setattr(held_out_module, "radial_mean", torch.zeros_like)
+    monkeypatch.setattr(held_out_module, "features", lambda volume: volume)
     assert judge_held_out(setup, start, rows, generator(0))[1].against_null > 2 * SearchConfig().least_z

@@ -22,7 +22,7 @@ from ace_em.maths import blocks
 from ace_em.maths.slices import Insertion
 from ace_em.physics.ctf import CTFParameters
 from ace_em.refinement import backprojection
-from ace_em.refinement.abinitio import AbInitioSetup, ab_initio, judge_held_out
+from ace_em.refinement.abinitio import AbInitioSetup, ab_initio
 from ace_em.refinement.backprojection import accumulate
 from ace_em.refinement.half_sets import (
     HalfSets,
@@ -32,6 +32,7 @@ from ace_em.refinement.half_sets import (
     search_half_sets,
     shared_start,
 )
+from ace_em.refinement.held_out import judge_held_out
 from ace_em.refinement.search import SearchSpace
 from ace_em.run.evaluation import bound
 from ace_em.simulation.write import simulate

@@ -10,7 +10,7 @@ from torch import Tensor
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.physics.imaging import project
 from ace_em.physics.noise import NoiseModel
-from ace_em.refinement.abinitio import explained_share
+from ace_em.refinement.explained import explained_share
 from ace_em.refinement.noise_scale import (
     LEAST_OF_GROUP,
     Residuals,

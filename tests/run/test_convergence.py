@@ -14,9 +14,9 @@ from ace_em.config import RunConfig, SearchConfig
 from ace_em.maths.masks import soft_ball
 from ace_em.maths.point_group import point_group
 from ace_em.physics.pose import Pose
-from ace_em.refinement.abinitio import HeldOut
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState
+from ace_em.refinement.held_out import HeldOut
 from ace_em.run.convergence import Verdict, agreement_beyond, agreement_by_chance, explains, judge, judge_autoencoder
 from ace_em.run.plan import Plan
 from stacks import flat_noise

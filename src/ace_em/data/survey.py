@@ -11,6 +11,7 @@ from ace_em.data.particles import Particles
 from ace_em.maths.fourier import fourier_resize, radius_grid, shell_sums
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.masks import disc_share
+from ace_em.physics.image_content import of_unusual_power
 from ace_em.physics.noise import NoiseModel, background_mask, background_mean_sd, noise_power
 
 SURVEYED = 1000
@@ -21,6 +22,8 @@ SURVEY_PIXELS = 2**22
 LEAST_OF_GROUP = 500
 """An optics group of fewer particles shares the noise spectrum of the others like it."""
 MOST_GROUPS = 20
+SMALL_BOX = 16
+"""Pixels that images are reduced to where their power at low frequencies is compared."""
 FLOOR = 0.05
 """Images are whitened by no less than this share of the power in their strongest shell."""
 
@@ -64,7 +67,7 @@ def noise_groups(particles: Particles) -> Tensor:
 
 
 def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Survey:
-    """Look at about a thousand images: contrast, noise, size and SNR.
+    """Look at about a thousand images: contrast, noise, size and SNR. Images of unusual power are left out.
 
     Parameters
     ----------
@@ -72,8 +75,7 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
     sign : +1 or -1 when the contrast is known; otherwise it is measured.
     """
     group = noise_groups(particles)
-    chosen = _chosen_rows(group, seed)
-    common_sd = _common_sd(particles, chosen)
+    common_sd, chosen = _of_usual_power(particles, _chosen_rows(group, seed))
     n_groups = int(group.max()) + 1
     parts = [
         _looked_at(normalise(images, 1.0, common_sd), group[torch.from_numpy(rows)], n_groups)
@@ -123,13 +125,23 @@ def _survey_blocks(particles: Particles, chosen: np.ndarray) -> Iterator[tuple[n
         yield rows, torch.from_numpy(particles.images(rows))
 
 
-def _common_sd(particles: Particles, chosen: np.ndarray) -> float | None:
-    """The background's median deviation in images of more signal than noise (:class:`Survey`), else None."""
+def _of_usual_power(particles: Particles, chosen: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """``common_sd`` of :class:`Survey`, and the rows whose images have the power that most of them have.
+
+    Carbon edges and ice have ten times a particle's power: a few would make the particle as large as the box, and the noise
+    as strong as they are. An edge may show in the background alone.
+    """
     background = background_mask(particles.box, particles.box / 2)
-    blocks = _survey_blocks(particles, chosen)
-    found = [(images.var(dim=(1, 2)), background_mean_sd(images, background)[1]) for _, images in blocks]
-    variance, sd = (torch.cat(column) for column in zip(*found, strict=True))
-    return sd.median().item() if variance.median() > 2 * sd.square().median() else None
+    found = []
+    for _, images in _survey_blocks(particles, chosen):
+        mean, sd = background_mean_sd(images, background)
+        outside = (images - mean[:, None, None]) * background
+        low = [fourier_resize(x, min(particles.box, SMALL_BOX), 2).var(dim=(1, 2)) for x in (images, outside)]
+        found.append((images.var(dim=(1, 2)), sd, *low))
+    variance, sd, whole, outside = (torch.cat(column) for column in zip(*found, strict=True))
+    common_sd = sd.median().item() if variance.median() > 2 * sd.square().median() else None
+    unit = 1.0 if common_sd is not None else sd.square().clamp(min=1e-30)
+    return common_sd, chosen[~(of_unusual_power(whole / unit) | of_unusual_power(outside / unit)).numpy()]
 
 
 @dataclass(frozen=True)

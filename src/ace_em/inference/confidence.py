@@ -19,7 +19,7 @@ from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import VolumeFT
 from ace_em.physics.pose import Pose
-from ace_em.refinement.abinitio import expected_share, explained_share
+from ace_em.refinement.explained import expected_share, explained_share
 from ace_em.refinement.half_sets import HalfSets, HalfSetState
 from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_poses
 from ace_em.refinement.search import PoseGrid, References, SearchResult, SearchSpace, chunks
@@ -103,7 +103,7 @@ def evidence(
         reference = reference_on(sets.device, other)
         for some in stack.blocks(mine):
             block = stack.subset(some).in_memory()
-            judged = _judged(reference, block, state.pose[some], grid, space, sets.blank.independent, distinct_deg)
+            judged = _judged(reference, block, state.pose[some], grid, space, sets.test.independent, distinct_deg)
             for of_all, of_some in zip(found, judged, strict=True):
                 of_all[some] = of_some
             done += len(some)

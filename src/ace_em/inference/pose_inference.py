@@ -10,8 +10,8 @@ from ace_em.config import PredictConfig
 from ace_em.data.particle_stack import CPU, ParticleStack
 from ace_em.inference.confidence import angle_deg, distinct_residuals, residual_z
 from ace_em.maths.slices import VolumeFT, central_slices
+from ace_em.physics.image_content import ContentTest
 from ace_em.physics.pose import Pose
-from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.pose_refinement import LocalResult, refine_poses
 from ace_em.training.autoencoder import AutoEncoder
 from ace_em.training.infer import candidate_residuals, candidates
@@ -58,7 +58,7 @@ def predict_poses(
     diameter_px: float,
     group: Tensor,
     config: PredictConfig,
-    blank: BlankTest,
+    test: ContentTest,
 ) -> Predicted:
     """The best pose of every image (N,), and how much better it is than the others.
 
@@ -66,7 +66,7 @@ def predict_poses(
     ----------
     volume_ft : of the map that the encoder was trained on.
     group : (g, 3, 3) point group; copies under it are one pose.
-    blank : an empty image is as likely a priori as one that shows the particle.
+    test : an empty image is as likely a priori as one that shows the particle.
     """
     proposed = proposed_poses(model, stack)
     bands = [band * stack.box / diameter_px for band in config.bands]
@@ -77,10 +77,10 @@ def predict_poses(
         for band in bands:
             pose = refine_poses(volume_ft, stack.band(band), pose, 1).pose
         answers.append(refine_poses(volume_ft, stack, pose, 1))
-    compared = _compared(answers, group, config.distinct_deg, blank.independent)
-    empty = -blank.log_odds(stack.power() - compared.residual)
+    compared = _compared(answers, group, config.distinct_deg, test.independent)
+    empty = -test.log_odds(stack.power() - compared.residual)
     against = torch.logaddexp(compared.log_odds_against, empty)
-    z = residual_z(compared.residual, stack, blank.independent)
+    z = residual_z(compared.residual, stack, test.independent)
     spread = _spread(proposed, compared.pose, group, model.config.alternatives)
     return Predicted(compared.pose, against, z, compared.gap, spread)
 

@@ -28,8 +28,8 @@ from ace_em.maths.slices import volume_to_ft
 from ace_em.metrics.alignment import Frame, apply_frame
 from ace_em.models.choice import build_encoder
 from ace_em.models.fixed_volume import FixedVolume
+from ace_em.physics.image_content import ContentTest
 from ace_em.physics.pose import Pose
-from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.pose_refinement import reference_on, refine_poses
 from ace_em.training.autoencoder import AutoEncoder
 
@@ -128,11 +128,11 @@ class Predictor:
     ) -> Predicted:
         """Poses of all particles, shifts in pixels of the images, block by block; in the frame before the hand was flipped."""
         parts: list[Predicted] = []
-        blank, volume_ft = BlankTest(self.poses_tried, disc_share(self.box)), reference_on(device, self.volume)
+        test, volume_ft = ContentTest(self.poses_tried, disc_share(self.box)), reference_on(device, self.volume)
         for rows, stack in self._blocks(particles, np.arange(len(particles)), sign):
             if not parts:
                 model = self.model(stack.half_plane).to(device)
-            parts.append(predict_poses(model, volume_ft, stack, self.diameter_px, self.group, self.config, blank))
+            parts.append(predict_poses(model, volume_ft, stack, self.diameter_px, self.group, self.config, test))
             on_block(int(rows[-1]) + 1)
         all_of = Predicted.cat(parts)
         return replace(all_of, pose=all_of.pose.rescaled(particles.box / self.working_box))

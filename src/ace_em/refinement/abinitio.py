@@ -4,7 +4,6 @@ Each round searches a fresh random subset: a small one is cheap, and the change 
 arrangements. Some images are held out of every subset: how well the map explains those decides how good a start is.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +13,21 @@ from torch import Tensor
 
 from ace_em.config import SearchConfig
 from ace_em.data.particle_stack import CPU, ParticleStack
-from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
-from ace_em.maths.radial_mean import features, radial_mean
 from ace_em.maths.rotations import angular_distance_deg
-from ace_em.metrics.fsc import randomise_phases, resolution_shell
+from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
-from ace_em.refinement.blank import BlankTest
-from ace_em.refinement.pose_refinement import LocalResult, reference_on
-from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
+from ace_em.refinement.explained import expected_share, explained_share
+from ace_em.refinement.pose_refinement import reference_on
+from ace_em.refinement.search import SearchSpace
+from ace_em.refinement.second_map import LEAST_IMAGES, PosedMap, search_maps
+
+LEAST_GAIN = 0.01
+"""Share of the signal: a map that explains no more than this in addition no longer gains."""
+ROUNDS_OF_SECOND = 6
+"""Rounds that a second map has to draw the images of its kind, at least."""
+LEAST_SHARE = 0.6
+"""Share of a subset that is in the map, below which a subset is made no larger."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,11 @@ class Round:
     stable : share of them that moved by less than ``stable_deg``.
     explained : share of the subset's power above the noise, inside the band, that the map *before* the round accounts for at the
         best poses; near 1 when it is right. Half-right arrangements can be perfectly stable: this share tells them.
-    shown : share of the subset that shows a particle. The other images are in no map, and ``stable`` and ``explained`` do not
-        count them.
+    expected : what noise lets the right map of as many images explain at least.
+    shown : share of the subset that is in the map. The other images show no particle, or fit the second map better, and
+        ``stable`` and ``explained`` do not count them.
+    in_second : share of the subset that is in the second map.
+    second : the second map (:mod:`ace_em.refinement.second_map`), where there is one.
     """
 
     number: int
@@ -50,11 +58,20 @@ class Round:
     moved_deg: Tensor
     stable: float
     explained: float
+    expected: float
     shown: float
+    in_second: float = 0.0
+    second: PosedMap | None = None
 
     @property
     def fsc143_shell(self) -> float:
         return resolution_shell(self.halves.fsc, 0.143)
+
+    @property
+    def maps(self) -> list[PosedMap]:
+        """The map and, where there is one, the second."""
+        first = PosedMap(self.halves.combined, self.pose)
+        return [first] if self.second is None else [first, self.second]
 
 
 @dataclass(frozen=True)
@@ -74,10 +91,21 @@ class AbInitioSetup:
     config: SearchConfig
     device: torch.device = CPU
 
-    def shown(self, stack: ParticleStack, found: LocalResult, grid: PoseGrid) -> Tensor:
-        """Which images (N,), searched on a grid, show a particle."""
-        blank = BlankTest(len(grid), self.space.independent)
-        return blank.shown(stack.power() - found.residual, found.of_grid)
+    def halves(self, stack: ParticleStack, pose: Pose, used: Tensor) -> Halves:
+        """Maps of two halves of the images that are ``used`` (N,) bool, and of both."""
+        one, two = (accumulate(stack, pose, p, device=self.device) for p in torch.nonzero(used)[:, 0].tensor_split(2))
+        return reconstruct_halves(one, two, self.mask)
+
+
+def rounds_of_second(history: list[Round]) -> int:
+    """Rounds since there is a second map."""
+    return sum(r.in_second > 0 for r in history)
+
+
+def subset_size(history: list[Round], config: SearchConfig) -> int:
+    """Images of the next round: more where some of them are junk, so that the map is made of as many, up to a limit."""
+    share = history[-1].shown if history else 1.0
+    return round(config.ab_initio_images / max(share, LEAST_SHARE))
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
@@ -107,122 +135,94 @@ def ab_initio(
     """
     config, stack = setup.config, setup.stack
     history = [] if history is None else history
-    if history:
-        volume, pose = history[-1].halves.combined, history[-1].pose
+    maps = history[-1].maps if history else [PosedMap(volume, pose)]
     while not finished(history, config):
         number = len(history) + 1
-        rows = rows_seen[torch.randperm(len(rows_seen), generator=generator)[: config.ab_initio_images]]
-        band = setup.space.band(band_per_diameter(number, config))
-        subset, before = stack.subset(rows).in_memory(), pose[rows]
-        inner = subset.band(band)
-        grid = setup.space.grid(band, generator)
-        report = partial(on_block, number, len(rows))
-        found = find_poses(reference_on(setup.device, volume), inner, before, grid, config, on_block=report)
-        moved = angular_distance_deg(before.rotation, found.pose.rotation)
-        pose = _updated(pose, rows, found.pose)
-        shown = setup.shown(inner, found, grid)
-        of_particles = torch.nonzero(shown)[:, 0]
-        one, two = (accumulate(subset, found.pose, p, device=setup.device) for p in of_particles.tensor_split(2))
-        halves = reconstruct_halves(one, two, setup.mask)
-        volume = halves.combined
-        stable = (moved[shown] < config.stable_deg).float().mean().item()
-        explained = explained_share(inner.power()[shown], found.residual[shown], inner.noise_power()[shown])
-        history.append(Round(number, pose, halves, band, moved, stable, explained, shown.float().mean().item()))
+        rows = rows_seen[torch.randperm(len(rows_seen), generator=generator)[: subset_size(history, config)]]
+        band = setup.space.band(band_per_diameter(rounds_of_second(history) or number, config))
+        subset, before = stack.subset(rows).in_memory(), [m.pose[rows] for m in maps]
+        inner, grid = subset.band(band), setup.space.grid(band, generator)
+        references = [reference_on(setup.device, m.volume) for m in maps]
+        searched = search_maps(references, inner, before, grid, config, partial(on_block, number, len(rows)))
+        power, noise = inner.power(), inner.noise_power()
+        if len(maps) == 1 and stalled(history, config):
+            maps, searched = maps * 2, searched.divided(searched.found[0].residual - noise)
+        # the first map is that of most images
+        if len(maps) == 2 and searched.rows_of(1).sum() > searched.rows_of(0).sum():
+            maps, before, searched = maps[::-1], before[::-1], searched.swapped()
+        used = [searched.rows_of(which) for which in range(len(maps))]
+        halves = [setup.halves(subset, found.pose, mine) for found, mine in zip(searched.found, used, strict=True)]
+        posed = [
+            PosedMap(h.combined, updated_poses(m.pose, rows, found.pose))
+            for h, m, found in zip(halves, maps, searched.found, strict=True)
+        ]
+        maps = posed if used[-1].sum() >= LEAST_IMAGES else posed[:1]
+        moved, mine = angular_distance_deg(before[0].rotation, searched.found[0].pose.rotation), used[0]
+        history.append(
+            Round(
+                number,
+                maps[0].pose,
+                halves[0],
+                band,
+                moved,
+                stable=(moved[mine] < config.stable_deg).float().mean().item(),
+                explained=explained_share(power[mine], searched.found[0].residual[mine], noise[mine]),
+                expected=expected_share(power[mine], noise[mine], len(inner.half_plane), band, max(1, int(mine.sum()))),
+                shown=mine.float().mean().item(),
+                in_second=used[1].float().mean().item() if len(used) == 2 else 0.0,
+                second=maps[1] if len(maps) == 2 else None,
+            )
+        )
         yield history[-1]
+
+
+def of_first_map(setup: AbInitioSetup, last: Round, generator: torch.Generator) -> Tensor:
+    """(N,) bool, the images that show a particle and fit the first of two maps better, at the first band.
+
+    The next start is made from them alone, whatever the arrangement of their views was in this one.
+    """
+    config, found = setup.config, []
+    band = setup.space.band(config.first_band)
+    stack, grid = setup.stack.band(band), setup.space.grid(band, generator)
+    references = [reference_on(setup.device, m.volume) for m in last.maps]
+    for rows in stack.blocks():
+        before = [m.pose[rows] for m in last.maps]
+        found.append(search_maps(references, stack.subset(rows).in_memory(), before, grid, config).rows_of(0))
+    return torch.cat(found)
 
 
 def without_old_maps(history: list[Round]) -> list[Round]:
     """The rounds, all but the last without poses and maps, which are no longer needed."""
-    return [replace(r, pose=r.pose[:0], halves=r.halves.without_maps(), moved_deg=r.moved_deg[:0]) for r in history[:-1]] + [
-        *history[-1:]
+    old = history[:-1]
+    return [
+        *(replace(r, pose=r.pose[:0], halves=r.halves.without_maps(), moved_deg=r.moved_deg[:0], second=None) for r in old),
+        *history[-1:],
     ]
 
 
-def held_out_rows(n: int, config: SearchConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows held out of the ab initio search, a fifth of ``n`` at most, and the others."""
-    order, n_held_out = torch.randperm(n, generator=generator), min(config.held_out, n // 5)
-    return order[:n_held_out], order[n_held_out:]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """How well a map explains images that it was not made from.
-
-    Attributes
-    ----------
-    explained : the log-likelihood of those that show a particle, from that of noise alone (0) to that of the right map and
-        poses (1).
-    expected : what the right map of as many images would explain at least (see :func:`expected_share`).
-    against_null : by how many standard errors the map fits them better than one of the same radial mean and spectrum with random
-        phases. A search finds some likeness to anything, and every arrangement gives the radial mean.
-    """
-
-    explained: float
-    expected: float
-    against_null: float
-
-
-def judge_held_out(setup: AbInitioSetup, last: Round, rows: Tensor, generator: torch.Generator) -> tuple[Round, HeldOut]:
-    """Search images that no round has searched; the state with their poses, and how well the map explains them."""
-    grid = setup.space.grid(last.band, generator)
-    stack, volume = setup.stack.subset(rows).band(last.band).in_memory(), last.halves.combined
-    found = find_poses(reference_on(setup.device, volume), stack, last.pose[rows], grid, setup.config)
-    radial = radial_mean(volume)
-    null = radial + with_spectrum_of(features(randomise_phases(volume - radial, 1, generator) * setup.mask), volume - radial)
-    by_chance = find_poses(reference_on(setup.device, null), stack, last.pose[rows], grid, setup.config)
-    gain = by_chance.residual - found.residual
-    z = gain.mean() / (gain.std() / len(gain) ** 0.5).clamp(min=1e-12)
-    n_made_from = min(setup.config.ab_initio_images, len(setup.stack) - len(rows))
-    shown = setup.shown(stack, found, grid)
-    power, noise = stack.power()[shown], stack.noise_power()[shown]
-    explained = explained_share(power, found.residual[shown], noise)
-    expected = expected_share(power, noise, len(stack.half_plane), last.band, max(1, round(n_made_from * last.shown)))
-    held_out = HeldOut(explained, expected, z.item())
-    return replace(last, pose=_updated(last.pose, rows, found.pose)), held_out
-
-
-def expected_share(power: Tensor, noise: Tensor, n_coefficients: int, band: float, n_images: int) -> float:
-    """Share of held-out images' power above the noise that the right map, made from ``n_images`` others, explains at least.
-
-    Such a map has noise of its own: a coefficient of shell r is seen by ``n_images / 2r`` images, which leaves
-    ``2 pi band^3 / 3 n_images`` times the noise of one coefficient in an image's half-plane. Twice that is allowed, and an
-    error of 3 % in the noise power.
-
-    Parameters
-    ----------
-    power : (N,) squared norms of the held-out images, inside the band.
-    noise : (N,) expected squared norms of their noise.
-    n_coefficients : of an image, inside the band.
-    """
-    allowed = 2 * (2 * math.pi * band**3 / (3 * n_images)) * noise.mean() / n_coefficients + 0.03 * noise.mean()
-    return max(0.0, (1 - allowed / (power.mean() - noise.mean()).clamp(min=1e-6)).item())
-
-
-def with_spectrum_of(volume: Tensor, other: Tensor) -> Tensor:
-    """The volume (n, n, n) with each shell's power that of ``other``."""
-    volume_ft, other_ft = centred_fft(volume, 3), centred_fft(other, 3)
-    shells = radius_grid(volume.shape[-1], 3).round().long().flatten()
-    n_shells = int(shells.max()) + 1
-    power = [shell_sums(v.abs().square().flatten(), shells, n_shells) for v in (other_ft, volume_ft)]
-    factor = (power[0] / power[1].clamp(min=1e-20)).sqrt()
-    return centred_ifft(volume_ft * factor[shells].view(volume.shape), 3).real
-
-
-def _updated(pose: Pose, rows: Tensor, new: Pose) -> Pose:
+def updated_poses(pose: Pose, rows: Tensor, new: Pose) -> Pose:
+    """Poses (N,) with those of some ``rows`` exchanged."""
     rotation, shift = pose.rotation.clone(), pose.shift_px.clone()
     rotation[rows], shift[rows] = new.rotation, new.shift_px
     return Pose(rotation, shift)
 
 
-def explained_share(power: Tensor, residual: Tensor, noise: Tensor) -> float:
-    """``(power - residual) / (power - noise)``: means over images' squared norms, residuals and noise power, (N,) each."""
-    mean = power.mean()
-    return ((mean - residual.mean()) / (mean - noise.mean()).clamp(min=1e-6)).item()
+def stalled(history: list[Round], config: SearchConfig) -> bool:
+    """Whether the map explains less than noise allows and has gained next to nothing in two rounds."""
+    if len(history) < 3 or history[-1].explained >= history[-1].expected - config.tolerance:
+        return False
+    explained = [r.explained for r in history]
+    return max(explained[-2:]) <= max(explained[:-2]) + LEAST_GAIN
 
 
 def finished(history: list[Round], config: SearchConfig) -> bool:
-    """After the set number of rounds; earlier once the map explains the images and no longer gains."""
+    """After the set number of rounds; earlier once the map explains the images and no longer gains.
+
+    Beside a second map it also ends when the first explains too little and no longer gains: the next start will know which
+    images to leave out.
+    """
     if len(history) >= config.ab_initio_rounds:
         return True
-    explained = [r.explained for r in history[-4:]]
-    return len(explained) == 4 and explained[-1] >= config.ab_initio_explained and explained[-1] - explained[0] <= 0.01
+    if len(history) < 4 or history[-1].explained - history[-4].explained > LEAST_GAIN:
+        return False
+    return history[-1].explained >= config.ab_initio_explained or rounds_of_second(history) >= ROUNDS_OF_SECOND

@@ -20,14 +20,14 @@ from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import VolumeFT
 from ace_em.metrics.alignment import apply_frame
 from ace_em.metrics.fsc import resolution_shell
+from ace_em.physics.image_content import Content, ContentTest
 from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
-from ace_em.refinement.abinitio import explained_share
 from ace_em.refinement.backprojection import Accumulator, Halves, accumulate, reconstruct_halves, unfiltered_map
-from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.ctf_refinement import refine_defocus
+from ace_em.refinement.explained import explained_share
 from ace_em.refinement.map_alignment import align_maps
-from ace_em.refinement.noise_scale import residuals, updated_intensity_scale, updated_noise
+from ace_em.refinement.noise_scale import residuals, shell_power, updated_intensity_scale, updated_noise
 from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
 from ace_em.refinement.symmetry import symmetrise
@@ -53,7 +53,7 @@ class HalfSets:
     mask : (box, box, box) soft ball for maps.
     group : (g, 3, 3) point group.
     device : where images are brought block by block; poses and maps are on the CPU.
-    blank : tells images that show no particle, within each half by itself.
+    test : tells images that show no particle, within each half by itself.
     """
 
     stack: ParticleStack
@@ -61,7 +61,7 @@ class HalfSets:
     mask: Tensor
     group: Tensor
     device: torch.device = CPU
-    blank: BlankTest = BlankTest()
+    test: ContentTest = ContentTest()
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ class HalfSetState:
     halves : the half-maps, the map of both, their FSC.
     band : last shell that the poses were fitted to.
     moved_deg : (N,) change of orientation, up to the point group; of the first images only where no others are watched.
-    shown : (N,) bool, which images show a particle. The others are in no map, and nothing else here counts them.
+    content : what the N images show. Those that show no particle are in no map, and nothing else here counts them.
     explained : share of the power above the noise, inside the band, that each half's reference and poses accounted for.
     noise : noise power of each group of images.
     intensity_scale : (N,), 1 on average.
@@ -94,11 +94,16 @@ class HalfSetState:
     halves: Halves
     band: float
     moved_deg: Tensor
-    shown: Tensor
+    content: Content
     explained: float
     noise: NoiseModel
     intensity_scale: Tensor
     defocus_offset_angstrom: Tensor
+
+    @property
+    def shown(self) -> Tensor:
+        """(N,) bool, which images show a particle."""
+        return self.content.shows_particle
 
     @property
     def fsc143_shell(self) -> float:
@@ -128,8 +133,8 @@ def change_box(volume: Tensor, box: int) -> Tensor:
 def first_state(stack: ParticleStack, pose: Pose, halves: Halves, band: float) -> HalfSetState:
     """A state of poses and maps from elsewhere: nothing known of how stable they are, noise and scale as the stack has them."""
     n = len(stack)
-    moved, shown = torch.full((n,), 180.0), torch.ones(n, dtype=torch.bool)
-    return HalfSetState(pose, halves, band, moved, shown, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n))
+    moved, content = torch.full((n,), 180.0), Content.of_particles(n, pose.shift_px)
+    return HalfSetState(pose, halves, band, moved, content, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n))
 
 
 def shared_start(stack: ParticleStack, volume: Tensor, pose: Pose, shell: float) -> HalfSetState:
@@ -168,28 +173,30 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
     stack, rows = sets.stack_of(state), sets.rows
     inner = stack.band(band)
     power = inner.power()
-    found, left, shown = [], [], []
+    found, left, content = [], [], []
     for volume, mine in zip((state.halves.half1, state.halves.half2), rows, strict=True):
         reference, parts = reference_on(sets.device, volume), list[LocalResult]()
         for some in stack.blocks(mine):
             done = sum(len(p.residual) for p in parts)
             parts.append(update(reference, inner.subset(some).in_memory(), state.pose[some], some, done))
         found.append(LocalResult.cat(parts))
-        shown.append(sets.blank.shown(power[mine] - found[-1].residual, found[-1].of_grid))
-        left.append(residuals(reference, stack, found[-1].pose[shown[-1]], mine[shown[-1]]))
+        shells = shell_power(reference, inner.subset(mine), found[-1].pose)
+        content.append(sets.test.content(shells, found[-1].of_grid))
+        shown = content[-1].shows_particle
+        left.append(residuals(reference, stack, found[-1].pose[shown], mine[shown]))
     # the halves' frames drift apart, which would lower the FSC; the maps alone say by how much
     drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc, state.fsc143_shell)
     order = torch.cat(rows).argsort()
-    pose, of_all = Pose.cat([found[0].pose, apply_frame(found[1].pose, drift)])[order], torch.cat(shown)[order]
+    pose, of_all = Pose.cat([found[0].pose, apply_frame(found[1].pose, drift)])[order], Content.cat(content)[order]
     moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
-    residual = torch.cat([f.residual for f in found])[order]
+    residual, shown = torch.cat([f.residual for f in found])[order], of_all.shows_particle
     return replace(
         state,
         pose=pose,
         band=band,
         moved_deg=moved,
-        shown=of_all,
-        explained=explained_share(power[of_all], residual[of_all], inner.noise_power()[of_all]),
+        content=of_all,
+        explained=explained_share(power[shown], residual[shown], inner.noise_power()[shown]),
         noise=updated_noise(stack, left),
         intensity_scale=updated_intensity_scale(stack, left),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from ace_em.data.particle_stack import ParticleStack
 from ace_em.maths.fourier import shell_sums
 from ace_em.maths.slices import VolumeFT
+from ace_em.physics.image_content import ShellPower
 from ace_em.physics.imaging import project
 from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
@@ -40,6 +41,19 @@ class Residuals:
     n_images: Tensor
     overlap: Tensor
     strength: Tensor
+
+
+@torch.no_grad()
+def shell_power(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose) -> ShellPower:
+    """Power of the images of a stack, and of what is left of them at poses (N,), shell by shell; on the poses' device."""
+    device, home = volume_ft.device, pose.rotation.device
+    half_plane = stack.half_plane.to(device)
+    parts = []
+    for some in torch.arange(len(stack)).split(stack.at_a_time(BLOCK)):
+        batch = stack.batch(some, device)
+        predicted = project(volume_ft, batch.effective_ctf, half_plane, pose[some].to(device))
+        parts.append(ShellPower.of(batch.image_ft, predicted, half_plane).to(home))
+    return ShellPower.cat(parts)
 
 
 @torch.no_grad()

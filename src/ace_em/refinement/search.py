@@ -178,7 +178,7 @@ class References:
 class PoseGrid:
     """Rotations (g, 3, 3), and shifts (t, 2), (y, x) pixels, about an image's last shift.
 
-    ``independent`` is the share of an image's coefficients that are independent of each other (:class:`BlankTest`).
+    ``independent`` is the share of an image's coefficients that are independent of each other (:class:`ContentTest`).
     """
 
     rotations: Tensor

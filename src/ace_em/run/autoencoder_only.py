@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ace_em.data.particle_stack import ParticleStack
-from ace_em.refinement.abinitio import explained_share
 from ace_em.refinement.backprojection import Halves, reconstruct_halves
+from ace_em.refinement.explained import explained_share
 from ace_em.refinement.half_sets import HalfSetState, first_state, inserted_halves
 from ace_em.refinement.pose_refinement import reference_on, refine_poses
 from ace_em.run.context import RunContext

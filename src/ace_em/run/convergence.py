@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ace_em.config import RunConfig, SearchConfig
 from ace_em.metrics.coverage import N_VIEWS, coverage
-from ace_em.refinement.abinitio import HeldOut
 from ace_em.refinement.half_sets import HalfSetState
+from ace_em.refinement.held_out import HeldOut
 from ace_em.run.log import in_angstrom
 from ace_em.run.plan import Plan
 

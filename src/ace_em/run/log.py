@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ace_em.config import RunConfig
-from ace_em.refinement.abinitio import HeldOut, Round
+from ace_em.refinement.abinitio import Round
 from ace_em.refinement.half_sets import HalfSetState
+from ace_em.refinement.held_out import HeldOut
 from ace_em.run.plan import Plan
 from ace_em.run.reporter import Reporter
 from ace_em.training.loop import Progress
@@ -49,9 +50,10 @@ def ab_initio_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
     """A round on a random subset."""
     band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
     moved = state.moved_deg.median().item()
+    images = without_particle(state.shown + state.in_second) + in_second_map(state.in_second)
     reporter.say(
         f"ab initio search, round {state.number}: band {band:.1f} A, {state.stable:.0%} of poses stable, "
-        f"{state.explained:.1%} of the signal explained{without_particle(state.shown)}"
+        f"{state.explained:.1%} of the signal explained{images}"
     )
     reporter.record(
         "ab_initio",
@@ -64,7 +66,13 @@ def ab_initio_round(state: Round, start: int, plan: Plan, reporter: Reporter) ->
         explained=round(state.explained, 4),
         fsc143_angstrom=round(resolution, 2),
         shown=round(state.shown, 4),
+        in_second=round(state.in_second, 4),
     )
+
+
+def in_second_map(share: float) -> str:
+    """The end of a sentence: how many images are in a second map of the ab initio search."""
+    return f"; {share:.0%} in a second map" if share > 0 else ""
 
 
 def without_particle(shown: float) -> str:

@@ -17,7 +17,7 @@ from ace_em.data.particle_stack import ParticleStack
 from ace_em.errors import Diverged, InputError, option
 from ace_em.inference.predictor import Predictor
 from ace_em.io.star import refuse_unwritable
-from ace_em.refinement.abinitio import expected_share
+from ace_em.refinement.explained import expected_share
 from ace_em.refinement.half_sets import HalfSetState, refine_defocus_rounds, unfiltered_halves
 from ace_em.run import log
 from ace_em.run.autoencoder_only import autoencoder_only

@@ -13,10 +13,10 @@ from ace_em.inference.confidence import Evidence, ResidualBaseline, evidence
 from ace_em.inference.predictor import Predictor
 from ace_em.io.plain import unpacked
 from ace_em.metrics.alignment import apply_frame, turn_volume
+from ace_em.physics.image_content import ContentTest, of_unusual_power
 from ace_em.physics.pose import Pose
-from ace_em.refinement.abinitio import AbInitioSetup, HeldOut, Round, ab_initio, held_out_rows, judge_held_out
+from ace_em.refinement.abinitio import AbInitioSetup, Round, ab_initio, of_first_map
 from ace_em.refinement.abinitio import without_old_maps as rounds_without_old_maps
-from ace_em.refinement.blank import BlankTest
 from ace_em.refinement.half_sets import (
     HalfSets,
     HalfSetState,
@@ -27,6 +27,7 @@ from ace_em.refinement.half_sets import (
     shared_start,
     without_old_maps,
 )
+from ace_em.refinement.held_out import HeldOut, held_out_rows, judge_held_out
 from ace_em.refinement.search import SearchSpace
 from ace_em.refinement.symmetry import find_axes
 from ace_em.run import log
@@ -64,13 +65,15 @@ class Trained:
 class Start:
     """Where stage 1 and the ab initio search of one random start ended, and how well its map explains held-out images.
 
-    ``networks`` are the weights of encoder and decoder by name.
+    ``networks`` are the weights of encoder and decoder by name. Where a second map was in use and the first explains too little,
+    ``particles`` (N,) bool are the images of the first.
     """
 
     number: int
     networks: dict[str, Tensor]
     last: Round
     held_out: HeldOut
+    particles: Tensor | None = None
 
 
 def start_seed(seed: int, number: int) -> int:
@@ -109,12 +112,16 @@ def train_start(number: int, context: RunContext, stack: ParticleStack, watch: P
     return training.model
 
 
-def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
-    """Stage 1 and the ab initio search from one random start."""
+def run_start(number: int, context: RunContext, stack: ParticleStack, particles: Tensor | None = None) -> Start:
+    """Stage 1 and the ab initio search from one random start, from the images (N,) that an earlier one found to be ``particles``.
+
+    Where there are none, from all.
+    """
     config, plan, checkpoint, name = context.config, context.plan, context.checkpoint, f"start {number}"
     trained = checkpoint.load_done(Trained, f"{name}: trained")
     if trained is None:
-        trained = Trained.of(train_start(number, context, stack), stack)
+        used = ~of_unusual_power(stack.power()) if particles is None else particles
+        trained = Trained.of(train_start(number, context, stack if used.all() else stack.subset(used)), stack)
         checkpoint.save_done(f"{name}: trained", trained)
     no_group = torch.eye(3)[None]
     space = SearchSpace(stack.box, plan.diameter_px(stack.box), config.search, no_group, plan.independent)
@@ -122,10 +129,14 @@ def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
     generator = torch.Generator().manual_seed(start_seed(config.seed, number))
     # the same images for every start
     rows, seen = held_out_rows(len(stack), config.search, torch.Generator().manual_seed(config.seed))
+    found: Tensor | None = None
+    seen = seen if particles is None else seen[particles[seen]]
     last = ab_initio_rounds(number, context, setup, trained, seen, generator)
     last, held_out = judge_held_out(setup, last, rows, generator)
     log.start_judged(number, held_out, len(rows), context.reporter)
-    start = Start(number, trained.networks, last, held_out)
+    if last.second is not None and not explains(held_out, config.search):
+        found = of_first_map(setup, last, generator)
+    start = Start(number, trained.networks, replace(last, second=None), held_out, found)
     checkpoint.save_done(f"{name}: judged", start, instead_of=f"{name}:")
     return start
 
@@ -168,13 +179,21 @@ def best_start(context: RunContext, stack: ParticleStack) -> Start:
     """Random starts until the map of one explains images it has not seen; otherwise the start that explains them best."""
     config, reporter, checkpoint = context.config, context.reporter, context.checkpoint
     starts: list[Start] = []
+    particles: Tensor | None = None
     for number in range(1, config.starts + 1):
-        start = checkpoint.load_done(Start, f"start {number}: judged") or run_start(number, context, stack)
+        start = checkpoint.load_done(Start, f"start {number}: judged") or run_start(number, context, stack, particles)
         starts.append(start)
         if explains(start.held_out, config.search):
             break
         if number < config.starts:
-            reporter.say("the map explains too little: trying another start")
+            # a start from some of the images that fails as well speaks for all of them again
+            particles = start.particles if particles is None else None
+            of_images = (
+                ""
+                if particles is None
+                else f", without the {1 - particles.float().mean():.0%} of the images that are no particle"
+            )
+            reporter.say(f"the map explains too little: trying another start{of_images}")
             reporter.expected.once_more("start")
     # a map that says nothing about images it has not seen is no candidate, however well it fits their noise
     best = max(starts, key=lambda s: (s.held_out.against_null >= config.search.least_z, s.held_out.explained))
@@ -212,8 +231,8 @@ class HalfRounds:
 def half_sets_of(stack: ParticleStack, context: RunContext) -> HalfSets:
     """The half-sets at the stack's box."""
     plan = context.plan
-    blank = BlankTest(plan.poses_tried(context.config), plan.independent)
-    return HalfSets(stack, context.half_set, plan.mask(stack.box), plan.group, plan.search_device, blank)
+    test = ContentTest(plan.poses_tried(context.config), plan.independent)
+    return HalfSets(stack, context.half_set, plan.mask(stack.box), plan.group, plan.search_device, test)
 
 
 def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetState:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ace_em.config import SearchConfig
 from ace_em.maths.slices import VolumeFT
+from ace_em.physics.image_content import ContentTest
 from ace_em.physics.pose import Pose
 from ace_em.refinement import abinitio as abinitio_module
 from ace_em.refinement import half_sets as half_sets_module
 from ace_em.refinement.abinitio import AbInitioSetup, ab_initio
 from ace_em.refinement.backprojection import accumulate
-from ace_em.refinement.blank import LEAST_SHOWN, BlankTest
 from ace_em.refinement.half_sets import HalfSets, next_round, shared_start
+from ace_em.refinement.noise_scale import shell_power
 from ace_em.refinement.pose_refinement import LocalResult, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
 from stacks import FixedStack
@@ -49,34 +50,13 @@ def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -
     found = find_poses(p.volume_ft, images, far, grid, CONFIG, keep_before=False)
     gain = images.power() - found.residual
     assert len(grid) > 1000
-    assert torch.equal(BlankTest(len(grid)).shown(gain), ~is_junk())
+    shells = shell_power(p.volume_ft, images, found.pose)
+    torch.testing.assert_close(shells.gain, gain, rtol=1e-3, atol=1e-2)
+    assert torch.equal(ContentTest(len(grid)).content(shells).shows_particle, ~is_junk())
     # by chance something is found in noise as well: the best of as many poses is no evidence
     flat = dataclasses.replace(p.volume_ft, grid=0.04 * p.volume_ft.grid)
     by_chance = images.power() - find_poses(flat, images, far, grid, CONFIG, keep_before=False).residual
-    assert by_chance[is_junk()].mean() > 1 and BlankTest(len(grid)).log_odds(by_chance[is_junk()]).max() < 0
-
-
-def gains(mean: float, sd: float, n: int, seed: int = 0) -> Tensor:
-    return mean + sd * torch.randn(n, generator=torch.Generator().manual_seed(seed))
-
-
-def test_weak_images_are_kept_where_there_is_no_junk() -> None:
-    """The same images beside as many of noise are doubtful."""
-    blank = BlankTest(poses_tried=1000.0)
-    weak, noise = gains(12.0, 3.5, 500), gains(-12.0, 3.5, 1500)
-    assert blank.shown(weak).float().mean() > 0.98
-    among_noise = blank.shown(torch.cat([weak, noise]))
-    assert not among_noise[500:].any() and 0.8 < among_noise[:500].float().mean() < 0.97
-
-
-def test_many_poses_that_fit_a_little_are_evidence_together() -> None:
-    """No pose of a weak image is much likelier than an empty image, but hundreds are a little."""
-    blank = BlankTest(poses_tried=1000.0)
-    weak, together = torch.tensor([4.0]), torch.tensor([8.5])
-    assert blank.log_odds(weak).item() == pytest.approx(4 - 6.9, abs=0.01)
-    assert blank.log_odds(weak, together).item() == pytest.approx(8.5 - 6.9, abs=0.01)
-    # a peak that the grid steps over counts for itself
-    assert blank.log_odds(torch.tensor([20.0]), together).item() == pytest.approx(20 - 6.9, abs=0.01)
+    assert by_chance[is_junk()].mean() > 1 and ContentTest(len(grid)).log_odds(by_chance[is_junk()]).max() < 0
 
 
 def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
@@ -84,22 +64,11 @@ def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
     p = particle(N, noise=1.0, brightness=0.6)
     images, grid = p.images.band(5), search_space().grid(5.0, torch.Generator().manual_seed(0))
     found = find_poses(p.volume_ft, images, p.pose, grid, CONFIG)
-    gain, blank = images.power() - found.residual, BlankTest(len(grid))
-    assert (blank.log_odds(gain, found.of_grid) > blank.log_odds(gain)).float().mean() > 0.3
+    gain, test = images.power() - found.residual, ContentTest(len(grid))
+    assert (test.log_odds(gain, found.of_grid) > test.log_odds(gain)).float().mean() > 0.3
     followed = refine_poses(p.volume_ft, images, p.pose, 1)
     assert followed.log_sum is not None and (followed.of_grid == -torch.inf).all()
-    assert torch.equal(blank.log_odds(gain, followed.of_grid), blank.log_odds(gain))
-
-
-def test_images_whose_neighbours_are_alike_count_less() -> None:
-    gain = gains(12.0, 1.0, 100)
-    assert BlankTest(1000.0, 1.0).log_odds(gain).mean() == pytest.approx(12 - 6.9, abs=0.3)
-    assert BlankTest(1000.0, 0.5).log_odds(gain).mean() == pytest.approx(6 - 6.9, abs=0.3)
-
-
-@pytest.mark.parametrize("n", [1, LEAST_SHOWN - 1, 200])
-def test_with_too_few_particles_all_are_kept(n: int) -> None:
-    assert BlankTest(1000.0).shown(gains(-50.0, 1.0, n)).all()
+    assert torch.equal(test.log_odds(gain, followed.of_grid), test.log_odds(gain))
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Tensor]:
@@ -134,14 +103,14 @@ def follow(reference: VolumeFT, images: FixedStack, pose: Pose, rows: Tensor, do
 def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, half_sets_module)
     half_set = 1 + (torch.arange(N) % 5 % 2)
-    sets = HalfSets(with_junk(p), half_set, p.mask, C1, blank=BlankTest(1000.0))
+    sets = HalfSets(with_junk(p), half_set, p.mask, C1, test=ContentTest(1000.0))
     start = shared_start(sets.stack, p.volume, p.pose, 7.0)
     state = next_round(sets, start, 7.0, follow)
     assert torch.equal(state.shown, ~is_junk())
     for half, rows in enumerate(inserted, start=1):
         assert torch.equal(rows, torch.nonzero((half_set == half) & ~is_junk())[:, 0])
     # maps, noise and intensity scales are those of the particles by themselves
-    few = HalfSets(p.images.subset(~is_junk()), half_set[~is_junk()], p.mask, C1, blank=BlankTest(1000.0))
+    few = HalfSets(p.images.subset(~is_junk()), half_set[~is_junk()], p.mask, C1, test=ContentTest(1000.0))
     start = shared_start(few.stack, p.volume, p.pose[~is_junk()], 7.0)
     alone = next_round(few, start, 7.0, follow)
     assert alone.shown.all()
