@@ -188,12 +188,10 @@ def best_start(context: RunContext, stack: ParticleStack) -> Start:
         if number < config.starts:
             # a start from some of the images that fails as well speaks for all of them again
             particles = start.particles if particles is None else None
-            of_images = (
-                ""
-                if particles is None
-                else f", without the {1 - particles.float().mean():.0%} of the images that are no particle"
+            without = (
+                "" if particles is None else f", without the {1 - particles.float().mean():.0%} of the images that fit it less"
             )
-            reporter.say(f"the map explains too little: trying another start{of_images}")
+            reporter.say(f"the map explains too little: trying another start{without}")
             reporter.expected.once_more("start")
     # a map that says nothing about images it has not seen is no candidate, however well it fits their noise
     best = max(starts, key=lambda s: (s.held_out.against_null >= config.search.least_z, s.held_out.explained))
