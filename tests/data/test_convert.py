@@ -92,7 +92,7 @@ def test_what_no_file_says_is_left_open(tmp_path: Path) -> None:
 def test_image_size_from_the_option_the_table_or_the_images(tmp_path: Path) -> None:
     source = star(tmp_path, "rlnImageSize")
     with pytest.raises(
-        InputError, match=r"p\.star: no image size: expected rlnImageSize, or the images at their place, or .* --box"
+        InputError, match=r"p\.star: no image size: expected the column rlnImageSize, readable images, or the option --box"
     ):
         convert(source, tmp_path / "p.cs")
     assert not (tmp_path / "p.cs").exists()

@@ -420,7 +420,7 @@ def changed(name: str, values: np.ndarray | None) -> Callable[[Fields], None]:
         (changed("blob/psize_A", np.array([1, 0, 1], "<f4")), "row 2, field blob/psize_A: 0.0, expected a finite number above 0"),
         (
             changed("blob/shape", np.array([[64, 64], [64, 60], [64, 64]], "<u4")),
-            r"row 2, field blob/shape: \[64 60\], .* the same twice",
+            r"row 2, field blob/shape: \[64 60\], .* equal along both axes",
         ),
         (changed("alignments3D/split", np.array([0, 1, 2], "<u4")), "row 3, field alignments3D/split: 2, expected 0 or 1"),
         (changed("blob/path", np.arange(3, dtype="<u4")), "field blob/path has type <u4, expected text"),

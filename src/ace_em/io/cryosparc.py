@@ -19,7 +19,9 @@ import numpy as np
 
 from ace_em.errors import InputError
 from ace_em.io.atomic import replace_atomically
-from ace_em.io.cryosparc_columns import SIGN_OF_RELION, Fields, check_fields, fields_of_table, table_of_fields
+from ace_em.io.cryosparc_columns import SIGN_OF_RELION, Fields, check_fields
+from ace_em.io.cryosparc_export import fields_of_table
+from ace_em.io.cryosparc_import import table_of_fields
 from ace_em.io.particle_table import UID, ParticleTable, cryosparc_uids
 
 # by a process of its own: a damaged stream ends the one that reads it with a segmentation fault
