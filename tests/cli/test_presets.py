@@ -9,8 +9,9 @@ import yaml
 
 from ace_em.cli import main, parser_of
 from ace_em.cli.settings import arguments
-from ace_em.config import PRESETS, RunConfig, changed, differences, flat, preset
+from ace_em.config import RunConfig, changed, flat
 from ace_em.errors import InputError
+from ace_em.presets import PRESETS, differences, preset
 
 PAPER = [name for name in PRESETS if name != "fast"]
 SHARED: dict[str, Any] = {

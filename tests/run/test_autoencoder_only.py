@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from ace_em.config import PRESETS, SimulationConfig
+from ace_em.config import SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.io.mrc import read_volume
+from ace_em.presets import PRESETS
 from ace_em.run.evaluation import Evaluation, evaluate
 from ace_em.run.folder import FILES
 from ace_em.simulation.write import simulate

@@ -28,11 +28,12 @@ from ace_em.refinement.pose_refinement import LocalResult
 from ace_em.run.checkpoint import Checkpoint
 from ace_em.run.context import RunContext
 from ace_em.run.convergence import Verdict
+from ace_em.run.encoder import train_encoder
 from ace_em.run.folder import RunFolder
+from ace_em.run.half_sets import half_sets_of, judge_poses
 from ace_em.run.plan import make_plan, record_survey
 from ace_em.run.reporter import RecordFile, Reporter
 from ace_em.run.results import Outcome, write_results
-from ace_em.run.stages import half_sets_of, judge_poses, train_encoder
 from ace_em.simulation.write import simulate
 from ace_em.training.autoencoder import build_model
 from ace_em.training.state import seeded

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 
 from ace_em.cli.options import Parser
-from ace_em.config import PRESETS, differences
+from ace_em.presets import PRESETS, differences
 
 DESCRIPTION = "Show in which settings the presets differ."
 

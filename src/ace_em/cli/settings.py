@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ace_em.cli.options import Parser, did_you_mean, expected, read, shown
-from ace_em.config import PRESETS, changed
+from ace_em.config import changed
 from ace_em.errors import InputError
+from ace_em.presets import PRESETS
 
 
 def arguments(parser: Parser, line: Sequence[str]) -> argparse.Namespace:

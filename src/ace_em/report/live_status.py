@@ -14,8 +14,9 @@ from typing import Any
 from ace_em.errors import InputError
 from ace_em.report import load
 from ace_em.report.load import Record, RunFiles, leads_out, number
+from ace_em.report.numbers import show_time
 from ace_em.report.page import PARTS, PROBLEMS, Part
-from ace_em.report.summary import show_time, summarise
+from ace_em.report.summary import summarise
 from ace_em.report.volume_view import view_maps
 
 SILENT_S, GONE_S = 60.0, 10.0

@@ -21,9 +21,11 @@ from ace_em.report import load
 from ace_em.report import summary as words
 from ace_em.report.charts import fsc_figure, loss_figure, round_figure, watch_figure
 from ace_em.report.figures import Drawn, map_figure, view_figure
+from ace_em.report.limits import limits
 from ace_em.report.load import CONFIG, EVALUATION, FSC, MAP, MAP_SO_FAR, METRICS, POSES, REPORT, SHARP, RunFiles, number
+from ace_em.report.numbers import show_crossings
 from ace_em.report.particles import extremes_card, histogram_card, triplet_card
-from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, show_crossings, summarise
+from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, summarise
 from ace_em.report.volume_view import EDGE, view_maps
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -256,7 +258,7 @@ GRID = (
 )
 BELOW = (
     Part("provenance", (METRICS,), _of(words.provenance)),
-    Part("limits", _RECORDS, _of(words.limits)),
+    Part("limits", _RECORDS, _of(limits)),
     Part("settings", (CONFIG,), _of(lambda run: run.config_text)),
 )
 PARTS = (*TOP, *GRID, *BELOW)

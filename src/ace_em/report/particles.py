@@ -19,7 +19,7 @@ from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.report.figures import Drawn, histogram_figure, image_grid
 from ace_em.report.load import CONFIDENT, MAP, POSES, Map, RunFiles
-from ace_em.report.summary import show_share
+from ace_em.report.numbers import show_share
 
 LOW_PASS_ANGSTROM = 20.0
 MAX_BOX = 128

@@ -12,8 +12,9 @@ from ace_em.refinement.backprojection import Halves, reconstruct_halves
 from ace_em.refinement.half_sets import HalfSetState, first_state, inserted_halves
 from ace_em.refinement.pose_refinement import reference_on, refine_poses
 from ace_em.run.context import RunContext
+from ace_em.run.half_sets import half_sets_of
 from ace_em.run.pose_watch import PoseWatch
-from ace_em.run.stages import Trained, half_sets_of, train_start
+from ace_em.run.starts import Trained, train_start
 
 
 @dataclass(frozen=True)

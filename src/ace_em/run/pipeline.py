@@ -24,7 +24,9 @@ from ace_em.run.autoencoder_only import autoencoder_only
 from ace_em.run.checkpoint import Checkpoint
 from ace_em.run.context import RunContext
 from ace_em.run.convergence import Verdict, judge, judge_autoencoder
+from ace_em.run.encoder import new_predictor, train_encoder
 from ace_em.run.folder import RunFolder
+from ace_em.run.half_sets import half_sets_of, judge_poses, refine, search
 from ace_em.run.inputs import (
     chosen_half_sets,
     fingerprint,
@@ -36,7 +38,7 @@ from ace_em.run.inputs import (
 from ace_em.run.plan import Plan, announce, make_plan, record_survey
 from ace_em.run.reporter import Mode, RecordFile, Reporter, StatusFile
 from ace_em.run.results import Outcome, say_end, write_results
-from ace_em.run.stages import Start, best_start, half_sets_of, judge_poses, new_predictor, refine, search, train_encoder
+from ace_em.run.starts import Start, best_start
 from ace_em.run.validate import check
 
 MAY_CHANGE = {"device", "threads", "memory", "scratch", "checkpoint_s", "project", "passthrough"}

@@ -1,0 +1,161 @@
+"""Random starts: stage 1 and the ab initio search from each, and the choice of the best."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ace_em.data.particle_stack import CPU, ParticleStack
+from ace_em.io.plain import unpacked
+from ace_em.physics.pose import Pose
+from ace_em.refinement.abinitio import AbInitioSetup, HeldOut, Round, ab_initio, held_out_rows, judge_held_out, without_old_maps
+from ace_em.refinement.search import SearchSpace
+from ace_em.run import log
+from ace_em.run.context import RunContext
+from ace_em.run.convergence import explains
+from ace_em.run.pose_watch import PoseWatch
+from ace_em.training.autoencoder import AutoEncoder
+from ace_em.training.fabric import make_fabric
+from ace_em.training.infer import encode
+from ace_em.training.loop import Training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of stage 1: the decoder's map, the encoder's poses (N,), and the networks' weights by name, all on the CPU."""
+
+    volume: Tensor
+    pose: Pose
+    networks: dict[str, Tensor]
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: AutoEncoder, stack: ParticleStack) -> "Trained":
+        pose = encode(model, stack).to(CPU)
+        model = model.cpu()
+        return Trained(model.decoder.volume(), pose, model.state_dict())
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where stage 1 and the ab initio search of one random start ended, and how well its map explains held-out images.
+
+    ``networks`` are the weights of encoder and decoder by name.
+    """
+
+    number: int
+    networks: dict[str, Tensor]
+    last: Round
+    held_out: HeldOut
+
+
+def start_seed(seed: int, number: int) -> int:
+    """Every start of every seed has its own."""
+    return seed * 100 + number
+
+
+def train_start(number: int, context: RunContext, stack: ParticleStack, watch: PoseWatch | None = None) -> AutoEncoder:
+    """Stage 1 from the random weights of start ``number`` (from 1), or resumed."""
+    plan, config, reporter = context.plan, context.config, context.reporter
+    name = f"start {number}: training"
+    begun = context.checkpoint.load_progress(name)
+    if begun is not None and watch is not None:
+        watch.load(begun["watched"])
+    training = Training(
+        stack,
+        plan.diameter_px(stack.box),
+        config.ace,
+        make_fabric(plan.device, config),
+        start_seed(config.seed, number),
+        begun and begun["training"],
+    )
+    with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
+        for progress in training:
+            for note in progress.notes:
+                reporter.say(note)
+            if watch is not None:
+                watch(progress, training.model)
+            if progress.step % 10 == 0 or progress.step == config.ace.steps:
+                task.update(progress.step, log.ace_step(progress, number, plan, config, reporter))
+            if progress.saved:
+                watched = None if watch is None else watch.packed()
+                context.checkpoint.save_progress(name, {"training": training.saved, "watched": watched})
+                with torch.no_grad():
+                    context.show(training.model.decoder.volume())
+    return training.model
+
+
+def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
+    """Stage 1 and the ab initio search from one random start."""
+    config, plan, checkpoint, name = context.config, context.plan, context.checkpoint, f"start {number}"
+    trained = checkpoint.load_done(Trained, f"{name}: trained")
+    if trained is None:
+        trained = Trained.of(train_start(number, context, stack), stack)
+        checkpoint.save_done(f"{name}: trained", trained)
+    no_group = torch.eye(3)[None]
+    space = SearchSpace(stack.box, plan.diameter_px(stack.box), config.search, no_group, plan.independent)
+    setup = AbInitioSetup(stack, plan.mask(stack.box), space, config.search, plan.search_device)
+    generator = torch.Generator().manual_seed(start_seed(config.seed, number))
+    # the same images for every start
+    rows, seen = held_out_rows(len(stack), config.search, torch.Generator().manual_seed(config.seed))
+    last = ab_initio_rounds(number, context, setup, trained, seen, generator)
+    last, held_out = judge_held_out(setup, last, rows, generator)
+    log.start_judged(number, held_out, len(rows), context.reporter)
+    start = Start(number, trained.networks, last, held_out)
+    checkpoint.save_done(f"{name}: judged", start, instead_of=f"{name}:")
+    return start
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of the ab initio search so far, and the state of the random numbers after them."""
+
+    history: list[Round]
+    random: Tensor
+
+
+def ab_initio_rounds(
+    number: int, context: RunContext, setup: AbInitioSetup, trained: Trained, seen: Tensor, generator: torch.Generator
+) -> Round:
+    """The last round of a start's ab initio search."""
+    name, checkpoint = f"start {number}: ab initio search", context.checkpoint
+    history: list[Round] = []
+    begun = checkpoint.load_progress(name)
+    if begun is not None:
+        rounds = unpacked(Rounds, begun)
+        history = rounds.history
+        generator.set_state(rounds.random)
+    with context.reporter.task(f"ab initio search, start {number}", context.config.search.ab_initio_rounds) as task:
+
+        def on_block(round_number: int, total: int, done: int) -> None:
+            checkpoint.raise_if_stop_requested()
+            last = history[-1] if history else None
+            state = f"stable {last.stable:.0%}, explained {last.explained:.0%}" if last else ""
+            task.update(round_number - 1, f"{done} of {total} images  {state}")
+
+        for last in ab_initio(setup, trained.volume, trained.pose, seen, generator, on_block, history):
+            log.ab_initio_round(last, number, context.plan, context.reporter)
+            checkpoint.save_progress(name, Rounds(without_old_maps(history), generator.get_state()))
+            context.show(last.halves.combined)
+    return history[-1]
+
+
+def best_start(context: RunContext, stack: ParticleStack) -> Start:
+    """Random starts until the map of one explains images it has not seen; otherwise the start that explains them best."""
+    config, reporter, checkpoint = context.config, context.reporter, context.checkpoint
+    starts: list[Start] = []
+    for number in range(1, config.starts + 1):
+        start = checkpoint.load_done(Start, f"start {number}: judged") or run_start(number, context, stack)
+        starts.append(start)
+        if explains(start.held_out, config.search):
+            break
+        if number < config.starts:
+            reporter.say("the map explains too little: trying another start")
+            reporter.expected.once_more("start")
+    # a map that says nothing about images it has not seen is no candidate, however well it fits their noise
+    best = max(starts, key=lambda s: (s.held_out.against_null >= config.search.least_z, s.held_out.explained))
+    if len(starts) > 1:
+        reporter.say(f"keeping start {best.number}, whose map explains the held-out images best")
+    reporter.record("kept", start=best.number)
+    checkpoint.save_done("kept", best, instead_of="start ")
+    return best
