@@ -187,7 +187,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "no particles": (lambda: write_star(drop=("rlnImageName",)), ["p.star", "rlnImageName", "rlnDefocusU"]),
     "no rows": (lambda: write_star(0), ["p.star", "no rows"]),
     "stack missing": (lambda: Path("a.mrcs").unlink(), ["p.star: row 1", "a.mrcs", "not found"]),
-    "stack short": (lambda: write_star(N + 2), ["p.star", f"row {N + 1}", "a.mrcs", f"holds {N}"]),
+    "stack short": (lambda: write_star(N + 2), ["p.star", f"row {N + 1}", "a.mrcs", f"contains {N}"]),
     "stack truncated": (lambda: Path("a.mrcs").write_bytes(Path("a.mrcs").read_bytes()[:-4]), ["a.mrcs", "truncated"]),
     "stack is no MRC": (lambda: Path("a.mrcs").write_text("hello " * 400), ["a.mrcs", "not an MRC file"]),
     "non-square": (lambda: write_stack(images()[:, :, :-2]), ["a.mrcs", "14 x 16", "square"]),
@@ -214,7 +214,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "defocus 0 for all": (every_row(rlnDefocusU="0", rlnDefocusV="0"), [*NOT_ANGSTROM, "median 0 "]),
     "defocus negative": (
         every_row(rlnDefocusU="-15000", rlnDefocusV="-14500"),
-        ["p.star", "rlnDefocusU", "-15000", "turn the sign"],
+        ["p.star", "rlnDefocusU", "-15000", "change the sign"],
     ),
     "missing optics group": (no_such_group, ["p.star", "row 7", "optics group 2", "data_optics"]),
     "same image twice": (lambda: write_star(change={9: {"rlnImageName": "004@./a.mrcs"}}), ["p.star", "row 9", "row 4", "once"]),
@@ -223,7 +223,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
         ["p.star", "/not/here/a.mrcs not found", "tried", "--project"],
     ),
     "huge values": (spoilt_images(lambda data: data.__setitem__((41, 3, 5), 1e30)), ["a.mrcs", "image 42", "values beyond"]),
-    "masked images": (spoilt_images(masked_image), ["a.mrcs", "image 42", "outside of its circle", "not masked"]),
+    "masked images": (spoilt_images(masked_image), ["a.mrcs", "image 42", "outside the inscribed circle", "unmasked"]),
     "pixel size in nanometre": (every_row(rlnPixelSize="0.001"), ["p.star", "pixel size 0.001", "Angstrom"]),
     "one defocus in micrometre": (
         lambda: write_star(change={7: {"rlnDefocusV": "1.5"}}),
@@ -252,7 +252,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     ),
     "quotation mark not closed": (
         lambda: write_star(change={7: {"rlnImageName": '"7@a.mrcs'}}),
-        ["p.star: line 18", "quotation mark", "not closed"],
+        ["p.star: line 18", "unclosed quotation mark"],
     ),
     "block without columns": (
         lambda: Path("p.star").write_text("data_particles\n"),
@@ -340,7 +340,7 @@ def test_a_disk_without_room_for_the_later_boxes(
 
     monkeypatch.setattr("ace_em.data.coefficients.shutil.disk_usage", lambda folder: Usage)
     before = contents(tmp_path)
-    scratch = ["GiB of scratch space are needed", "0.0 GiB are free", "--scratch"]
+    scratch = ["GiB of scratch space needed", "0.0 GiB are free", "--scratch"]
     assert_refused(reconstruct("p.star", "-o", "run", *TINY, "--memory", 1e-6), scratch)
     assert contents(tmp_path) == before
 

@@ -138,7 +138,7 @@ def check_fields(path: Path, fields: Fields) -> None:
             raise InputError(f"{path}: row {row + 1}, field {name}: {values[row]}, expected {expected}")
 
 
-def columns_left_out(table: ParticleTable) -> list[str]:
+def dropped_columns(table: ParticleTable) -> list[str]:
     """Columns of a STAR file that its conversion to a .cs file drops."""
     kept = {*FIELD_NAMES, *POSE_COLUMNS, *_OLD_COLUMNS, "rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageDimensionality", UID}
     fields = table.cryosparc or {}

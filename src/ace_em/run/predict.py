@@ -56,7 +56,7 @@ def predict(
     reporter.say(f"{table.path}: {len(particles)} particles; protein is {colour} ({how})")
     with reporter.heartbeat(), reporter.task("predicting poses", len(particles)) as task:
         found = predictor.predict(particles, sign=sign, on_block=task.update)
-    done = posed_table(particles, predictor.handed(found.pose), None)
+    done = posed_table(particles, predictor.in_map_frame(found.pose), None)
     probability = predictor.probability(found)
     done = with_confidence(done, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
     write_particle_table(out, done, particles.box, sign)
