@@ -1,6 +1,6 @@
 """ACE-EM: ab initio cryo-EM reconstruction with an asymmetric complementary autoencoder.
 
-The names below are the public interface; each is imported when it is first used, so that ``import ace_em`` is quick.
+The names below are the public interface. Each is imported on first use, so that ``import ace_em`` is fast.
 """
 
 from importlib import import_module

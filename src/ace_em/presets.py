@@ -4,7 +4,7 @@ from typing import Any
 
 from ace_em.config import RunConfig, changed, flat
 
-# the published recipes as changes of the defaults, each number from the place in the paper that is named
+# common to the published recipes; comments give the section, equation or appendix of the paper
 PUBLISHED: dict[str, Any] = {
     "stages": "ace",
     "starts": 1,
@@ -47,12 +47,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> RunConfig:
-    """The whole configuration of a preset."""
+    """The complete configuration of a preset."""
     return changed(RunConfig(), {"preset": name} | PRESETS[name])
 
 
 def differences() -> list[tuple[str, list[Any]]]:
-    """Settings that differ between presets, and their value in each, in the order of ``PRESETS``."""
+    """Settings that differ between presets, with their values in the order of ``PRESETS``."""
     settings = [flat(preset(name)) for name in PRESETS]
     return [
         (key, [s[key] for s in settings]) for key in settings[0] if key != "preset" and len({str(s[key]) for s in settings}) > 1

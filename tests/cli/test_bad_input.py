@@ -317,9 +317,9 @@ def test_contrast_that_is_not_clear_from_the_images_is_the_files(reconstruct: Ca
     write_stack(np.random.default_rng(0).normal(size=(N, BOX, BOX)).astype(np.float32))
     convert(Path("p.star"), Path("p.cs"), contrast="black", say=lambda line: None)
     told = announced("p.cs")
-    assert "protein is black (from the file, z = " in told and "give --contrast" not in told
+    assert "protein is black (from the file, z = " in told and "set --contrast" not in told
     told = announced("p.star")
-    assert "(measured, z = " in told and "give --contrast" in told
+    assert "(measured, z = " in told and "set --contrast" in told
 
 
 def test_half_sets_too_uneven_for_half_maps(reconstruct: Callable[..., Result]) -> None:
@@ -433,9 +433,9 @@ def folder_with(path: str, name: str, text: str) -> None:
 BAD_PLACES: dict[str, tuple[Callable[[], object], list[object], list[str]]] = {
     "not empty": (lambda: folder_with("run", "notes.txt", "mine"), [], ["run", "not empty", "--overwrite"]),
     "holds a run": (lambda: folder_with("run", "metrics.jsonl", "{}\n"), [], ["run", "not empty", "--overwrite"]),
-    "no run to overwrite": (lambda: folder_with("run", "notes.txt", "mine"), ["--overwrite"], ["run", "holds no run"]),
-    "file": (lambda: Path("run").write_text("mine"), [], ["run", "a file is in the way"]),
-    "file, overwrite": (lambda: Path("run").write_text("mine"), ["--overwrite"], ["run", "a file is in the way"]),
+    "no run to overwrite": (lambda: folder_with("run", "notes.txt", "mine"), ["--overwrite"], ["run", "contains no run"]),
+    "file": (lambda: Path("run").write_text("mine"), [], ["run", "is a file"]),
+    "file, overwrite": (lambda: Path("run").write_text("mine"), ["--overwrite"], ["run", "is a file"]),
 }
 
 
@@ -450,7 +450,7 @@ def test_bad_places(reconstruct: Callable[..., Result], tmp_path: Path, case: st
 
 def test_output_that_is_the_input(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     before = contents(tmp_path)
-    for place, words in ((".", ["not empty"]), ("p.star", ["p.star", "a file is in the way"])):
+    for place, words in ((".", ["not empty"]), ("p.star", ["p.star", "is a file"])):
         assert_refused(reconstruct("p.star", "-o", place, *TINY), words)
         assert_refused(reconstruct("p.star", "-o", place, *TINY, "--overwrite"), words[:-1])
     assert contents(tmp_path) == before
@@ -528,7 +528,7 @@ def test_header_of_another_pixel_size_is_told(reconstruct: Callable[..., Result]
         with mrcfile.open("a.mrcs", "r+") as file:
             file.voxel_size = size
         (line,) = told()
-        assert line.startswith("p.star says 8 A/px, but the header of ")
+        assert line.startswith("pixel size 8 A/px in p.star, but ")
         assert line.endswith(f"a.mrcs says {word}: the 8 of the table is used")
     for size in (8.0, 8.05, 1.0, 0.0):
         with mrcfile.open("a.mrcs", "r+") as file:
@@ -594,17 +594,17 @@ def test_images_of_noise_alone(reconstruct: Callable[..., Result], tmp_path: Pat
     write_stack(np.random.default_rng(5).normal(size=(N, 16, 16)).astype(np.float32))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY)
     assert (code, err) == (3, "")
-    assert "not converged" in out and "the probability of every pose is written as 0, and there is no confident.star" in out
+    assert "not converged" in out and "all pose probabilities are written as 0 and there is no confident.star" in out
 
 
 def test_defocus_in_nanometre_is_asked_about(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     write_star(change=dict.fromkeys(range(1, N + 1), {"rlnDefocusU": "1500", "rlnDefocusV": "1450"}))
-    assert "median defocus is 1500 A, which is low: is the column in nanometre?" in announced("p.star", "quiet")
+    assert "median defocus is only 1500 A: is the column in nanometres?" in announced("p.star", "quiet")
 
 
 def test_resume_of_nothing_says_so(reconstruct: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """And begins a run, which need not be carried out here."""
-    monkeypatch.setattr("ace_em.run.pipeline.carry_out", lambda *begun: Verdict(False, "not carried out"))
+    monkeypatch.setattr("ace_em.run.pipeline.run_stages", lambda *begun: Verdict(False, "not run"))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY, "--resume")
     assert (code, err) == (3, "") and "run: no run there to resume" in out
     assert Path("run/config.yaml").exists() and Path("run/metrics.jsonl").exists()

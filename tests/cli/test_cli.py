@@ -465,7 +465,7 @@ def test_evaluate_takes_a_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--device {auto,cpu,cuda,mps}" in ace_em("evaluate", "--help")[1]
     code, out, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "cuda")
-    assert (code, out) == (2, "") and "--device cuda: no such device here" in err and len(err.splitlines()) == 1
+    assert (code, out) == (2, "") and "--device cuda: this device is not available" in err and len(err.splitlines()) == 1
     code, _, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "tpu")
     assert code == 2 and "--device tpu" in err
 
@@ -485,8 +485,8 @@ def test_a_time_that_is_not_known_is_no_promise(tmp_path: Path) -> None:
     cases: list[tuple[str, Any, str]] = [
         ("cuda", "all", "; time not known on this device; "),
         ("cuda", "ace", "; time not known on this device; "),
-        ("cpu", "all", " on free server cores if the first start is good; "),
-        ("cpu", "ace", " on free server cores; "),
+        ("cpu", "all", " on idle server cores if the first start is good; "),
+        ("cpu", "ace", " on idle server cores; "),
     ]
     for device, stages, words in cases:
         lines = io.StringIO()

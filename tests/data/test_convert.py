@@ -126,7 +126,7 @@ def test_contrast_that_no_star_file_says(tmp_path: Path) -> None:
         quietly(back, tmp_path / "r.cs", contrast)
         assert (load_fields(tmp_path / "r.cs")["blob/sign"] == sign).all()
     for target in (tmp_path / "s.cs", tmp_path / "s.star"):
-        with pytest.raises(InputError, match="--contrast black: expected only where"):
+        with pytest.raises(InputError, match="--contrast black: expected only for"):
             convert(there, target, contrast="black")
     assert not (tmp_path / "s.cs").exists() and not (tmp_path / "s.star").exists()
 

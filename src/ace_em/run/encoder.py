@@ -17,7 +17,7 @@ from ace_em.training.fabric import make_fabric
 
 
 def new_predictor(state: HalfSetState, networks: dict[str, Tensor], context: RunContext) -> Predictor:
-    """The final map, with the encoder of stage 1."""
+    """A predictor with the final map and the encoder of stage 1."""
     plan, config, box = context.plan, context.config, context.plan.working_box
     group = noise_groups(plan.particles)
     look = pooled(replace(plan.look, noise=state.noise), group)
@@ -40,7 +40,7 @@ def new_predictor(state: HalfSetState, networks: dict[str, Tensor], context: Run
 
 
 def train_encoder(state: HalfSetState, networks: dict[str, Tensor], context: RunContext) -> Predictor:
-    """Stage 4: the encoder is trained on the final map, from the weights of stage 1's ``networks``."""
+    """Train the encoder on the final map, starting from the weights of stage 1."""
     plan, config, checkpoint, name = context.plan, context.config, context.checkpoint, "encoder training"
     done = checkpoint.load_done(Predictor, name)
     if done is not None:
@@ -49,7 +49,7 @@ def train_encoder(state: HalfSetState, networks: dict[str, Tensor], context: Run
     predictor = new_predictor(state, networks, context)
     with context.reporter.task(f"reading images at {plan.working_box} px", len(rows)) as task:
         stack = read_stack(plan.particles, predictor.look, plan.working_box, rows=rows, on_block=task.update)
-    begun = checkpoint.load_progress(name)
+    saved = checkpoint.load_progress(name)
     training = train_encoder_on_map(
         predictor.model(stack.half_plane),
         stack,
@@ -57,7 +57,7 @@ def train_encoder(state: HalfSetState, networks: dict[str, Tensor], context: Run
         config.predict,
         make_fabric(plan.device, config),
         config.seed,
-        begun and begun["training"],
+        saved and saved["training"],
     )
     with context.reporter.task("training the encoder on the final map", config.predict.steps) as task:
         for progress in training:

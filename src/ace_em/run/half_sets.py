@@ -27,11 +27,11 @@ from ace_em.run.inputs import read_images
 from ace_em.run.starts import Start
 
 SYMMETRY_BAND = 6.5
-"""Axes are looked for in the map up to this, in cycles per diameter."""
+"""Band of the search for symmetry axes, in cycles per diameter."""
 
 
 def on_axes(start: Start, context: RunContext) -> tuple[Tensor, Pose]:
-    """The ab initio map and poses, turned so that the point group's axes stand as RELION has them."""
+    """The ab initio map and poses, rotated so that the symmetry axes follow RELION's convention."""
     plan, config, reporter = context.plan, context.config, context.reporter
     volume, pose, box = start.last.halves.combined, start.last.pose, plan.working_box
     if len(plan.group) == 1:
@@ -39,16 +39,16 @@ def on_axes(start: Start, context: RunContext) -> tuple[Tensor, Pose]:
     band = SYMMETRY_BAND * box / plan.diameter_px(box)
     axes = find_axes(volume, plan.group, band, torch.Generator().manual_seed(config.seed))
     name = config.symmetry.upper()
-    reporter.say(f"{name}: the map correlates with its symmetric copies to {axes.correlation:.2f}")
+    reporter.say(f"{name}: the correlation of the map with its symmetric copies is {axes.correlation:.2f}")
     reporter.record("symmetry", group=name, correlation=round(axes.correlation, 4))
     if axes.correlation < 0.5:
-        reporter.say(f"low self-correlation under {name}: check the symmetry, and compare with a run in C1")
+        reporter.say(f"low correlation under {name}: check the symmetry and compare with a run in C1")
     return turn_volume(volume, axes.frame), apply_frame(pose, axes.frame)
 
 
 @dataclass(frozen=True)
 class HalfRounds:
-    """The rounds on half-sets at one box so far, and the state of the random numbers after them."""
+    """Finished rounds on half-sets at one box, and the state of the random generator after them."""
 
     history: list[HalfSetState]
     random: Tensor
@@ -62,16 +62,16 @@ def half_sets_of(stack: ParticleStack, context: RunContext) -> HalfSets:
 
 
 def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetState:
-    """Every image against the map of its own half-set, at the working box."""
+    """Search the pose of every image against the map of its own half-set, at the working box."""
     plan, config, checkpoint, box = context.plan, context.config, context.checkpoint, context.plan.working_box
     space = plan.search_space(box, config)
     generator, n = torch.Generator().manual_seed(config.seed), len(plan.particles)
-    begun = checkpoint.load_progress("search")
-    if begun is None:
+    saved = checkpoint.load_progress("search")
+    if saved is None:
         volume, pose = on_axes(start, context)
         history = [shared_start(stack, volume, pose, space.band(config.search.shared_band))]
     else:
-        rounds = unpacked(HalfRounds, begun)
+        rounds = unpacked(HalfRounds, saved)
         history = rounds.history
         generator.set_state(rounds.random)
     sets = half_sets_of(stack, context)
@@ -91,7 +91,7 @@ def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetSt
 
 
 def refine(searched: HalfSetState, context: RunContext) -> tuple[HalfSetState, HalfSets]:
-    """Stage 3 through its boxes; the half-sets of the last box too."""
+    """Stage 3 at all its boxes; returns the last state and the half-sets at the last box."""
     plan, checkpoint = context.plan, context.checkpoint
     state, box = searched, plan.working_box
     sets: HalfSets | None = None
@@ -101,12 +101,12 @@ def refine(searched: HalfSetState, context: RunContext) -> tuple[HalfSetState, H
         if done is not None and next_box != plan.boxes[-1]:
             state, box = done, next_box
             continue
-        begun = checkpoint.load_progress(name)
+        saved = checkpoint.load_progress(name)
         if done is not None:
             history = [done]
         else:
-            history = [at_box(state, box, next_box)] if begun is None else unpacked(HalfRounds, begun).history
-        sets = None  # the images of two boxes need not be in memory together
+            history = [at_box(state, box, next_box)] if saved is None else unpacked(HalfRounds, saved).history
+        sets = None  # free the images of the previous box before the next are read
         sets = half_sets_of(read_images(plan, next_box, context.config, context.run.path, context.reporter), context)
         box = next_box
         if done is None:
@@ -118,7 +118,7 @@ def refine(searched: HalfSetState, context: RunContext) -> tuple[HalfSetState, H
 
 
 def refine_at(box: int, sets: HalfSets, history: list[HalfSetState], context: RunContext) -> None:
-    """The rounds of stage 3 at one box; appended to ``history``."""
+    """Rounds of stage 3 at one box, appended to ``history``."""
     plan, config, name = context.plan, context.config, f"refinement at {box} px"
     with context.reporter.task(name, config.refine.max_rounds) as task:
         for state in refine_half_sets(sets, history, config.refine):
@@ -131,7 +131,7 @@ def refine_at(box: int, sets: HalfSets, history: list[HalfSetState], context: Ru
 
 
 def judge_poses(sets: HalfSets, state: HalfSetState, context: RunContext) -> Evidence:
-    """How well the other half's map supports every pose; ``sets`` are those of the ``state``."""
+    """Evidence for every pose from the map of the other half-set; ``sets`` at the box of ``state``."""
     done = context.checkpoint.load_done(Evidence, "confidence")
     if done is not None:
         return done

@@ -22,7 +22,7 @@ from ace_em.training.loop import Training
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of stage 1: the decoder's map, the encoder's poses (N,), and the networks' weights by name, all on the CPU."""
+    """Result of stage 1 on the CPU: the decoder's map, the encoder's poses (N,), and the weights of the networks by name."""
 
     volume: Tensor
     pose: Pose
@@ -38,9 +38,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Start:
-    """Where stage 1 and the ab initio search of one random start ended, and how well its map explains held-out images.
+    """Result of one random start: the last round of its ab initio search, and how well its map explains held-out images.
 
-    ``networks`` are the weights of encoder and decoder by name.
+    ``networks`` : weights of encoder and decoder by name.
     """
 
     number: int
@@ -50,24 +50,24 @@ class Start:
 
 
 def start_seed(seed: int, number: int) -> int:
-    """Every start of every seed has its own."""
+    """Random seed of a start, distinct for every seed and start."""
     return seed * 100 + number
 
 
 def train_start(number: int, context: RunContext, stack: ParticleStack, watch: PoseWatch | None = None) -> AutoEncoder:
-    """Stage 1 from the random weights of start ``number`` (from 1), or resumed."""
+    """Train stage 1 from the random weights of start ``number`` (from 1), or resume it."""
     plan, config, reporter = context.plan, context.config, context.reporter
     name = f"start {number}: training"
-    begun = context.checkpoint.load_progress(name)
-    if begun is not None and watch is not None:
-        watch.load(begun["watched"])
+    saved = context.checkpoint.load_progress(name)
+    if saved is not None and watch is not None:
+        watch.load(saved["watched"])
     training = Training(
         stack,
         plan.diameter_px(stack.box),
         config.ace,
         make_fabric(plan.device, config),
         start_seed(config.seed, number),
-        begun and begun["training"],
+        saved and saved["training"],
     )
     with reporter.task(f"ACE training, start {number}", config.ace.steps) as task:
         for progress in training:
@@ -86,7 +86,7 @@ def train_start(number: int, context: RunContext, stack: ParticleStack, watch: P
 
 
 def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
-    """Stage 1 and the ab initio search from one random start."""
+    """Stage 1 and the ab initio search of one random start."""
     config, plan, checkpoint, name = context.config, context.plan, context.checkpoint, f"start {number}"
     trained = checkpoint.load_done(Trained, f"{name}: trained")
     if trained is None:
@@ -96,11 +96,11 @@ def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
     space = SearchSpace(stack.box, plan.diameter_px(stack.box), config.search, no_group, plan.independent)
     setup = AbInitioSetup(stack, plan.mask(stack.box), space, config.search, plan.search_device)
     generator = torch.Generator().manual_seed(start_seed(config.seed, number))
-    # the same images for every start
-    rows, seen = held_out_rows(len(stack), config.search, torch.Generator().manual_seed(config.seed))
-    last = ab_initio_rounds(number, context, setup, trained, seen, generator)
-    last, held_out = judge_held_out(setup, last, rows, generator)
-    log.start_judged(number, held_out, len(rows), context.reporter)
+    # the same held-out images for every start
+    held_out_images, search_images = held_out_rows(len(stack), config.search, torch.Generator().manual_seed(config.seed))
+    last = ab_initio_rounds(number, context, setup, trained, search_images, generator)
+    last, held_out = judge_held_out(setup, last, held_out_images, generator)
+    log.start_judged(number, held_out, len(held_out_images), context.reporter)
     start = Start(number, trained.networks, last, held_out)
     checkpoint.save_done(f"{name}: judged", start, instead_of=f"{name}:")
     return start
@@ -108,21 +108,21 @@ def run_start(number: int, context: RunContext, stack: ParticleStack) -> Start:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of the ab initio search so far, and the state of the random numbers after them."""
+    """Finished rounds of an ab initio search, and the state of the random generator after them."""
 
     history: list[Round]
     random: Tensor
 
 
 def ab_initio_rounds(
-    number: int, context: RunContext, setup: AbInitioSetup, trained: Trained, seen: Tensor, generator: torch.Generator
+    number: int, context: RunContext, setup: AbInitioSetup, trained: Trained, rows: Tensor, generator: torch.Generator
 ) -> Round:
-    """The last round of a start's ab initio search."""
+    """Run or resume the ab initio search of a start on the images ``rows``; returns its last round."""
     name, checkpoint = f"start {number}: ab initio search", context.checkpoint
     history: list[Round] = []
-    begun = checkpoint.load_progress(name)
-    if begun is not None:
-        rounds = unpacked(Rounds, begun)
+    saved = checkpoint.load_progress(name)
+    if saved is not None:
+        rounds = unpacked(Rounds, saved)
         history = rounds.history
         generator.set_state(rounds.random)
     with context.reporter.task(f"ab initio search, start {number}", context.config.search.ab_initio_rounds) as task:
@@ -133,7 +133,7 @@ def ab_initio_rounds(
             state = f"stable {last.stable:.0%}, explained {last.explained:.0%}" if last else ""
             task.update(round_number - 1, f"{done} of {total} images  {state}")
 
-        for last in ab_initio(setup, trained.volume, trained.pose, seen, generator, on_block, history):
+        for last in ab_initio(setup, trained.volume, trained.pose, rows, generator, on_block, history):
             log.ab_initio_round(last, number, context.plan, context.reporter)
             checkpoint.save_progress(name, Rounds(without_old_maps(history), generator.get_state()))
             context.show(last.halves.combined)
@@ -141,7 +141,7 @@ def ab_initio_rounds(
 
 
 def best_start(context: RunContext, stack: ParticleStack) -> Start:
-    """Random starts until the map of one explains images it has not seen; otherwise the start that explains them best."""
+    """The first random start whose map explains the held-out images; otherwise the best of all starts."""
     config, reporter, checkpoint = context.config, context.reporter, context.checkpoint
     starts: list[Start] = []
     for number in range(1, config.starts + 1):
@@ -150,9 +150,9 @@ def best_start(context: RunContext, stack: ParticleStack) -> Start:
         if explains(start.held_out, config.search):
             break
         if number < config.starts:
-            reporter.say("the map explains too little: trying another start")
+            reporter.say("the map explains too little of the held-out images: trying another start")
             reporter.expected.once_more("start")
-    # a map that says nothing about images it has not seen is no candidate, however well it fits their noise
+    # a map that is not better than random phases is chosen last, however well it fits noise
     best = max(starts, key=lambda s: (s.held_out.against_null >= config.search.least_z, s.held_out.explained))
     if len(starts) > 1:
         reporter.say(f"keeping start {best.number}, whose map explains the held-out images best")
