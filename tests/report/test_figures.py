@@ -69,7 +69,7 @@ def test_every_fsc_curve_and_the_shared_band_are_drawn(run: Path, monkeypatch: p
     curve, common = files.curve, shared(files)
     figure = _drawn(monkeypatch, lambda: fsc_figure(curve, {0.143: float("nan"), 0.5: 19.2}, {0.143: 17.5}, None, common))
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
-    for name, values in (("ball", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
+    for name, values in (("spherical mask", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
         assert lines[name].get_ydata() == pytest.approx(values[1:])
     assert lines["masked, phases randomised"].get_xdata() == pytest.approx(curve.frequency_per_angstrom[1:])
     uprights = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1 < len(line.get_xdata())]

@@ -48,7 +48,7 @@ def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> N
     page = (run / "report.html").read_text()
     assert "ended without converging" in page
     assert "one network, trained on all images" in page and "share nothing" not in page
-    assert "What is missing" not in page and "Not shown" not in page and "resolution, FSC" not in page
+    assert "Missing or damaged files" not in page and "Not shown" not in page and "resolution, FSC" not in page
 
 
 def test_no_encoder_is_kept_where_none_is_wanted(data: Path, tmp_path: Path, no_report: None) -> None:

@@ -1,15 +1,15 @@
-"""How the report writes numbers: with their unit, and a dash for an unknown one."""
+"""Formatting of numbers in the report: units, rounding, a dash for unknown values."""
 
 import math
 
 
 def show(value: float, unit: str = "", digits: int = 3) -> str:
-    """A number with its unit, a dash when unknown."""
+    """A number with its unit, a dash if unknown."""
     return f"{value:.{digits}g}{unit}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def show_count(n: float) -> str:
-    """A count, a dash when unknown."""
+    """A count, a dash if unknown."""
     return f"{n:,.0f}" if math.isfinite(n) else "–"
 
 
@@ -24,20 +24,20 @@ def show_time(seconds: float) -> str:
 
 
 def show_resolution(angstrom: float, crossings: dict[float, float], threshold: float = 0.143) -> str:
-    """A resolution, with ≤ where the curve never falls to the threshold."""
+    """A resolution, with ≤ if the curve never falls below the threshold."""
     bound = math.isnan(crossings.get(threshold, 0.0)) and math.isfinite(angstrom)
     return ("≤ " if bound else "") + show(angstrom, " Å")
 
 
 def show_share(share: float, digits: int = 1) -> str:
-    """A share in per cent; a share below 1 is never rounded up to 100 %."""
+    """A share in per cent; values below 1 are never rounded up to 100 %."""
     if share < 1:
         share = min(share, 1 - 10.0 ** -(digits + 2))
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"
 
 
 def show_crossings(crossings: dict[float, float]) -> str:
-    """Where a curve falls below each threshold, in words."""
+    """Resolution at which a curve falls below each threshold, as text."""
     return "; ".join(
         f"{threshold:g} at {angstrom:.3g} Å" if math.isfinite(angstrom) else f"above {threshold:g} to the last shell"
         for threshold, angstrom in crossings.items()

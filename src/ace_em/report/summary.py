@@ -12,7 +12,7 @@ from ace_em.report.numbers import show, show_count, show_resolution, show_share,
 
 THRESHOLDS = (0.143, 0.5)
 SPILL_SHELLS = 3
-"""Half-maps of pure noise agree so many shells beyond the cut of the shared map; convergence is judged beyond them."""
+"""Half-maps of pure noise correlate over this many shells beyond the low-pass of the shared map."""
 EVERY_RUN = ("survey", "ace", "ab_initio", "search", "refine", "end")
 AUTOENCODER_RUN = ("survey", "ace", "end")
 STAGES = {
@@ -28,7 +28,7 @@ STAGES = {
     "refine": "the refinement",
     "defocus": "the defocus refinement",
     "encoder": "the training of the encoder on the final map",
-    "confidence": "the confidence of the poses",
+    "confidence": "the calculation of pose probabilities",
     "end": "the end",
 }
 SCORES = {
@@ -42,17 +42,17 @@ SCORES = {
     "coverage": "share of the view sphere with particles",
     "hand": "hand, compared with the truth",
 }
-_PROVENANCE = {"folder": "in the folder", "date": "on", "expected_s": "time expected", "memory_gib": "memory expected"}
+_PROVENANCE = {"folder": "in the folder", "date": "on", "expected_s": "expected time", "memory_gib": "expected memory"}
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The map of all images that both half-sets began from.
+    """Common starting map of both half-sets.
 
     Attributes
     ----------
-    cut_angstrom : resolution at which it was cut.
-    reach_angstrom : resolution to which the soft edge of the cut and the spherical mask make even noise agree.
+    cut_angstrom : resolution of its low-pass filter.
+    reach_angstrom : resolution to which the soft edge of the filter and the spherical mask correlate even noise.
     """
 
     cut_angstrom: float
@@ -61,13 +61,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class Summary:
-    """Numbers of a run; NaN where unknown.
+    """Key numbers of a run; NaN if unknown.
 
     Attributes
     ----------
-    resolution_angstrom, masked_angstrom : where the half-map FSC falls below 0.143, unmasked, and masked and corrected.
-    crossings, corrected_crossings : threshold to the resolution in Angstrom at which that curve falls below it; NaN where it
-        never does.
+    resolution_angstrom, masked_angstrom : resolution at half-map FSC 0.143, unmasked, and masked and corrected.
+    crossings, corrected_crossings : resolution in Angstrom at which the unmasked and the corrected curve fall below each
+        threshold; NaN if they do not.
     """
 
     n_particles: float
@@ -79,7 +79,7 @@ class Summary:
 
 
 def crossing_angstrom(frequency: np.ndarray, fsc: np.ndarray, threshold: float) -> float:
-    """Resolution in Angstrom at which an FSC (n,) falls below ``threshold``, NaN if never; ``frequency`` (n,) in 1/Angstrom."""
+    """Resolution in Angstrom at which an FSC (n,) falls below ``threshold``; NaN if never. ``frequency`` (n,) in 1/Angstrom."""
     if not (fsc[2:] < threshold).any():
         return math.nan
     shell = resolution_shell(torch.from_numpy(fsc), threshold)
@@ -92,7 +92,7 @@ def crossings_of(frequency: np.ndarray, fsc: np.ndarray | None) -> dict[float, f
 
 
 def shared(run: RunFiles) -> Shared | None:
-    """The map that the half-sets began from; None when unknown or when there are no independent half-sets."""
+    """Common starting map of the half-sets; None if unknown or without independent half-sets."""
     band, diameter = run.setting("search", "shared_band"), number(run.last("survey"), "diameter_angstrom")
     extent = run.box_angstrom
     if run.autoencoder_only or not (band > 0 and diameter > 0 and extent > 0):
@@ -101,7 +101,7 @@ def shared(run: RunFiles) -> Shared | None:
 
 
 def summarise(run: RunFiles) -> Summary:
-    """The numbers that the first sentence, the tiles and the FSC chart share."""
+    """Key numbers for the outcome, the tiles and the FSC chart."""
     curve, end = run.curve, run.last("end")
     crossings = crossings_of(curve.frequency_per_angstrom, curve.fsc) if curve else {}
     corrected = crossings_of(curve.frequency_per_angstrom, curve.corrected) if curve else {}
@@ -116,28 +116,28 @@ def summarise(run: RunFiles) -> Summary:
 
 
 def outcome(run: RunFiles, summary: Summary) -> tuple[str, str]:
-    """How the run ended: 'good', 'bad' or 'open', and one sentence."""
+    """Outcome of a run: 'good', 'bad' or 'open', and one sentence."""
     images = f"{summary.n_particles:,.0f} particles" if math.isfinite(summary.n_particles) else "an unknown number of particles"
     time = f" in {show_time(summary.time_s)}" if math.isfinite(summary.time_s) else ""
     if not run.stage("end"):
         stage = str(run.metrics[-1].get("stage", "")) if run.metrics else ""
-        where = f"its last entry is from {STAGES.get(stage, stage)}" if stage else "it has logged nothing"
-        return "open", f"The run has not ended: {where}; {images}{time}. The page shows the results so far."
+        where = f"its last entry is from {STAGES.get(stage, stage)}" if stage else "it has no entries yet"
+        return "open", f"The run has not finished: {where}; {images}{time}. This page shows the results so far."
     if run.last("end").get("converged") is not True:
         return "bad", f"The run ended without converging ({images}{time})."
     if run.autoencoder_only:
-        # both half-maps have the poses of one network: their FSC is not a resolution
-        return "good", f"Stage 1, run alone, converged: {images} gave a map and poses{time}."
+        # all poses come from one network, so the half-map FSC does not give a resolution
+        return "good", f"Stage 1 converged, run without later stages: {images} gave a map and poses{time}."
     resolution = "at an unknown resolution"
     if math.isfinite(summary.resolution_angstrom):
         limit = math.isnan(summary.crossings.get(0.143, 0.0))
-        how = ", the limit of its voxels (half-map FSC above 0.143)" if limit else " (half-map FSC 0.143)"
+        how = ", the Nyquist limit (half-map FSC above 0.143)" if limit else " (half-map FSC 0.143)"
         resolution = f"at {summary.resolution_angstrom:.3g} Å{how}"
     return "good", f"The run converged: {images} gave a map {resolution}{time}."
 
 
 def at_limit(record: Record, box_angstrom: float) -> bool:
-    """Whether the resolution of a round is the Nyquist limit of its working box."""
+    """Whether the resolution of a round is at Nyquist of its working box."""
     return number(record, "fsc143_angstrom") <= 1.001 * 2 * box_angstrom / number(record, "box")
 
 
@@ -156,12 +156,12 @@ def _results(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
         ("resolution, FSC 0.5", show_resolution(half, summary.crossings, 0.5)),
         ("B factor", "none" if number(end, "b_factor") == 0 else show(number(end, "b_factor"), " Å²")),
         ("held-out signal explained", show(100 * number(tested, "explained"), " %")),
-        ("better than random phases by", show(number(tested, "against_null_z"), " σ", 2)),
+        ("z-score against random phases", show(number(tested, "against_null_z"), "", 2)),
     ]
 
 
 def _results_so_far(run: RunFiles) -> list[tuple[str, str]]:
-    """The numbers of the last round of an unfinished run."""
+    """Results of the last round of an unfinished run."""
     rounds = [record for record in run.metrics if record.get("stable") is not None]
     halves = [record for record in run.metrics if record.get("stage") in ("search", "refine")]
     found = [("stable poses", show(100 * number(rounds[-1], "stable"), " %"))] if rounds else []
@@ -183,7 +183,7 @@ def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
         ("random starts", str(starts or "–")),
         ("diameter", show(number(survey, "diameter_angstrom"), " Å")),
         ("signal-to-noise ratio", show(number(survey, "snr"), digits=2)),
-        ("protein in the input", str(survey.get("contrast", "–"))),
+        ("protein contrast in the input", str(survey.get("contrast", "–"))),
         ("images", f"{show(box, ' px', 4)}, {show(pixel_size, ' Å')}"),
     ]
     if run.map is not None and run.map.volume.shape[0] != box:
@@ -194,7 +194,7 @@ def tiles(run: RunFiles, summary: Summary) -> list[tuple[str, str]]:
 
 
 def scores(run: RunFiles) -> list[tuple[str, str]]:
-    """(name, value) of evaluation.json, if any; the resolution is a bound where the curve stays above 0.5 to its last shell."""
+    """(name, value) of evaluation.json, if any; a resolution is marked ≤ if the curve stays above 0.5 to its last shell."""
     evaluation = run.evaluation or {}
     curve, found = evaluation.get("fsc_truth"), []
     bound = isinstance(curve, list) and all(number({"fsc": value}, "fsc") >= 0.5 for value in curve[2:])
@@ -208,10 +208,10 @@ def scores(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def provenance(run: RunFiles) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """(heading, command, facts) for the start and for every time the run was resumed; without headings for a start alone."""
+    """(heading, command, facts) of the start and of every resumption; without headings if the run was never resumed."""
     blocks, begins = [], run.stage("begin")
     for n, begin in enumerate(begins):
-        heading = f"Resumed at {show_time(number(begin, 'time_s'))}" if n else "Begun" if len(begins) > 1 else ""
+        heading = f"Resumed at {show_time(number(begin, 'time_s'))}" if n else "Started" if len(begins) > 1 else ""
         facts = []
         for key in begin:
             if key not in ("stage", "time_s", "command", "versions"):
