@@ -44,7 +44,7 @@ def read_particles(path: Path | str, project: Path | str | None = None) -> Parti
 
     Raises
     ------
-    InputError : names the file, the row or column, what was found and what is expected.
+    InputError : names the file, the row or column, the value found and the expected value.
     """
     return Particles.open(path, None if project is None else Path(project))
 

@@ -105,7 +105,7 @@ def test_image_size_from_the_option_the_table_or_the_images(tmp_path: Path) -> N
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 32).all()
     convert(star(tmp_path), tmp_path / "p.cs", overwrite=True)
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 64).all()
-    with pytest.raises(InputError, match=r"--box 32: .*p\.star: row 1, column rlnImageSize says 64"):
+    with pytest.raises(InputError, match=r"--box 32: .*p\.star: row 1, column rlnImageSize is 64"):
         convert(star(tmp_path), tmp_path / "p.cs", overwrite=True, box=32)
 
 

@@ -109,12 +109,12 @@ class ScratchFile:
         edges = np.flatnonzero(np.diff(index, prepend=-2, append=-2) != 1)
         for start, end in itertools.pairwise(edges):
             self._file.seek(int(index[start]) * row_bytes)
-            wanted = view[start * row_bytes : end * row_bytes]
-            while wanted:
-                n_read = self._file.readinto(wanted)
+            remaining = view[start * row_bytes : end * row_bytes]
+            while remaining:
+                n_read = self._file.readinto(remaining)
                 if not n_read:
                     raise OSError("the scratch file is truncated")
-                wanted = wanted[n_read:]
+                remaining = remaining[n_read:]
         return torch.from_numpy(found)[:, :n]
 
     def to(self, device: torch.device) -> "ScratchFile":

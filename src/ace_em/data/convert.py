@@ -70,7 +70,7 @@ def _box(table: ParticleTable, box: int) -> int:
         sizes = numeric_column(table, "rlnImageSize")
         if box and (sizes != box).any():
             row = int((sizes != box).argmax())
-            raise InputError(f"--box {box}: {table.cell(row, 'rlnImageSize')} says {sizes[row]:g}")
+            raise InputError(f"--box {box}: {table.cell(row, 'rlnImageSize')} is {sizes[row]:g}")
         return box
     if box:
         return box

@@ -111,7 +111,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ParticleStack:
-    """N normalised particle images at a working box, and what is known of each.
+    """N normalised particle images at a working box, with CTF, noise and intensity scale.
 
     Coefficients keep the scale of the full box (sum over its pixels), so that a volume's transform means the same at every
     working box.

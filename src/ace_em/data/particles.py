@@ -1,4 +1,4 @@
-"""Particle images with what is known about each: the STAR table, its stacks, CTF parameters, poses and half-sets."""
+"""Particles on disk: particle table, image stacks, CTF parameters, poses and half-sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,14 +138,14 @@ class Particles:
 
         Raises :class:`InputError` for an image with NaN or infinite values, constant or masked.
         """
-        wanted = np.arange(len(self))[rows]
-        out = np.empty((len(wanted), self.box, self.box), dtype=np.float32)
+        selected = np.arange(len(self))[rows]
+        out = np.empty((len(selected), self.box, self.box), dtype=np.float32)
         # ascending within each file, for sequential reads
-        order = np.lexsort((self.index_in_stack[wanted], self.stack_of_row[wanted]))
-        stacks = self.stack_of_row[wanted][order]
+        order = np.lexsort((self.index_in_stack[selected], self.stack_of_row[selected]))
+        stacks = self.stack_of_row[selected][order]
         for stack in np.unique(stacks):
             places = order[stacks == stack]
-            rows_here = wanted[places]
+            rows_here = selected[places]
             images = read_images(self.stack_paths[stack], self.index_in_stack[rows_here])
             self._check_images(images, rows_here)
             out[places] = images

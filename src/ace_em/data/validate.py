@@ -58,12 +58,12 @@ def _refuse_processed(table: ParticleTable) -> None:
         "rlnCtfDataArePhaseFlipped": (0, "images are phase-flipped; expected them as extracted"),
         "rlnImageDimensionality": (2, "expected 2-D images"),
     }
-    for name, (wanted, what) in expected.items():
+    for name, (required, message) in expected.items():
         if table.has_column(name):
             values = numeric_column(table, name)
-            if (values != wanted).any():
-                row = int((values != wanted).argmax())
-                raise InputError(f"{table.cell(row, name)}: {values[row]:g}: {what}")
+            if (values != required).any():
+                row = int((values != required).argmax())
+                raise InputError(f"{table.cell(row, name)}: {values[row]:g}: {message}")
 
 
 def check_image_size(table: ParticleTable, box: int) -> None:

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its target and then renamed, so that no reader sees half of it."""
+"""Atomic writes: a temporary file in the target's folder is renamed when complete, so that no reader sees half of it."""
 
 import os
 import secrets

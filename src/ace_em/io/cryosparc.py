@@ -63,7 +63,7 @@ def with_fields_of(table: ParticleTable, files: Sequence[Path | str]) -> Particl
     fields: Fields = {}
     for file in files:
         fields = join(table.path, uid, fields, file)
-    fields = _completed(table.path, fields, uid, first, _passthrough_beside(first))
+    fields = _completed(table.path, fields, uid, first, _passthrough_candidates(first))
     check_fields(first, fields)
     return replace(table, cryosparc=fields)
 
@@ -175,13 +175,13 @@ def load_joined(path: Path, passthrough: Sequence[Path | str]) -> Fields:
     fields = load_fields(path)
     for other in passthrough:
         fields = join(path, fields["uid"], fields, other)
-    return _completed(path, fields, fields["uid"], path, [] if passthrough else _passthrough_beside(path))
+    return _completed(path, fields, fields["uid"], path, [] if passthrough else _passthrough_candidates(path))
 
 
-def _completed(path: Path, fields: Fields, uid: np.ndarray, source: Path, beside: list[Path]) -> Fields:
-    """The fields of particles ``uid`` (N,), completed from the passthrough files ``beside`` the .cs file ``source``."""
+def _completed(path: Path, fields: Fields, uid: np.ndarray, source: Path, candidates: list[Path]) -> Fields:
+    """The fields of particles ``uid`` (N,), completed from the passthrough files ``candidates`` of the .cs file ``source``."""
     unusable = ""
-    for candidate in beside:
+    for candidate in candidates:
         if not missing_groups(fields):
             break
         try:
@@ -197,12 +197,12 @@ def _completed(path: Path, fields: Fields, uid: np.ndarray, source: Path, beside
     return fields
 
 
-def _passthrough_beside(path: Path) -> list[Path]:
-    """Passthrough files of the job that wrote ``path``: ``P1_J2_passthrough_particles.cs`` for ``P1_J2_003_particles.cs``."""
+def _passthrough_candidates(path: Path) -> list[Path]:
+    """Passthrough files of the job of ``path``: ``P1_J2_passthrough_particles.cs`` for ``P1_J2_003_particles.cs``."""
 
     def job_of(name: str) -> str:
         found = re.match(r"(?:cryosparc_)?(?:P\d+_)?(J\d+)_", name)
         return found[1] if found else ""
 
-    beside = sorted(path.absolute().parent.glob("*passthrough*.cs"))
-    return [other for other in beside if other.name != path.name and job_of(other.name) == job_of(path.name)]
+    candidates = sorted(path.absolute().parent.glob("*passthrough*.cs"))
+    return [other for other in candidates if other.name != path.name and job_of(other.name) == job_of(path.name)]

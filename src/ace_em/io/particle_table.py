@@ -90,11 +90,11 @@ def optics_rows(table: ParticleTable, optics: pd.DataFrame) -> np.ndarray:
     groups = pd.Index(_numbers(optics["rlnOpticsGroup"], lambda row: f"{table.path}: data_optics row {row + 1}"))
     if not groups.is_unique:
         raise InputError(f"{table.path}: data_optics lists an rlnOpticsGroup twice")
-    wanted = _numbers(table.particles["rlnOpticsGroup"], lambda row: f"{table.path}: row {table.row_number(row)}")
-    rows = groups.get_indexer(pd.Index(wanted))
+    group = _numbers(table.particles["rlnOpticsGroup"], lambda row: f"{table.path}: row {table.row_number(row)}")
+    rows = groups.get_indexer(pd.Index(group))
     if (rows < 0).any():
         row = int(np.flatnonzero(rows < 0)[0])
-        raise InputError(f"{table.path}: row {table.row_number(row)}: optics group {wanted[row]:g} is not in data_optics")
+        raise InputError(f"{table.path}: row {table.row_number(row)}: optics group {group[row]:g} is not in data_optics")
     return rows.astype(np.int64)
 
 

@@ -93,7 +93,7 @@ class _Parser:
                 finish()
                 if len(tokens) > 1:
                     self.refuse(f"{first} is followed by {tokens[1]}, expected a line of its own")
-                name, part, columns, rows, pairs = first[5:], "begun", [], [], {}
+                name, part, columns, rows, pairs = first[5:], "empty", [], [], {}
                 if name in self.blocks:
                     self.refuse(f"two blocks data_{name}, expected one")
             elif part == "none":
@@ -101,7 +101,7 @@ class _Parser:
             elif first.startswith("loop_"):
                 if first != "loop_" or len(tokens) > 1:
                     self.refuse(f"{' '.join(tokens[:2])}, expected loop_ on a line of its own")
-                if part != "begun":
+                if part != "empty":
                     self.refuse(f"loop_ inside data_{name}, expected one loop per block")
                 part = "names"
             elif part == "names":

@@ -23,7 +23,7 @@ from ace_em.io.star import write_star
 
 MAPS = ("volume", "volume_sharp", "mask", "half1", "half2", "half1_damped", "half2_damped")
 RESULTS = (*(f"{name}.mrc" for name in MAPS), "fsc.csv", "poses.star", "confident.star", "encoder.pt", "report.html")
-"""Results of a finished run, beside its settings, records and checkpoint."""
+"""Results of a finished run, apart from its settings, records and checkpoint."""
 FILES = (
     *("metrics.jsonl", "config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "status.json", "current.mrc", "stop", ".lock"),
     *(*RESULTS, "poses.cs", "confident.cs", "evaluation.json"),
