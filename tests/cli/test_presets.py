@@ -188,7 +188,7 @@ def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(dataclasses.asdict(preset("cryoai"))))
     assert settings("--config", str(file), "--preset", "cryoai") == preset("cryoai")
-    with pytest.raises(InputError, match="--preset fast: .*config.yaml holds every setting of preset cryoai"):
+    with pytest.raises(InputError, match="--preset fast: .*config.yaml sets every setting of preset cryoai"):
         settings("--config", str(file), "--preset", "fast")
 
 

@@ -25,7 +25,7 @@ from ace_em.report.summary import shared
 def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     monkeypatch.setattr("ace_em.report.page.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
-    assert "Every image counts at its 4 equivalent views in D2." in render(read_run(run))
+    assert "Every image is counted at its 4 equivalent views in D2." in render(read_run(run))
     views = seen[0].unflatten(0, (4, -1))[..., 2]
     signs = (views / views[0]).round().long()
     assert signs.unique(dim=1).shape[1] == 1

@@ -47,7 +47,7 @@ def test_a_process_that_is_gone_or_busy_is_told_apart(going: Path, say: Callable
     assert read_status(going)["state"] == "lost"
     say(going, host=socket.gethostname(), pid=os.getpid(), updated=time.time() - 90)
     status = read_status(going)
-    assert status["state"] == "silent" and status["stoppable"] and "the process exists" in status["headline"]
+    assert status["state"] == "silent" and status["stoppable"] and "the process still exists" in status["headline"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> N
     assert read_volume(run / "volume.mrc")[0].shape == (BOX, BOX, BOX)
     page = (run / "report.html").read_text()
     assert "ended without converging" in page
-    assert "one network, trained on all images" in page and "share nothing" not in page
+    assert "one network trained on all images" in page and "share nothing" not in page
     assert "Missing or damaged files" not in page and "Not shown" not in page and "resolution, FSC" not in page
 
 

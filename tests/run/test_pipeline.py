@@ -307,7 +307,7 @@ def test_config_means_the_same_from_another_folder(
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli.main(["reconstruct", "../particles.star", "-o", "../run", "--resume"])
-    assert ended.value.code in (0, NOT_CONVERGED) and "nothing to do" in capsys.readouterr().out
+    assert ended.value.code in (0, NOT_CONVERGED) and "already finished" in capsys.readouterr().out
 
 
 def test_flip_hand_writes_the_mirror_image_of_the_run(run: Path, data: Path, tmp_path: Path, no_report: None) -> None:
