@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ace_em.config import RunConfig, changed, flat, preset
+from ace_em.config import RunConfig, changed, flat
 from ace_em.data.particle_stack import ParticleStack
 from ace_em.data.particles import Particles
 from ace_em.data.preprocess import read_stack
@@ -27,6 +27,7 @@ from ace_em.metrics.coverage import coverage
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
 from ace_em.metrics.pose_error import pose_error
 from ace_em.physics.pose import Pose
+from ace_em.presets import preset
 from ace_em.training.autoencoder import AutoEncoder
 from ace_em.training.infer import encode
 from ace_em.training.loop import Progress, Training

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ace_em.config import SimulationConfig, changed, preset
+from ace_em.config import SimulationConfig, changed
+from ace_em.presets import preset
 from ace_em.simulation.write import simulate
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """ACE-EM: ab initio cryo-EM reconstruction with an asymmetric complementary autoencoder.
 
-The names below are the public interface; each is imported when it is first used, so that ``import ace_em`` is quick.
+The names below are the public interface. Each is imported on first use, so that ``import ace_em`` is fast.
 """
 
 from importlib import import_module
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ace_em.config import RunConfig as RunConfig
     from ace_em.config import SearchConfig as SearchConfig
     from ace_em.config import SimulationConfig as SimulationConfig
-    from ace_em.config import preset as preset
     from ace_em.data.particle_stack import ParticleStack as ParticleStack
     from ace_em.data.particles import Particles as Particles
     from ace_em.data.survey import Survey as Survey
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from ace_em.metrics.fsc import resolution_shell as resolution_shell
     from ace_em.metrics.pose_error import pose_error as pose_error
     from ace_em.physics.pose import Pose as Pose
+    from ace_em.presets import preset as preset
     from ace_em.simulation.write import simulate as simulate
 
 _WHERE = {
@@ -54,7 +54,7 @@ _WHERE = {
     "RunConfig": "config",
     "SearchConfig": "config",
     "SimulationConfig": "config",
-    "preset": "config",
+    "preset": "presets",
     "ParticleStack": "data.particle_stack",
     "Particles": "data.particles",
     "Survey": "data.survey",

@@ -1,4 +1,4 @@
-"""``python -m ace_em``: the command line where the script is not on the PATH, as under ``torchrun -m``."""
+"""``python -m ace_em``: the command line without the ``ace-em`` script, for instance under ``torchrun -m``."""
 
 from ace_em.cli import main
 

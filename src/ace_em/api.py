@@ -1,7 +1,7 @@
-"""The stages of a run as functions, for notebooks and scripts: nothing is printed, no global seed is set.
+"""The stages of a run as functions, for notebooks and scripts. They print nothing and set no global seed.
 
-Training, the ab initio search and the refinement are iterators over updates or rounds, so that a caller can stop them, look into
-them, and go on. Images are a :class:`~ace_em.data.particle_stack.ParticleStack`; poses are :class:`~ace_em.physics.pose.Pose`.
+Training, the ab initio search and the refinement are iterators over updates or rounds, so that a caller can inspect or stop
+them at any point. Images are a :class:`~ace_em.data.particle_stack.ParticleStack`; poses are :class:`~ace_em.physics.pose.Pose`.
 """
 
 from collections.abc import Iterator
@@ -29,38 +29,38 @@ from ace_em.refinement.search import SearchSpace
 from ace_em.report.page import write_report
 from ace_em.run.convergence import Verdict
 from ace_em.run.pipeline import Request
-from ace_em.run.pipeline import reconstruct as carry_out
+from ace_em.run.pipeline import reconstruct as run_pipeline
 from ace_em.run.reporter import Mode
 from ace_em.training.fabric import make_fabric
 from ace_em.training.loop import Training
 
 
 def read_particles(path: Path | str, project: Path | str | None = None) -> Particles:
-    """The particles of a RELION .star or cryoSPARC .cs file; their images are read later.
+    """Open the particles of a RELION .star or cryoSPARC .cs file, without reading their images.
 
     Parameters
     ----------
-    project : folder that image paths are relative to; otherwise the file's folder and those above it are tried.
+    project : folder that image paths are relative to; by default the folder of the file and its parents are tried.
 
     Raises
     ------
-    InputError : names the file, the row or column, what was found and what is expected.
+    InputError : names the file, the row or column, the value found and the expected value.
     """
     return Particles.open(path, None if project is None else Path(project))
 
 
 def read_images(particles: Particles, box: int, look: Survey | None = None) -> ParticleStack:
-    """All images at a working box, in memory: normalised, masked, Fourier-cropped; whitened when they are used.
+    """Read all images at a working box into memory: normalised, masked and Fourier-cropped. They are whitened on use.
 
     Parameters
     ----------
-    look : of :func:`ace_em.survey`; made when None.
+    look : result of :func:`ace_em.survey`; None makes a new survey.
     """
     return read_stack(particles, look_at(particles) if look is None else look, box)
 
 
 def read_map(path: Path | str) -> tuple[Tensor, float]:
-    """A map (n, n, n), z, y, x order, and its pixel size in Angstrom."""
+    """Read a map (n, n, n), z, y, x order, and its pixel size in Angstrom."""
     volume, pixel_size = read_volume(Path(path))
     return torch.from_numpy(volume.copy()), pixel_size
 
@@ -71,7 +71,7 @@ def write_map(path: Path | str, volume: Tensor, pixel_size_angstrom: float) -> N
 
 
 def diameter_px(stack: ParticleStack, diameter_angstrom: float) -> float:
-    """A diameter in pixels of the stack's box."""
+    """Convert a diameter to pixels of the working box."""
     return diameter_angstrom / stack.pixel_size_angstrom
 
 
@@ -82,7 +82,7 @@ def train_autoencoder(
     seed: int = 0,
     device: str = "cpu",
 ) -> Training:
-    """Stage 1: iterate over the result to train; ``.model`` is the autoencoder at any time.
+    """Stage 1. Iterating over the result trains the autoencoder, which is its attribute ``.model``.
 
     Parameters
     ----------
@@ -101,12 +101,12 @@ def ab_initio(
     seed: int = 0,
     device: str = "cpu",
 ) -> Iterator[Round]:
-    """Stage 2, first part: yield the state after each round of pose search on a random subset of the images.
+    """Ab initio search (stage 2): yield the state after each round of pose search on a random subset of the images.
 
     Parameters
     ----------
-    volume : (box, box, box) map to start from, such as ``training.model.decoder.volume()``.
-    pose : (N,) poses to start from, such as those of :func:`ace_em.training.infer.encode`.
+    volume : (box, box, box) initial map, such as ``training.model.decoder.volume()``.
+    pose : (N,) initial poses, such as those of :func:`ace_em.training.infer.encode`.
     """
     diameter = diameter_px(stack, diameter_angstrom)
     space = SearchSpace(stack.box, diameter, config, torch.eye(3)[None], disc_share(stack.box))
@@ -131,9 +131,9 @@ def refine_half_sets(
 
     Parameters
     ----------
-    volume : (box, box, box) map that both halves start from, low-passed at ``search.shared_band``.
+    volume : (box, box, box) initial map of both halves, low-passed at ``search.shared_band``.
     pose : (N,); only the shifts are used.
-    symmetry : point group; its axes must stand in the map as RELION has them.
+    symmetry : point group; the map must be oriented by RELION's convention for its axes.
     """
     diameter, group = diameter_px(stack, diameter_angstrom), point_group(symmetry).float()
     space = SearchSpace(stack.box, diameter, search, group, disc_share(stack.box))
@@ -146,7 +146,7 @@ def refine_half_sets(
 
 
 def backproject(stack: ParticleStack, pose: Pose, seed: int = 0) -> Halves:
-    """Half-maps, the map of both, and their FSC, from images at known poses (N,) in pixels of the stack's box."""
+    """Half-maps, combined map and FSC from known poses (N,), shifts in pixels of the working box."""
     halves = torch.from_numpy(random_halves(len(stack), seed))
     one, two = (accumulate(stack, pose, torch.nonzero(halves == number)[:, 0]) for number in (1, 2))
     return reconstruct_halves(one, two, soft_ball(stack.box, stack.box / 2 - 2))
@@ -160,11 +160,11 @@ def reconstruct(
     resume: bool = False,
     quiet: bool = True,
 ) -> Verdict:
-    """A whole run, as ``ace-em reconstruct``: writes the folder ``out``; says whether it converged, and why not.
+    """A complete run, as ``ace-em reconstruct``: writes the folder ``out`` and returns the verdict on convergence.
 
     Raises
     ------
-    InputError : before anything is written, when the input or a setting is wrong.
+    InputError : if the input or a setting is wrong; nothing is written then.
     """
     mode: Mode = "quiet" if quiet else "text"
-    return carry_out(Request(Path(particles), Path(out), overwrite, resume, mode, "", write_report), config)
+    return run_pipeline(Request(Path(particles), Path(out), overwrite, resume, mode, "", write_report), config)

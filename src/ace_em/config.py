@@ -1,9 +1,8 @@
-"""Every setting of a run, as frozen dataclasses.
+"""All settings of a run, as frozen dataclasses.
 
-The command line builds its options from these classes, and ``ace-em --help`` must not wait for torch: so this module imports the
-standard library alone. Lengths are in Angstrom, angles in degrees. Bands are in
-units of one over the particle's diameter ("per diameter"): 3.4 of them is the shell ``3.4 * box / diameter``, so that
-the plan follows the particle and not the box that it came in.
+The command line builds its options from these classes. This module imports only the standard library, so that ``ace-em --help``
+is fast. Lengths are in Angstrom, angles in degrees. Bands are in cycles per particle diameter: a band of 3.4 ends at the shell
+``3.4 * box / diameter``. They depend on the size of the particle, not on that of the box.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ Config = TypeVar("Config", bound=Any)
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """A simulated particle set (appendix B of the paper)."""
+    """A simulated particle data set (appendix B of the paper)."""
 
     n: int = 5000
     """number of images"""
@@ -27,7 +26,7 @@ class SimulationConfig:
     resolution: float = 6.0
     """molmap resolution in Angstrom: atoms are Gaussians of sigma 0.225 of it"""
     snr_db: float = -10.0
-    """signal-to-noise power ratio in decibel; 200 is noise-free"""
+    """signal-to-noise power ratio in decibels; 200 is noise-free"""
     shift_sd: float = 20.0
     """standard deviation of the in-plane shift along each axis, Angstrom"""
     defocus: float = 20000.0
@@ -55,8 +54,7 @@ class VoxelGridConfig:
     lr: float = 0.05
     """AdamW learning rate in units of the volume's amplitude (paper: 1.0 in its grey values)"""
     lr_scale: float = 1.0
-    """factor on lr: the share of its volume's amplitude that the paper's grey value of 1 is (not given there; 0.05 is our
-    reading)"""
+    """factor on lr: grey value 1 of the paper as a share of the volume's amplitude (not given in the paper; we assume 0.05)"""
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,17 @@ class FourierNetConfig:
 
     projector: Literal["direct", "lattice"] = "lattice"
     """'direct': the network is evaluated at every coefficient of every image (paper); 'lattice': once per step on a grid, which
-    is then sliced like a voxel volume (cheaper when a batch has more coefficients than the grid)"""
+    is then sliced like a voxel volume (cheaper if a batch has more coefficients than the grid)"""
     lr: float = 2e-4
     """AdamW learning rate (paper: 1e-4)"""
 
 
 @dataclass(frozen=True)
 class FourierEncoderConfig:
-    """The encoder that reads Fourier coefficients: a multilayer perceptron."""
+    """The Fourier encoder: a multilayer perceptron on Fourier coefficients."""
 
     band: float = 7.5
-    """it reads frequencies up to this, in cycles per diameter"""
+    """input frequencies up to this, in cycles per diameter"""
     width: int = 512
     """units per layer"""
     depth: int = 4
@@ -95,199 +93,197 @@ class AceConfig:
     batch: int = 256
     """images per update and per device (paper: 1024 with voxels)"""
     hypotheses: int = 4
-    """rotations per image; the best one gets the gradient (paper: 1)"""
+    """rotations per image; only the best one has a gradient (paper: 1)"""
     alternatives: bool = True
     """also score a 180-degree alternative of every hypothesis (paper: off)"""
     alternative_weight: float = 0.3
-    """weight of the loss that pulls the nearest hypothesis to an alternative that fits better"""
+    """weight of the loss that moves the nearest hypothesis towards a better alternative"""
     blank: bool = True
-    """an image may show no particle: one that the zero image fits better than every hypothesis has no gradient (paper: off)"""
+    """allow images without a particle: an image that zero fits better than every hypothesis has no gradient (paper: off)"""
     symmetric_loss: Literal["none", "half-turn", "generalised"] = "none"
-    """'none' (eq. 5), 'half-turn' (eq. 6: the better of the image and its 180-degree turn) or 'generalised' (eq. 7: the better
-    of two random in-plane turns and mirrors)"""
+    """'none' (eq. 5), 'half-turn' (eq. 6: the better of the image and its 180-degree rotation) or 'generalised' (eq. 7: the
+    better of two random in-plane rotations and mirrors)"""
     label_steps: int = 0
-    """updates during which the image loss compares with a low-passed image, eq. 9-10 (paper: 3000-6000 with voxels)"""
+    """updates with low-passed images in the image loss, eq. 9-10 (paper: 3000-6000 with voxels)"""
     label_kernel: int = 5
-    """which of the five filters low-passes it: 4 or 5, eq. 9"""
+    """index of the low-pass filter, 1 to 5 (paper: 4 or 5, eq. 9)"""
     pip: bool = True
-    """train pose-image-pose beside image-pose-image"""
+    """train pose-image-pose (PIP) in addition to image-pose-image (IPI)"""
     pip_schedule: Literal["together", "alternating", "succession"] = "together"
-    """after the warm-up, 'together': L_IPI + beta L_PIP in each update; 'alternating': one and the other in turn;
-    'succession': PIP alone"""
+    """after the warm-up 'together': L_IPI + beta L_PIP in each update; 'alternating': IPI and PIP updates in turn;
+    'succession': PIP only"""
     pip_weight: float = 0.3
     """beta of eq. 14 (paper: 0.9 at 200 dB, 0.05-0.09 at -10 dB)"""
     pip_warmup_steps: int = 0
-    """updates before PIP joins, eq. 15 (paper: 0, or 2000-3000)"""
+    """updates before PIP starts, eq. 15 (paper: 0, or 2000-3000)"""
     pip_freeze_decoder: bool = True
     """PIP does not update the volume (paper, section 4.1)"""
     pip_spread: float = 0.1
-    """share of the PIP loss that goes to all hypotheses rather than the best one (no meaning with 1 hypothesis)"""
+    """share of the PIP loss on all hypotheses rather than the best one (no effect with 1 hypothesis)"""
     pip_shift_sd: float = 0.05
-    """first guess of the shifts' spread along an axis, in diameters; replaced by that of the encoder's predictions"""
+    """initial standard deviation of the shifts along an axis, in diameters; later that of the encoder's predictions"""
     shift_weight: float = 0.01
     """weight of eq. 8's L1 term on shifts, as fractions of the box (paper: 1)"""
     first_band: float = 3.0
-    """image loss at the start counts frequencies up to this, in cycles per diameter"""
+    """band of the image loss at the start, in cycles per diameter"""
     last_band: float = 9.0
-    """and up to this at the end of the march; also sets the working box. 0: every frequency of the final box (paper)"""
+    """band at the end of the march; also sets the working box. 0: all frequencies of the final box (paper)"""
     march: float = 0.6
-    """share of the run over which the band grows; 0 counts every frequency from the start (paper)"""
+    """share of the training over which the band grows; 0: last_band from the start (paper)"""
     lr_encoder: float = 1e-3
     """AdamW learning rate of the encoder"""
     schedule: Literal["cosine", "constant", "multistep"] = "cosine"
     """after the warm-up 'cosine' (to final_lr), 'constant' or 'multistep' (times milestone_factor at every milestone)"""
     milestones: tuple[float, ...] = (0.6, 0.85)
-    """shares of the run at which 'multistep' lowers the rate"""
+    """shares of the training at which 'multistep' lowers the learning rate"""
     milestone_factor: float = 0.1
-    """and by how much"""
+    """factor on the learning rate at each milestone"""
     final_lr: float = 0.03
-    """share of the learning rate left at the end of the cosine"""
+    """final share of the learning rate of 'cosine'"""
     warmup_steps: int = 50
     """updates over which the learning rate rises"""
     max_shift: float = 0.125
-    """bound of the encoder's shifts, fraction of the box (paper: a sigmoid; centred, 0.5)"""
+    """limit of the encoder's shifts, fraction of the box (paper: 0.5, from a sigmoid)"""
     voxel: VoxelGridConfig = field(default_factory=VoxelGridConfig)
-    """decoder 'voxel'"""
+    """settings of decoder 'voxel'"""
     fouriernet: FourierNetConfig = field(default_factory=FourierNetConfig)
-    """decoder 'fouriernet'"""
+    """settings of decoder 'fouriernet'"""
     fourier: FourierEncoderConfig = field(default_factory=FourierEncoderConfig)
-    """encoder 'fourier'"""
+    """settings of encoder 'fourier'"""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Stage 2: exhaustive pose search: ab initio on random subsets first, then of all images in two half-sets."""
+    """Stage 2: exhaustive pose search, first ab initio on random subsets, then on all images in two half-sets."""
 
     first_band: float = 6.0
-    """the first round counts frequencies up to this, in cycles per diameter"""
+    """band of the first round, in cycles per diameter"""
     last_band: float = 9.7
-    """the last round of the ab initio search counts frequencies up to this"""
+    """band of the last round of the ab initio search, in cycles per diameter"""
     ab_initio_rounds: int = 20
-    """rounds of the ab initio search, each on a fresh random subset: cheap, and the change of images moves the map out of wrong
-    arrangements of views"""
+    """rounds of the ab initio search, each on a new random subset of the images, which helps to escape local minima"""
     ab_initio_images: int = 800
-    """images in such a subset"""
+    """images per subset"""
     ab_initio_explained: float = 0.93
-    """the ab initio search ends early when the map explains this share of the signal and gains no more"""
+    """the ab initio search ends early when the map explains this share of the signal and no longer improves"""
     held_out: int = 400
-    """images kept out of the ab initio search (a fifth of all at most): how well the map explains them decides between starts"""
+    """images excluded from the ab initio search (at most a fifth of all), to compare starts"""
     tolerance: float = 0.05
-    """another start is tried when the map explains less of the held-out images' signal than the noise allows the right map, by
-    more than this share"""
+    """another start is made if its map explains less of the signal in held-out images than expected, by more than this share"""
     shortfall: float = 0.2
-    """a run whose map falls short of that by more than this share has not converged"""
+    """a run has not converged if its map explains less than expected by more than this share"""
     least_z: float = 5.0
-    """nor has one whose map fits the held-out images better than a map of random phases by fewer standard errors than this"""
+    """a run has not converged if the z-score of its map against a map with random phases is lower, on held-out images"""
     spacing: float = 1.5
-    """distance of orientations in the grid, in units of 1 rad over the band"""
+    """spacing of the orientation grid, in units of 1 rad over the band"""
     shift: float = 0.08
-    """radius of the shift grid about an image's last shift, in diameters"""
+    """radius of the shift grid around the last shift of an image, in diameters"""
     shift_step: float = 0.04
-    """its step, in diameters"""
+    """step of the shift grid, in diameters"""
     top_k: int = 4
-    """orientations per image that local steps are tried from"""
+    """orientations per image that are refined by local steps"""
     local_steps: int = 3
     """Gauss-Newton steps after each search"""
     factors: Literal["processor", "float32", "bfloat16"] = "processor"
-    """numbers that scores are multiplied from: 'processor' lets it round them to bfloat16 where it is faster at that; 'float32'
-    never, 'bfloat16' always rounds"""
+    """precision of the factors of the scores: 'float32', 'bfloat16', or 'processor' for bfloat16 where the processor is faster
+    with it"""
     shared_band: float = 4.5
-    """the two half-sets start from the ab initio map low-passed at this, in cycles per diameter; nothing finer is shared"""
+    """the half-sets start from the ab initio map low-passed at this, in cycles per diameter; finer detail is independent"""
     max_rounds: int = 8
-    """most rounds on all images"""
+    """maximum number of rounds on all images"""
     stable_deg: float = 10.0
-    """a pose is stable when a round on all images moved it by less than this"""
+    """a pose is stable if a round on all images changed it by less than this"""
     stable_share: float = 0.97
-    """stop when this share of the poses is stable and the half-maps no longer gain"""
+    """stop when this share of the poses is stable and the half-maps no longer improve"""
     settled_share: float = 0.7
-    """fewer stable poses than this at the end, and the run has not converged"""
+    """a run with a lower share of stable poses at the end has not converged"""
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Stage 3: the two half-sets, refined by Gauss-Newton steps as band and box grow."""
+    """Stage 3: local refinement of the two half-sets by Gauss-Newton steps, with growing band and box."""
 
     local_steps: int = 3
     """Gauss-Newton steps per round"""
     max_rounds: int = 8
-    """rounds per box"""
+    """maximum number of rounds per box"""
     stable_deg: float = 0.5
-    """a box is done when the median pose moved by less than this and the band no longer grows"""
+    """refinement at a box ends when the median pose changed by less than this and the band no longer grows"""
     defocus: bool = False
-    """fit every particle's defocus at the full box, in two passes"""
+    """refine the defocus of every particle at the final box, in two passes"""
     defocus_range: float = 1600.0
-    """how far from the file's defocus is looked, Angstrom"""
+    """range of the defocus search around the input value, Angstrom"""
     defocus_sd: float = 400.0
-    """prior spread of the defocus error, Angstrom"""
+    """prior standard deviation of the defocus error, Angstrom"""
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Stage 4: the encoder is trained on the final map by PIP alone, for `ace-em predict`."""
+    """Stage 4: training of the encoder on the final map by PIP, for `ace-em predict`."""
 
     steps: int = 1000
-    """updates; 0: no encoder is kept for `ace-em predict`"""
+    """updates; 0: no encoder for `ace-em predict`"""
     images: int = 20000
-    """images whose CTFs are used, at most"""
+    """maximum number of images whose CTFs are used"""
     lr: float = 2e-3
     """AdamW learning rate"""
     hypotheses: int = 4
-    """hypotheses (180-degree alternatives among them) that a local step is tried from"""
+    """hypotheses, 180-degree alternatives included, that are refined by local steps"""
     bands: tuple[float, ...] = (2.6, 3.8, 5.8)
-    """the local step climbs through these bands, in cycles per diameter, then uses all: coarse ones find poses further away"""
+    """bands of successive local steps, in cycles per diameter; a last step uses all. Low bands correct larger errors"""
     distinct_deg: float = 15.0
-    """poses nearer to each other than this are one answer"""
+    """poses closer than this count as one"""
     confident: float = 0.9
     """particles whose pose is at least this probable are written to confident.star"""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that `reconstruct` needs beside the particles."""
+    """All settings of `reconstruct`."""
 
     preset: Literal["fast", "paper-voxel", "paper-fourier", "cryoai", "cryoposenet"] = "fast"
-    """defaults of every other setting: 'fast' or one of the published recipes; `ace-em presets` shows them"""
+    """defaults of the other settings: 'fast' or a published recipe; see `ace-em presets`"""
     stages: Literal["all", "ace"] = "all"
-    """'all', or 'ace': the autoencoder alone, as published; its map and the encoder's poses are the result"""
+    """'all', or 'ace': only the autoencoder, as published; the result is its map and the encoder's poses"""
     subset: str = ""
-    """use only these particles: row numbers (text, from 1; .npy, from 0) or another particle file (.star, .cs)"""
+    """particles to use: file with row numbers (text, from 1; .npy, from 0) or another particle file (.star, .cs)"""
     exclude: str = ""
-    """leave these particles out; a file as for --subset"""
+    """particles to omit; a file as for --subset"""
     max_particles: int = 0
-    """use no more than so many particles, drawn at random; 0: all"""
+    """maximum number of particles, drawn at random; 0: all"""
     passthrough: str = ""
-    """cryoSPARC files with the fields that the .cs file lacks, separated by commas; those beside it are found"""
+    """cryoSPARC files with fields that the .cs file lacks, separated by commas; default: those in the same folder"""
     project: str = ""
-    """folder that image paths are relative to; otherwise the particle file's folder and those above it are tried"""
+    """folder that image paths are relative to; default: the folder of the particle file and its parents are tried"""
     seed: int = 0
     """random seed"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto, cpu, cuda or mps: where the networks run; poses are searched and refined there too, but on the CPU beside mps"""
+    """device of the networks and of pose search and refinement (CPU for the latter two with mps)"""
     threads: int = 0
-    """CPU threads; 0: the cores this process may use"""
+    """CPU threads; 0: all cores available to this process"""
     memory: float = 0.0
-    """GiB that the images of one box may take; where they take more, they are kept in a scratch file and read block by block.
-    0: half of the memory that is free"""
+    """memory limit for the images of one box in GiB; larger sets are kept in a scratch file and read block by block.
+    0: half of the free memory"""
     scratch: str = ""
-    """folder for that file; otherwise that of the run"""
+    """folder for the scratch file; default: that of the run"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Lightning Fabric's precision for stage 1"""
     contrast: Literal["auto", "white", "black"] = "auto"
-    """auto, white or black: the protein's contrast on disk"""
+    """contrast of the protein on disk; auto: measured"""
     diameter: float = 0.0
     """particle diameter in Angstrom; 0: measured from the images"""
     final_box: int = 0
-    """box of the final maps in pixels; 0: that of the images, 128 at most"""
+    """box of the final maps in pixels; 0: that of the images, at most 128"""
     checkpoint_s: float = 15.0
-    """seconds between checkpoints; a run that is stopped or killed loses no more than this and the round it is in"""
+    """seconds between checkpoints; a killed run loses at most this time and the current round"""
     starts: int = 3
-    """how many random starts are tried at most before the best is taken"""
+    """maximum number of random starts"""
     symmetry: str = "C1"
-    """point group (Cn, Dn, T, O, I; RELION's axes), used after a start without it"""
+    """point group (Cn, Dn, T, O, I; RELION's axes), imposed after the ab initio search"""
     flip_hand: bool = False
-    """write the mirror image, maps and poses together: projections do not determine the hand"""
+    """write maps and poses of the other hand, which projections cannot determine"""
     b_factor: float | None = None
-    """B factor in Angstrom^2 (negative sharpens) for volume_sharp.mrc; none: measured"""
+    """B factor in Angstrom^2 (negative sharpens) of volume_sharp.mrc; none: measured"""
     ace: AceConfig = field(default_factory=AceConfig)
     """stage 1"""
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -298,73 +294,18 @@ class RunConfig:
     """stage 4"""
 
 
-# the published recipes as changes of the defaults, each number from the place in the paper that is named
-PUBLISHED: dict[str, Any] = {
-    "stages": "ace",
-    "starts": 1,
-    "ace.encoder": "resnet",  # A.1
-    "ace.hypotheses": 1,
-    "ace.alternatives": False,
-    "ace.shift_weight": 1.0,  # eq. 8
-    "ace.max_shift": 0.5,  # A.1: a sigmoid, here centred
-    "ace.last_band": 0.0,
-    "ace.march": 0.0,
-    "ace.schedule": "multistep",  # 4.1: WarmupMultiStepLR; the paper gives none of its numbers
-    "ace.warmup_steps": 1000,
-    "ace.blank": False,
-    "ace.pip_weight": 0.07,  # 4.1: 0.05-0.09 at -10 dB, 0.9 at 200 dB
-}
-VOXEL: dict[str, Any] = {
-    "ace.decoder": "voxel",
-    "ace.batch": 1024,  # 4.1
-    "ace.steps": 30000,
-    "ace.lr_encoder": 1e-3,
-    "ace.voxel.lr": 1.0,
-    "ace.voxel.lr_scale": 0.05,
-}
-FOURIER: dict[str, Any] = {
-    "ace.decoder": "fouriernet",
-    "ace.fouriernet.projector": "direct",
-    "ace.batch": 384,  # 4.1
-    "ace.steps": 40000,
-    "ace.lr_encoder": 1e-4,
-    "ace.fouriernet.lr": 1e-4,
-    "ace.symmetric_loss": "half-turn",  # eq. 7 is for voxels only, 3.3
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {},
-    "paper-voxel": PUBLISHED | VOXEL | {"ace.symmetric_loss": "generalised", "ace.label_steps": 4000},
-    "paper-fourier": PUBLISHED | FOURIER,
-    "cryoai": PUBLISHED | FOURIER | {"ace.pip": False},
-    "cryoposenet": PUBLISHED | VOXEL | {"ace.pip": False},
-}
-
-
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A configuration with other values for some of its settings, by dotted name (``ace.voxel.lr``)."""
+    """A copy of a configuration with other values for some settings, by dotted name (``ace.voxel.lr``)."""
     for name, value in settings.items():
-        group, inside, rest = name.partition(".")
-        config = dataclasses.replace(config, **{group: changed(getattr(config, group), {rest: value}) if inside else value})
+        group, dot, rest = name.partition(".")
+        config = dataclasses.replace(config, **{group: changed(getattr(config, group), {rest: value}) if dot else value})
     return config
 
 
-def preset(name: str) -> RunConfig:
-    """The whole configuration of a preset."""
-    return changed(RunConfig(), {"preset": name} | PRESETS[name])
-
-
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every setting of a configuration by dotted name."""
-    found: dict[str, Any] = {}
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
-        found |= flat(value, f"{prefix}{one.name}.") if dataclasses.is_dataclass(value) else {prefix + one.name: value}
-    return found
-
-
-def differences() -> list[tuple[str, list[Any]]]:
-    """Settings that differ between presets, and their value in each, in the order of ``PRESETS``."""
-    settings = [flat(preset(name)) for name in PRESETS]
-    return [
-        (key, [s[key] for s in settings]) for key in settings[0] if key != "preset" and len({str(s[key]) for s in settings}) > 1
-    ]
+    """All settings of a configuration by dotted name."""
+    settings: dict[str, Any] = {}
+    for setting in dataclasses.fields(config):
+        name, value = prefix + setting.name, getattr(config, setting.name)
+        settings |= flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return settings

@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    class Shown(Figure):
-        """A figure that notebooks show, whatever backend they have."""
+    class NotebookFigure(Figure):
+        """A figure that notebooks display with any matplotlib backend."""
 
         def _repr_png_(self) -> bytes:
             png = BytesIO()
             self.savefig(png, format="png", dpi=90)
             return png.getvalue()
 
-    return Shown(figsize=(width, height), layout="constrained")
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def slices(volume: Tensor, title: str = "") -> "Figure":
-    """Central slices of a map (n, n, n), z, y, x order, across z, y and x."""
+    """Central slices of a map (n, n, n), z, y, x order, perpendicular to z, y and x."""
     figure = _figure(7.5, 2.7)
     values, middle = volume.detach().cpu().numpy(), volume.shape[-1] // 2
     low, high = np.percentile(values, (0.5, 99.9))
     for axis, name in enumerate("zyx"):
         axes = figure.add_subplot(1, 3, axis + 1)
         axes.imshow(np.take(values, middle, axis), cmap="gray", origin="lower", vmin=low, vmax=high)
-        axes.set_title(f"across {name}", fontsize=10)
+        axes.set_title(f"perpendicular to {name}", fontsize=10)
         axes.set_axis_off()
     figure.suptitle(title)
     return figure
 
 
-def images(pictures: Tensor, columns: int = 6) -> "Figure":
+def images(images: Tensor, columns: int = 6) -> "Figure":
     """Images (b, n, n), each with its own grey scale."""
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     figure = _figure(1.4 * columns, 1.4 * rows)
-    for i, picture in enumerate(pictures.detach().cpu().numpy()):
+    for i, image in enumerate(images.detach().cpu().numpy()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        axes.imshow(picture, cmap="gray", origin="lower")
+        axes.imshow(image, cmap="gray", origin="lower")
         axes.set_axis_off()
     return figure
 
@@ -90,7 +90,7 @@ def views(pose: Pose | Tensor) -> "Figure":
 
 
 def losses(history: Mapping[str, list[float]]) -> "Figure":
-    """Curves of a training, by name, one value for each update."""
+    """Training losses by name, one value per update."""
     figure = _figure(5.5, 3.2)
     axes = figure.add_subplot()
     for name, values in history.items():

@@ -187,7 +187,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "no particles": (lambda: write_star(drop=("rlnImageName",)), ["p.star", "rlnImageName", "rlnDefocusU"]),
     "no rows": (lambda: write_star(0), ["p.star", "no rows"]),
     "stack missing": (lambda: Path("a.mrcs").unlink(), ["p.star: row 1", "a.mrcs", "not found"]),
-    "stack short": (lambda: write_star(N + 2), ["p.star", f"row {N + 1}", "a.mrcs", f"holds {N}"]),
+    "stack short": (lambda: write_star(N + 2), ["p.star", f"row {N + 1}", "a.mrcs", f"contains {N}"]),
     "stack truncated": (lambda: Path("a.mrcs").write_bytes(Path("a.mrcs").read_bytes()[:-4]), ["a.mrcs", "truncated"]),
     "stack is no MRC": (lambda: Path("a.mrcs").write_text("hello " * 400), ["a.mrcs", "not an MRC file"]),
     "non-square": (lambda: write_stack(images()[:, :, :-2]), ["a.mrcs", "14 x 16", "square"]),
@@ -214,7 +214,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "defocus 0 for all": (every_row(rlnDefocusU="0", rlnDefocusV="0"), [*NOT_ANGSTROM, "median 0 "]),
     "defocus negative": (
         every_row(rlnDefocusU="-15000", rlnDefocusV="-14500"),
-        ["p.star", "rlnDefocusU", "-15000", "turn the sign"],
+        ["p.star", "rlnDefocusU", "-15000", "change the sign"],
     ),
     "missing optics group": (no_such_group, ["p.star", "row 7", "optics group 2", "data_optics"]),
     "same image twice": (lambda: write_star(change={9: {"rlnImageName": "004@./a.mrcs"}}), ["p.star", "row 9", "row 4", "once"]),
@@ -223,7 +223,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
         ["p.star", "/not/here/a.mrcs not found", "tried", "--project"],
     ),
     "huge values": (spoilt_images(lambda data: data.__setitem__((41, 3, 5), 1e30)), ["a.mrcs", "image 42", "values beyond"]),
-    "masked images": (spoilt_images(masked_image), ["a.mrcs", "image 42", "outside of its circle", "not masked"]),
+    "masked images": (spoilt_images(masked_image), ["a.mrcs", "image 42", "outside the inscribed circle", "unmasked"]),
     "pixel size in nanometre": (every_row(rlnPixelSize="0.001"), ["p.star", "pixel size 0.001", "Angstrom"]),
     "one defocus in micrometre": (
         lambda: write_star(change={7: {"rlnDefocusV": "1.5"}}),
@@ -252,7 +252,7 @@ BAD_FILES: dict[str, tuple[Callable[[], object], list[str]]] = {
     ),
     "quotation mark not closed": (
         lambda: write_star(change={7: {"rlnImageName": '"7@a.mrcs'}}),
-        ["p.star: line 18", "quotation mark", "not closed"],
+        ["p.star: line 18", "unclosed quotation mark"],
     ),
     "block without columns": (
         lambda: Path("p.star").write_text("data_particles\n"),
@@ -317,9 +317,9 @@ def test_contrast_that_is_not_clear_from_the_images_is_the_files(reconstruct: Ca
     write_stack(np.random.default_rng(0).normal(size=(N, BOX, BOX)).astype(np.float32))
     convert(Path("p.star"), Path("p.cs"), contrast="black", say=lambda line: None)
     told = announced("p.cs")
-    assert "protein is black (from the file, z = " in told and "give --contrast" not in told
+    assert "protein is black (from the file, z = " in told and "set --contrast" not in told
     told = announced("p.star")
-    assert "(measured, z = " in told and "give --contrast" in told
+    assert "(measured, z = " in told and "set --contrast" in told
 
 
 def test_half_sets_too_uneven_for_half_maps(reconstruct: Callable[..., Result]) -> None:
@@ -340,7 +340,7 @@ def test_a_disk_without_room_for_the_later_boxes(
 
     monkeypatch.setattr("ace_em.data.coefficients.shutil.disk_usage", lambda folder: Usage)
     before = contents(tmp_path)
-    scratch = ["GiB of scratch space are needed", "0.0 GiB are free", "--scratch"]
+    scratch = ["GiB of scratch space needed", "0.0 GiB are free", "--scratch"]
     assert_refused(reconstruct("p.star", "-o", "run", *TINY, "--memory", 1e-6), scratch)
     assert contents(tmp_path) == before
 
@@ -433,9 +433,9 @@ def folder_with(path: str, name: str, text: str) -> None:
 BAD_PLACES: dict[str, tuple[Callable[[], object], list[object], list[str]]] = {
     "not empty": (lambda: folder_with("run", "notes.txt", "mine"), [], ["run", "not empty", "--overwrite"]),
     "holds a run": (lambda: folder_with("run", "metrics.jsonl", "{}\n"), [], ["run", "not empty", "--overwrite"]),
-    "no run to overwrite": (lambda: folder_with("run", "notes.txt", "mine"), ["--overwrite"], ["run", "holds no run"]),
-    "file": (lambda: Path("run").write_text("mine"), [], ["run", "a file is in the way"]),
-    "file, overwrite": (lambda: Path("run").write_text("mine"), ["--overwrite"], ["run", "a file is in the way"]),
+    "no run to overwrite": (lambda: folder_with("run", "notes.txt", "mine"), ["--overwrite"], ["run", "contains no run"]),
+    "file": (lambda: Path("run").write_text("mine"), [], ["run", "is a file"]),
+    "file, overwrite": (lambda: Path("run").write_text("mine"), ["--overwrite"], ["run", "is a file"]),
 }
 
 
@@ -450,7 +450,7 @@ def test_bad_places(reconstruct: Callable[..., Result], tmp_path: Path, case: st
 
 def test_output_that_is_the_input(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     before = contents(tmp_path)
-    for place, words in ((".", ["not empty"]), ("p.star", ["p.star", "a file is in the way"])):
+    for place, words in ((".", ["not empty"]), ("p.star", ["p.star", "is a file"])):
         assert_refused(reconstruct("p.star", "-o", place, *TINY), words)
         assert_refused(reconstruct("p.star", "-o", place, *TINY, "--overwrite"), words[:-1])
     assert contents(tmp_path) == before
@@ -528,8 +528,8 @@ def test_header_of_another_pixel_size_is_told(reconstruct: Callable[..., Result]
         with mrcfile.open("a.mrcs", "r+") as file:
             file.voxel_size = size
         (line,) = told()
-        assert line.startswith("p.star says 8 A/px, but the header of ")
-        assert line.endswith(f"a.mrcs says {word}: the 8 of the table is used")
+        assert line.startswith("pixel size 8 A/px in p.star, but ")
+        assert line.endswith("a.mrcs: using 8") and f"but {word} in the header of " in line
     for size in (8.0, 8.05, 1.0, 0.0):
         with mrcfile.open("a.mrcs", "r+") as file:
             file.voxel_size = size
@@ -594,17 +594,17 @@ def test_images_of_noise_alone(reconstruct: Callable[..., Result], tmp_path: Pat
     write_stack(np.random.default_rng(5).normal(size=(N, 16, 16)).astype(np.float32))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY)
     assert (code, err) == (3, "")
-    assert "not converged" in out and "the probability of every pose is written as 0, and there is no confident.star" in out
+    assert "not converged" in out and "all pose probabilities are written as 0 and there is no confident.star" in out
 
 
 def test_defocus_in_nanometre_is_asked_about(reconstruct: Callable[..., Result], tmp_path: Path) -> None:
     write_star(change=dict.fromkeys(range(1, N + 1), {"rlnDefocusU": "1500", "rlnDefocusV": "1450"}))
-    assert "median defocus is 1500 A, which is low: is the column in nanometre?" in announced("p.star", "quiet")
+    assert "median defocus is only 1500 A: is the column in nanometres?" in announced("p.star", "quiet")
 
 
 def test_resume_of_nothing_says_so(reconstruct: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """And begins a run, which need not be carried out here."""
-    monkeypatch.setattr("ace_em.run.pipeline.carry_out", lambda *begun: Verdict(False, "not carried out"))
+    monkeypatch.setattr("ace_em.run.pipeline.run_stages", lambda *begun: Verdict(False, "not run"))
     code, out, err = reconstruct("p.star", "-o", "run", *TINY, "--resume")
     assert (code, err) == (3, "") and "run: no run there to resume" in out
     assert Path("run/config.yaml").exists() and Path("run/metrics.jsonl").exists()

@@ -160,7 +160,7 @@ def test_help_of_a_command_names_every_setting(ace_em: Callable[..., Result], co
         (["reconstruct", "p.star", "-o"], ["--output: expected a value"]),
         (["reconstruct", "p.star", "-o", "run", "--ace.steps", "many\nmore"], ["--ace.steps many more: expected"]),
         (["reconstruct", "p.star", "-o", "run", "--diameter", "inf"], ["--diameter inf", "a number"]),
-        (["reconstruct", "p.star", "-o", "run", "--ace.milestones", "0.5,late"], ["0.5,late", "numbers with commas between"]),
+        (["reconstruct", "p.star", "-o", "run", "--ace.milestones", "0.5,late"], ["0.5,late", "numbers separated by commas"]),
         (["reconstruct", "p.star", "-o", "run", "--predict.bands", "1,,2"], ["--predict.bands 1,,2: expected numbers"]),
         (["reconstruct", "p.star", "-o", "run", "--device", "gpu"], ["--device gpu: expected auto, cpu, cuda or mps"]),
         (["convert", "a.star", "b.cs", "--contrast", "grey"], ["--contrast grey: expected white or black"]),
@@ -196,14 +196,14 @@ def test_refusal_is_one_line(ace_em: Callable[..., Result], tmp_path: Path, args
         ("flip_hand: 1", "flip_hand 1: expected true or false"),
         ("resume: 1", "resume 1: expected true or false"),
         ("device: [cpu]", "device cpu: expected auto, cpu, cuda or mps"),
-        ("ace: {milestones: 0.5}", "ace.milestones 0.5: expected numbers with commas between"),
+        ("ace: {milestones: 0.5}", "ace.milestones 0.5: expected numbers separated by commas"),
         ("ac: {steps: 3}", "no setting ac; did you mean ace?"),
         ("steps: 3", "no setting steps; did you mean ace.steps or predict.steps?"),
         ("ace: {stepz: 3}", "no setting ace.stepz; did you mean ace.steps?"),
         ("final-box: 32", "no setting final-box; did you mean final_box?"),
         ("frobnicate: 1", "no setting frobnicate"),
         ("config: c.yaml", "no setting config"),
-        ("ace: 3", "ace 3: expected its settings below it, indented"),
+        ("ace: 3", "ace 3: expected a group of settings, indented below it"),
         ("seed: 1\n: [", "line 2: not YAML"),
         ("seed: \x00", "not YAML"),
         ("just words", "expected settings, such as a line 'seed: 1'"),
@@ -393,10 +393,10 @@ def test_numbers_with_commas_between() -> None:
 
 def test_help_says_what_every_setting_is(ace_em: Callable[..., Result]) -> None:
     shown = " ".join(ace_em("reconstruct", "--help")[1].split())
-    assert "point group (Cn, Dn, T, O, I; RELION's axes), used after a start without it (default: C1)" in shown
-    assert "--ace.hypotheses N rotations per image; the best one gets the gradient (paper: 1) (default: 4)" in shown
+    assert "point group (Cn, Dn, T, O, I; RELION's axes), imposed after the ab initio search (default: C1)" in shown
+    assert "--ace.hypotheses N rotations per image; only the best one has a gradient (paper: 1) (default: 4)" in shown
     assert "(default: true; off: --no-ace.blank)" in shown and "(default: 0.6,0.85)" in shown
-    assert shown.startswith("usage: ace-em reconstruct particles -o OUTPUT [options] Particles to a map")
+    assert shown.startswith("usage: ace-em reconstruct particles -o OUTPUT [options] Reconstruct a map")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -465,7 +465,7 @@ def test_evaluate_takes_a_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--device {auto,cpu,cuda,mps}" in ace_em("evaluate", "--help")[1]
     code, out, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "cuda")
-    assert (code, out) == (2, "") and "--device cuda: no such device here" in err and len(err.splitlines()) == 1
+    assert (code, out) == (2, "") and "--device cuda: this device is not available" in err and len(err.splitlines()) == 1
     code, _, err = ace_em("evaluate", "run", "--truth", "sim", "--device", "tpu")
     assert code == 2 and "--device tpu" in err
 
@@ -485,8 +485,8 @@ def test_a_time_that_is_not_known_is_no_promise(tmp_path: Path) -> None:
     cases: list[tuple[str, Any, str]] = [
         ("cuda", "all", "; time not known on this device; "),
         ("cuda", "ace", "; time not known on this device; "),
-        ("cpu", "all", " on free server cores if the first start is good; "),
-        ("cpu", "ace", " on free server cores; "),
+        ("cpu", "all", " on idle server cores if the first start is good; "),
+        ("cpu", "ace", " on idle server cores; "),
     ]
     for device, stages, words in cases:
         lines = io.StringIO()

@@ -9,8 +9,9 @@ import yaml
 
 from ace_em.cli import main, parser_of
 from ace_em.cli.settings import arguments
-from ace_em.config import PRESETS, RunConfig, changed, differences, flat, preset
+from ace_em.config import RunConfig, changed, flat
 from ace_em.errors import InputError
+from ace_em.presets import PRESETS, differences, preset
 
 PAPER = [name for name in PRESETS if name != "fast"]
 SHARED: dict[str, Any] = {
@@ -187,7 +188,7 @@ def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(dataclasses.asdict(preset("cryoai"))))
     assert settings("--config", str(file), "--preset", "cryoai") == preset("cryoai")
-    with pytest.raises(InputError, match="--preset fast: .*config.yaml holds every setting of preset cryoai"):
+    with pytest.raises(InputError, match="--preset fast: .*config.yaml sets every setting of preset cryoai"):
         settings("--config", str(file), "--preset", "fast")
 
 

@@ -55,18 +55,18 @@ def said(source: Path, target: Path, **options: object) -> str:
 def test_the_line_it_says(tmp_path: Path) -> None:
     source, there, back = star(tmp_path), tmp_path / "p.cs", tmp_path / "q.star"
     want = "3 particles, without poses, half-sets of 1 and 2, 1.25 A/pixel"
-    assert said(source, there) == f"{there}: {want}, left out: rlnBeamTiltX"
+    assert said(source, there) == f"{there}: {want}, dropped: rlnBeamTiltX"
     assert said(there, back) == f"{back}: {want}"
     assert said(source, tmp_path / "r.star") == f"{tmp_path / 'r.star'}: {want}"
     assert said(there, tmp_path / "r.cs") == f"{tmp_path / 'r.cs'}: {want}"
     assert (tmp_path / "r.cs").read_bytes() == there.read_bytes()
-    guesses = "blob/sign and what no column says are guesses: give the .cs file it came from with --passthrough"
-    assert said(back, tmp_path / "s.cs") == f"{tmp_path / 's.cs'}: {want}, {guesses}"
+    defaults = "blob/sign and fields without a column have default values: give the original .cs file with --passthrough"
+    assert said(back, tmp_path / "s.cs") == f"{tmp_path / 's.cs'}: {want}, {defaults}"
     fields = load_fields(there)
     fields["ctf/tilt_A"][1, 0], fields["blob/sign"][:] = 0.1, -1
     save_fields(tmp_path / "tilted.cs", fields)
-    black = "protein black (blob/sign -1), which RELION wants inverted"
-    assert said(tmp_path / "tilted.cs", back, overwrite=True) == f"{back}: {want}, {black}, left out: ctf/tilt_A"
+    black = "protein is black (blob/sign -1), but RELION expects white"
+    assert said(tmp_path / "tilted.cs", back, overwrite=True) == f"{back}: {want}, {black}, dropped: ctf/tilt_A"
     assert said(back, tmp_path / "s.cs", overwrite=True, passthrough=[tmp_path / "tilted.cs"]) == f"{tmp_path / 's.cs'}: {want}"
     assert (tmp_path / "s.cs").read_bytes() == (tmp_path / "tilted.cs").read_bytes()
 
@@ -76,9 +76,10 @@ def test_columns_without_a_field_are_counted_aberrations_first(tmp_path: Path) -
     names = [f"rlnOwn{i}" for i in range(6)]
     text = source.read_text().replace("_rlnBeamTiltX", "\n".join([*(f"_{name}" for name in names), "_rlnBeamTiltX"]))
     source.write_text(text.replace(" 64 ", " 64 a b c d e f "))
-    left = "left out: rlnBeamTiltX, rlnOwn0, rlnOwn1, rlnOwn2 and 3 more"
+    dropped = "dropped: rlnBeamTiltX, rlnOwn0, rlnOwn1, rlnOwn2 and 3 more"
     assert (
-        said(source, tmp_path / "p.cs") == f"{tmp_path / 'p.cs'}: 3 particles, without poses, no half-sets, 1.25 A/pixel, {left}"
+        said(source, tmp_path / "p.cs")
+        == f"{tmp_path / 'p.cs'}: 3 particles, without poses, no half-sets, 1.25 A/pixel, {dropped}"
     )
 
 
@@ -86,13 +87,13 @@ def test_what_no_file_says_is_left_open(tmp_path: Path) -> None:
     source = star(tmp_path, "rlnPixelSize", "rlnRandomSubset")
     assert said(source, tmp_path / "q.star").endswith("3 particles, without poses, no half-sets, pixel size unknown")
     source.write_text(source.read_text().replace(".mrcs", ".mrc"))
-    assert said(source, tmp_path / "q2.star").endswith("stacks named .mrc, which RELION opens only as .mrcs")
+    assert said(source, tmp_path / "q2.star").endswith("stacks are named .mrc, but RELION reads stacks only as .mrcs")
 
 
 def test_image_size_from_the_option_the_table_or_the_images(tmp_path: Path) -> None:
     source = star(tmp_path, "rlnImageSize")
     with pytest.raises(
-        InputError, match=r"p\.star: no image size: expected rlnImageSize, or the images at their place, or .* --box"
+        InputError, match=r"p\.star: no image size: expected the column rlnImageSize, readable images, or the option --box"
     ):
         convert(source, tmp_path / "p.cs")
     assert not (tmp_path / "p.cs").exists()
@@ -104,7 +105,7 @@ def test_image_size_from_the_option_the_table_or_the_images(tmp_path: Path) -> N
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 32).all()
     convert(star(tmp_path), tmp_path / "p.cs", overwrite=True)
     assert (load_fields(tmp_path / "p.cs")["blob/shape"] == 64).all()
-    with pytest.raises(InputError, match=r"--box 32: .*p\.star: row 1, column rlnImageSize says 64"):
+    with pytest.raises(InputError, match=r"--box 32: .*p\.star: row 1, column rlnImageSize is 64"):
         convert(star(tmp_path), tmp_path / "p.cs", overwrite=True, box=32)
 
 
@@ -125,7 +126,7 @@ def test_contrast_that_no_star_file_says(tmp_path: Path) -> None:
         quietly(back, tmp_path / "r.cs", contrast)
         assert (load_fields(tmp_path / "r.cs")["blob/sign"] == sign).all()
     for target in (tmp_path / "s.cs", tmp_path / "s.star"):
-        with pytest.raises(InputError, match="--contrast black: expected only where"):
+        with pytest.raises(InputError, match="--contrast black: expected only for"):
             convert(there, target, contrast="black")
     assert not (tmp_path / "s.cs").exists() and not (tmp_path / "s.star").exists()
 
@@ -151,17 +152,17 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link.star").symlink_to(source)
     for target, message in {
         "old.cs": "exists already; --overwrite replaces it",
-        "p.star": "is a file to convert",
-        "link.star": "is a file to convert",
+        "p.star": "is an input file",
+        "link.star": "is an input file",
         "p.txt": "expected a name that ends in .star or .cs",
         "none/p.cs": "no such folder",
     }.items():
         with pytest.raises(InputError, match=message):
             convert(source, tmp_path / target)
-    for target, message in {"folder.cs": "is not a file", "p.star": "is a file to convert"}.items():
+    for target, message in {"folder.cs": "is not a file", "p.star": "is an input file"}.items():
         with pytest.raises(InputError, match=message):
             convert(source, tmp_path / target, overwrite=True)
-    with pytest.raises(InputError, match="is a file to convert"):
+    with pytest.raises(InputError, match="is an input file"):
         convert(source, tmp_path / "old.cs", passthrough=[tmp_path / "old.cs"], overwrite=True)
     assert (tmp_path / "old.cs").read_bytes() == b"old"
     convert(source, tmp_path / "old.cs", overwrite=True)

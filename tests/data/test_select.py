@@ -41,5 +41,5 @@ def test_what_is_no_array_is_refused_in_the_users_words(tmp_path: Path, content:
     (tmp_path / "keep.npy").write_bytes(content)
     with pytest.raises(InputError) as caught:
         named_rows(TABLE, tmp_path / "keep.npy")
-    expected = "not a NumPy array of indices, expected numbers that numpy.save wrote"
+    expected = "not a NumPy array of indices, expected a file written by numpy.save"
     assert str(caught.value) == f"{tmp_path / 'keep.npy'}: {expected}"

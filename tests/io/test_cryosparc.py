@@ -233,7 +233,7 @@ def test_a_damaged_stream_is_refused_though_it_ends_cryosparc_tools(make_fields:
         (tmp_path / "cut.cs").write_bytes(whole[:size])
         code = "import sys; from cryosparc.dataset import Dataset; Dataset.load(sys.argv[1])"
         codes.append(subprocess.run([sys.executable, "-c", code, tmp_path / "cut.cs"], capture_output=True).returncode)
-        with pytest.raises(InputError, match=r"cut\.cs: damaged or cut short"):
+        with pytest.raises(InputError, match=r"cut\.cs: damaged or truncated"):
             read_cryosparc(tmp_path / "cut.cs")
     # in version 5.0.3 the second is a segmentation fault, which is what the process of its own is for
     assert all(codes)
@@ -282,7 +282,7 @@ def test_passthrough_is_joined_by_uid(make_fields: Make, tmp_path: Path, name: s
     saved(
         tmp_path / "J2" / other.replace("passthrough", "a_passthrough"), {field: values[:4] for field, values in passed.items()}
     )
-    with pytest.raises(InputError, match=r"has no blob.*\(beside it, .*a_passthrough.*\.cs: lacks"):
+    with pytest.raises(InputError, match=r"has no blob.*\(in the same folder, .*a_passthrough.*\.cs: lacks"):
         read_cryosparc(main)
     saved(tmp_path / "J2" / other, passed)
     assert read_cryosparc(main).particles.equals(table.particles)
@@ -296,7 +296,7 @@ def test_passthrough_that_does_not_fit(make_fields: Make, tmp_path: Path) -> Non
         read_cryosparc(main, [other])
     own, passed = split_in_two(make_fields(6), np.array([0, 1, 2, 3, 4, 5, 1]))
     uid = own["uid"][1]
-    with pytest.raises(InputError, match=rf"o\.cs: uid {uid} stands in row 2 and in row 7"):
+    with pytest.raises(InputError, match=rf"o\.cs: uid {uid} is in row 2 and in row 7"):
         read_cryosparc(main, [saved(tmp_path / "o.cs", passed)])
     # half of a group is not made up for: it is named
     fields = make_fields(3)
@@ -313,7 +313,7 @@ def test_no_particles_at_all_can_be_written(make_fields: Make, tmp_path: Path) -
     assert "data_particles" in (tmp_path / "none.star").read_text()
     records = np.load(tmp_path / "none.cs", allow_pickle=False)
     assert len(records) == 0 and "alignments3D/pose" in records.dtype.names
-    with pytest.raises(InputError, match="holds no particles"):
+    with pytest.raises(InputError, match="contains no particles"):
         load_fields(tmp_path / "none.cs")
 
 
@@ -420,13 +420,13 @@ def changed(name: str, values: np.ndarray | None) -> Callable[[Fields], None]:
         (changed("blob/psize_A", np.array([1, 0, 1], "<f4")), "row 2, field blob/psize_A: 0.0, expected a finite number above 0"),
         (
             changed("blob/shape", np.array([[64, 64], [64, 60], [64, 64]], "<u4")),
-            r"row 2, field blob/shape: \[64 60\], .* the same twice",
+            r"row 2, field blob/shape: \[64 60\], .* equal along both axes",
         ),
         (changed("alignments3D/split", np.array([0, 1, 2], "<u4")), "row 3, field alignments3D/split: 2, expected 0 or 1"),
         (changed("blob/path", np.arange(3, dtype="<u4")), "field blob/path has type <u4, expected text"),
         (changed("blob/idx", np.array([b"1"] * 3)), r"field blob/idx has type \|S1, expected integers"),
         (changed("blob/idx", None), "missing fields blob/idx"),
-        (changed("uid", np.array([1, 2, 1], "<u8")), "uid 1 stands in row 1 and in row 3"),
+        (changed("uid", np.array([1, 2, 1], "<u8")), "uid 1 is in row 1 and in row 3"),
         (changed("uid", np.array([1, 2, 1], "<f8")), "field uid has type float64"),
     ],
 )
@@ -445,7 +445,7 @@ def test_fields_that_are_wrong(make_fields: Make, tmp_path: Path, change: Callab
         ("ctf/df2_A", [15000, 1.6, 14000], r"row 2, field ctf/df2_A: 1\.6, expected Angstrom"),
         ("ctf/accel_kv", [300, 300, 300000], r"row 3, field ctf/accel_kv: 300000, expected 10 to 5000 kV"),
         ("blob/path", [b"a.mrcs", b"no.mrcs", b"a.mrcs"], r"row 2, field blob/path: images no\.mrcs not found"),
-        ("blob/idx", [0, 1, 7], r"row 3, field blob/path: image 8 of .*a\.mrcs, which holds 3"),
+        ("blob/idx", [0, 1, 7], r"row 3, field blob/path: image 8 of .*a\.mrcs, which contains 3"),
     ],
 )
 def test_values_that_are_wrong_are_named_as_cryosparc_names_them(
@@ -478,15 +478,15 @@ GOOD = np.zeros(50, dtype=[("uid", "<u8"), ("blob/path", "S10")])
         (pickle.dumps({"uid": [1]}), "not a cryoSPARC .cs file"),
         (numpy_file(np.arange(3)), "no field uid"),
         (numpy_file(GOOD[["blob/path"]]), "no field uid"),
-        (numpy_file(GOOD[:0]), "holds no particles"),
-        (numpy_file(np.array([(1, "a")], dtype=[("uid", "<u8"), ("x", "O")])), "holds pickled Python objects"),
+        (numpy_file(GOOD[:0]), "contains no particles"),
+        (numpy_file(np.array([(1, "a")], dtype=[("uid", "<u8"), ("x", "O")])), "contains pickled Python objects"),
         (numpy_file(np.array([(1, (2,))], dtype=[("uid", "<u8"), ("x", [("y", "<u4")])])), "field x has type"),
-        (numpy_file(GOOD)[:700], r"damaged or cut short \(700 bytes\), expected the whole file as cryoSPARC wrote it$"),
-        (numpy_file(GOOD)[:40], "damaged or cut short"),
-        (numpy_file(GOOD).replace(b"'<u8'", b"(((((", 1), "damaged or cut short"),
-        (numpy_file(GOOD).replace(b"(50,)", b"(9" + b"0" * 2 + b"(", 1), "damaged or cut short"),
-        (b"\x95CSDAT", "damaged or cut short"),
-        (b"\x95CSDAT\x05\x00\x00\x00{...}", "damaged or cut short"),
+        (numpy_file(GOOD)[:700], r"damaged or truncated \(700 bytes\), expected a complete cryoSPARC file$"),
+        (numpy_file(GOOD)[:40], "damaged or truncated"),
+        (numpy_file(GOOD).replace(b"'<u8'", b"(((((", 1), "damaged or truncated"),
+        (numpy_file(GOOD).replace(b"(50,)", b"(9" + b"0" * 2 + b"(", 1), "damaged or truncated"),
+        (b"\x95CSDAT", "damaged or truncated"),
+        (b"\x95CSDAT\x05\x00\x00\x00{...}", "damaged or truncated"),
     ],
 )
 def test_files_that_are_wrong(tmp_path: Path, content: bytes, message: str) -> None:

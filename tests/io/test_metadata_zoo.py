@@ -41,7 +41,7 @@ REFUSED = {
     "cryodrgn__FinalRefinement-OriginalParticles-PfCRT.star": "no CTF: missing columns rlnAmplitudeContrast",
     "cryodrgn__relion31.6opticsgroups.star": "pixel sizes from 1.24 to 1.25 Angstrom, expected one for all particles",
     "cryodrgn__toy_projections_13.star": "column rlnOpticsGroup is missing in data_particles",
-    "cryosparc-tools__4k_dataset.cs": "holds no particles",
+    "cryosparc-tools__4k_dataset.cs": "contains no particles",
     "em-testdata__micrographs_ctf.star": NO_PARTICLES,
     "odd_star/one_loop.star": "no CTF: missing columns",
     "odd_star/rln3.1_data_style.star": "no pixel size",

@@ -174,7 +174,7 @@ def test_an_extended_header_longer_than_the_file_takes_no_memory(tmp_path: Path,
     raw = bytearray((tmp_path / "a.mrcs").read_bytes())
     raw[92:96] = np.array(length, dtype=f"{byte_order}i4").tobytes()
     (tmp_path / "a.mrcs").write_bytes(raw)
-    said = rf"a\.mrcs: not an MRC file \(its header says {length} bytes of extended header, the file has 1152\)"
+    said = rf"a\.mrcs: not an MRC file \(extended header of {length} bytes in a file of 1152\)"
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=said):

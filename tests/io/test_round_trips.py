@@ -135,10 +135,10 @@ def test_original_fields_in_several_files(make_fields: Make, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("_csUid", "_noUid", r"a\.star: no column csUid, by which to find the particles in .*a\.cs"),
-        ("UID", "nonsense", r"a\.star: a csUid that is no number, by which to find the particles in .*a\.cs"),
-        ("UID", "9" * 30, r"a\.star: a csUid that is no number"),
-        ("UID", "9" * 5000, r"a\.star: a csUid that is no number"),
+        ("_csUid", "_noUid", r"a\.star: no column csUid: particles cannot be matched with .*a\.cs"),
+        ("UID", "nonsense", r"a\.star: a csUid that is not a number: particles cannot be matched with .*a\.cs"),
+        ("UID", "9" * 30, r"a\.star: a csUid that is not a number"),
+        ("UID", "9" * 5000, r"a\.star: a csUid that is not a number"),
         ("UID", "77", r"a\.cs: lacks 1 of 4 particles of .*a\.star, such as uid 77 of row 3"),
     ],
 )

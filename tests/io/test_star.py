@@ -214,23 +214,23 @@ def test_blocks_keep_their_names_and_order(tmp_path: Path) -> None:
         (b"data_\nloop_\n_rlnImageName\n_rlnVoltage\n1@x 300\n2@x\n", "line 6: 1 value, expected 2"),
         (b"data_\nloop_\n_rlnImageName\n_rlnVoltage\n1@x 300\n2@x 300 5 # 6 7\n", "line 6: 3 values, expected 2"),
         (b"data_\nloop_\n_rlnImageName\n_rlnImageName\n1@x 2@x\n", "line 4: data_ has column rlnImageName twice"),
-        (b"data_\n", "no particles: block data_ is empty, expected loop_, names of columns, and rows"),
+        (b"data_\n", "no particles: block data_ is empty, expected loop_, column names and rows"),
         (b"data_\nloop_\n", "no particles: no block has a column rlnImageName"),
         (b"data_\nloop_\n1@x 300\n", "line 3: 2 values, expected 0 for the columns of data_"),
         (b"data_\n_rlnImageName\n1@x\n", "line 2: _rlnImageName of data_ has 0 values, expected 1 \\(or loop_ before"),
         (b"data_\n_rlnImageName 1@x 2\n", "line 2: _rlnImageName of data_ has 2 values, expected 1"),
-        (b'data_\nloop_\n_rlnImageName\n_a\n1@x "b\n2@x c\n', 'line 5: "b: a quotation mark is opened and not closed'),
-        (b"data_\n_rlnImageName \x1c 1@x\n", "line 2: holds a control character"),
+        (b'data_\nloop_\n_rlnImageName\n_a\n1@x "b\n2@x c\n', 'line 5: "b: unclosed quotation mark'),
+        (b"data_\n_rlnImageName \x1c 1@x\n", "line 2: contains a control character"),
         (b"data_\nloop_ x\nloop_\n", "line 2: loop_ x, expected loop_ on a line of its own"),
-        (b"data_\nloop_\n_a\n1\nloop_\n_b\n2\n", "line 5: loop_ in the midst of data_, expected one loop in a block"),
-        (b"data_\n_a 1\nloop_\n_b\n2\n", "line 3: loop_ in the midst of data_"),
+        (b"data_\nloop_\n_a\n1\nloop_\n_b\n2\n", "line 5: loop_ inside data_, expected one loop per block"),
+        (b"data_\n_a 1\nloop_\n_b\n2\n", "line 3: loop_ inside data_"),
         (b"data_x y\n", "line 1: data_x is followed by y, expected a line of its own"),
         (b"data_x\n_a 1\n;text\n;\n", "line 3: ;text in data_x, expected loop_ or a name"),
         (b"data_x\n_a 1\n_a 2\n", "line 3: data_x has column a twice"),
         (b"data_x\n_a 1\n\ndata_y\n\ndata_x\n", "line 6: two blocks data_x, expected one"),
-        (b"data_\nloop_\n_rlnImageName\n1@x\n'2@x\n", "line 5: '2@x: a quotation mark is opened and not closed"),
-        (b"data_\nloop_\n_rlnImageName\n1@x\x0b2@x\n", "line 4: holds a control character"),
-        (b"data_\nloop_\n_rlnImageName\n1@x\xc2\x852@x\n", "line 4: holds a control character"),
+        (b"data_\nloop_\n_rlnImageName\n1@x\n'2@x\n", "line 5: '2@x: unclosed quotation mark"),
+        (b"data_\nloop_\n_rlnImageName\n1@x\x0b2@x\n", "line 4: contains a control character"),
+        (b"data_\nloop_\n_rlnImageName\n1@x\xc2\x852@x\n", "line 4: contains a control character"),
     ],
 )
 def test_refusals_are_one_line_naming_the_file(tmp_path: Path, content: bytes, message: str) -> None:
@@ -245,7 +245,7 @@ def test_refusals_are_one_line_naming_the_file(tmp_path: Path, content: bytes, m
 def test_what_would_be_read_as_another_text_is_not_written(tmp_path: Path, name: str) -> None:
     table = read_particle_star(star(tmp_path, RELION31))
     table.particles.loc[1, "rlnImageName"] = name
-    with pytest.raises(InputError, match="row 2, column rlnImageName: .* cannot stand in a STAR file"):
+    with pytest.raises(InputError, match="row 2, column rlnImageName: .* cannot be written to a STAR file"):
         write_star(tmp_path / "out.star", table)
     assert not (tmp_path / "out.star").exists()
 
@@ -337,7 +337,7 @@ def test_values_that_cannot_be_written(tmp_path: Path) -> None:
             write_star(tmp_path / "o.star", table("1@a.mrcs", value))
     good = ParticleTable(tmp_path / "p.star", None, table("1@a.mrcs").particles)
     for block in ({"rlnNote": "a\nb"}, pd.DataFrame({"rlnNote": ["a\nb"]}, dtype=str)):
-        with pytest.raises(InputError, match="data_general row 1, column rlnNote: 'a.*nb' cannot stand"):
+        with pytest.raises(InputError, match="data_general row 1, column rlnNote: 'a.*nb' cannot be written"):
             write_star(tmp_path / "o.star", replace(good, others={"general": block}))
     assert not (tmp_path / "o.star").exists()
     # no particle at all is no reason to refuse: nobody may be confident

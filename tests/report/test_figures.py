@@ -25,7 +25,7 @@ from ace_em.report.summary import shared
 def test_symmetry_fills_the_views(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     monkeypatch.setattr("ace_em.report.page.view_figure", lambda rotation, spread: seen.append(rotation) or b"")
-    assert "Every image counts at its 4 equivalent views in D2." in render(read_run(run))
+    assert "Every image is counted at its 4 equivalent views in D2." in render(read_run(run))
     views = seen[0].unflatten(0, (4, -1))[..., 2]
     signs = (views / views[0]).round().long()
     assert signs.unique(dim=1).shape[1] == 1
@@ -69,7 +69,7 @@ def test_every_fsc_curve_and_the_shared_band_are_drawn(run: Path, monkeypatch: p
     curve, common = files.curve, shared(files)
     figure = _drawn(monkeypatch, lambda: fsc_figure(curve, {0.143: float("nan"), 0.5: 19.2}, {0.143: 17.5}, None, common))
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
-    for name, values in (("ball", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
+    for name, values in (("spherical mask", curve.fsc), ("masked", curve.masked), ("masked, corrected", curve.corrected)):
         assert lines[name].get_ydata() == pytest.approx(values[1:])
     assert lines["masked, phases randomised"].get_xdata() == pytest.approx(curve.frequency_per_angstrom[1:])
     uprights = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1 < len(line.get_xdata())]

@@ -239,7 +239,7 @@ def _stop(page: Any, run: Path) -> None:
     assert not (run / "stop").exists()
     page.locator("#stop").click()
     page.locator("#ask").get_by_role("button", name="Stop the run").click()
-    page.locator(".headline", has_text="asked to stop").wait_for(timeout=6000)
+    page.locator(".headline", has_text="Stopping").wait_for(timeout=6000)
     assert (run / "stop").exists()
 
 
@@ -296,7 +296,7 @@ def test_the_command_serves_until_interrupted_and_holds_no_model(going: Path) ->
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stderr is not None
         line = server.stdout.readline()
-        assert line.startswith("http://127.0.0.1:") and line.endswith("/  (Ctrl-C ends it; the run goes on)\n")
+        assert line.startswith("http://127.0.0.1:") and line.endswith("/  (Ctrl-C stops this server, not the run)\n")
         site = Served(going, Access(True, int(line.split("/")[2].rpartition(":")[2])))
         assert site.ask("/api/state").status == 200
         assert all(site.ask(f"/api/part/{name}").status == 200 for name in ("tiles", "map", "rounds"))

@@ -29,13 +29,13 @@ def test_the_status_says_how_the_run_stands(going: Path, say: Callable[..., None
     assert read_status(going)["state"] == "running"
     say(going, updated=time.time() - 90)
     status = read_status(going)
-    assert status["state"] == "lost" and status["headline"] == "The run seems to have died: no update for 1 min 30 s"
-    assert "--resume continues it" in status["message"] and not status["stoppable"]
+    assert status["state"] == "lost" and status["headline"] == "The run seems to have crashed: no update for 1 min 30 s"
+    assert "same command with --resume" in status["message"] and not status["stoppable"]
     (going / "stop").touch()
     say(going)
     assert read_status(going)["stop_asked"] and not read_status(going)["stoppable"]
     say(going, state="stopped", message="asked to stop")
-    assert read_status(going)["message"] == "Asked to stop. The same command with --resume continues it."
+    assert read_status(going)["message"] == "Asked to stop. To continue, use the same command with --resume."
     say(going, state="failed", message="no memory; --resume goes on")
     assert read_status(going)["headline"] == "The run failed" and read_status(going)["message"] == "No memory; --resume goes on."
 
@@ -47,7 +47,7 @@ def test_a_process_that_is_gone_or_busy_is_told_apart(going: Path, say: Callable
     assert read_status(going)["state"] == "lost"
     say(going, host=socket.gethostname(), pid=os.getpid(), updated=time.time() - 90)
     status = read_status(going)
-    assert status["state"] == "silent" and status["stoppable"] and "the process exists" in status["headline"]
+    assert status["state"] == "silent" and status["stoppable"] and "the process still exists" in status["headline"]
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_a_link_out_of_the_run_is_not_drawn(run: Path, tmp_path: Path) -> None:
     (run / "volume.mrc").symlink_to(tmp_path / "volume.mrc")
     (run / "volume_sharp.mrc").unlink()
     assert LiveParts(run).maps() == "[]"
-    assert "a link that leads out of the run folder" in LiveParts(run).part("map")
+    assert "a link out of the run folder" in LiveParts(run).part("map")

@@ -39,7 +39,7 @@ def test_a_finished_run_gives_one_self_contained_page(run: Path) -> None:
     assert len(page) < 8e6
     page = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert page.count('<img src="data:image/png;base64,') == page.count("<img") == N_FIGURES
-    assert "Not shown" not in page and "What is missing" not in page
+    assert "Not shown" not in page and "Missing or damaged files" not in page
     addresses = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'>]*)""", page) + re.findall(r"url\(([^)]*)", page)
     assert all(address.startswith("data:") for address in addresses)
     assert "@import" not in page
@@ -64,14 +64,14 @@ def test_tiles_hold_the_numbers_of_the_record(run: Path) -> None:
     assert _tiles(_page(run))["B factor"] == "none"
     (run / "metrics.jsonl").write_text(text)
     # of the better start
-    assert tiles["held-out signal explained"] == "86 %" and tiles["better than random phases by"] == "18 σ"
+    assert tiles["held-out signal explained"] == "86 %" and tiles["z-score against random phases"] == "18"
     assert tiles["random starts"] == "2"
 
 
 def test_a_map_that_is_as_fine_as_its_voxels_says_so(run: Path) -> None:
     pd.read_csv(run / "fsc.csv")[["shell", "frequency_per_angstrom"]].assign(fsc=0.9).to_csv(run / "fsc.csv", index=False)
     page = _page(run)
-    assert "at 17.5 Å, the limit of its voxels" in page and _tiles(page)["resolution, FSC 0.143"] == "≤ 17.5 Å"
+    assert "at 17.5 Å, the Nyquist limit" in page and _tiles(page)["resolution, FSC 0.143"] == "≤ 17.5 Å"
 
 
 def test_the_page_says_what_the_halves_share(run: Path) -> None:
@@ -81,27 +81,27 @@ def test_the_page_says_what_the_halves_share(run: Path) -> None:
     assert common is not None and common.cut_angstrom == pytest.approx(20.0)
     assert common.reach_angstrom == pytest.approx(192 / 13)
     page = _page(run)
-    assert "cut at 20 Å. From then on" in page and "let even noise agree to about 14.8 Å" in page
+    assert "low-passed at 20 Å. After that" in page and "correlate even noise to about 14.8 Å" in page
     assert "D2 was imposed on both half-maps" in page and "was 0.31 (low" in page
     (run / "config.yaml").write_text("seed: 7\nflip_hand: true\n")
     page = _page(run)
-    assert "does not hold its resolution" in page and "Grey: both halves" not in page
+    assert "is not recorded in this folder" in page and "Grey: both half-sets" not in page
     assert "The same command without <code>--flip-hand</code> gives the other hand" in page
 
 
 def test_an_unfinished_run_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     empty = tmp_path / "run"
     empty.mkdir()
-    with pytest.raises(InputError, match="not the folder of a run: neither metrics.jsonl nor config.yaml"):
+    with pytest.raises(InputError, match="not the folder of a run: contains neither metrics.jsonl nor config.yaml"):
         write_report(empty)
     assert not list(empty.iterdir())
     (empty / "metrics.jsonl").touch()
     page = _page(empty)
-    assert "The run has not ended: it has logged nothing" in page
+    assert "The run has not finished: it has no entries yet" in page
     assert page.count("Not shown") == N_FIGURES and "<img" not in page
     assert "<script" not in page and len(page) < 20_000, "plotly for nothing"
     for file in ("volume.mrc", "half1.mrc", "fsc.csv", "poses.star", "config.yaml"):
-        assert f"<code>{file}</code>: not there" in page
+        assert f"<code>{file}</code>: missing" in page
     with pytest.raises(InputError, match="not a folder"):
         write_report(tmp_path / "nowhere")
 
@@ -183,15 +183,15 @@ def test_crossing_passes_over_the_first_shells_and_may_not_happen() -> None:
 def test_the_page_says_how_the_run_was_made(run: Path) -> None:
     tiles = _tiles(_page(run))
     assert tiles["versions"] == "ace-em 0.1.0, torch 2.13.0" and tiles["device"] == "cpu" and tiles["threads"] == "2"
-    assert tiles["time expected"] == "1 min 35 s" and tiles["memory expected"] == "1.2 GiB"
+    assert tiles["expected time"] == "1 min 35 s" and tiles["expected memory"] == "1.2 GiB"
     records = (run / "metrics.jsonl").read_text().splitlines()
     again = json.loads(records[0]) | {"time_s": 61.0, "command": "ace-em reconstruct particles.star -o run --resume"}
     (run / "metrics.jsonl").write_text("\n".join([records[0], json.dumps(again), *records[1:]]) + "\n")
     page = _page(run)
-    assert re.findall("<h3>(.*?)</h3>", page) == ["Begun", "Resumed at 1 min 1 s"]
+    assert re.findall("<h3>(.*?)</h3>", page) == ["Started", "Resumed at 1 min 1 s"]
     assert re.findall('<pre class="command">(.*?)</pre>', page)[1].endswith("-o run --resume")
     (run / "metrics.jsonl").write_text("\n".join(records[1:]) + "\n")
-    assert "How it was made" not in _page(run), "an earlier version wrote no such record"
+    assert "Provenance" not in _page(run), "an earlier version wrote no such record"
 
 
 def test_a_run_that_goes_on_shows_its_map_so_far(run: Path) -> None:
@@ -199,6 +199,6 @@ def test_a_run_that_goes_on_shows_its_map_so_far(run: Path) -> None:
     records = [r for r in (run / "metrics.jsonl").read_text().splitlines() if '"end"' not in r]
     (run / "metrics.jsonl").write_text("\n".join(records) + "\n")
     page = _page(run)
-    assert "The map so far, current.mrc." in page and "map so far (current.mrc)" in page and "half1.mrc)" not in page
+    assert "Current map, current.mrc." in page and "current map (current.mrc)" in page and "half1.mrc)" not in page
     tiles = _tiles(page)
     assert tiles["stable poses"] == "100 %" and tiles["half-map FSC 0.143, so far"] == "20 Å" and "B factor" not in tiles

@@ -218,4 +218,4 @@ def test_a_constant_map_has_no_view(run: Path) -> None:
     for file in ("volume", "volume_sharp", "half1", "half2"):
         write_volume(run / f"{file}.mrc", np.zeros((32, 32, 32), np.float32), 6.0)
     page = write_report(run).read_text()
-    assert "The map in 3-D" not in page and not re.search("<script", page)
+    assert "Map in 3-D" not in page and not re.search("<script", page)

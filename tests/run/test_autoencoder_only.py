@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from ace_em.config import PRESETS, SimulationConfig
+from ace_em.config import SimulationConfig
 from ace_em.data.particles import Particles
 from ace_em.io.mrc import read_volume
+from ace_em.presets import PRESETS
 from ace_em.run.evaluation import Evaluation, evaluate
 from ace_em.run.folder import FILES
 from ace_em.simulation.write import simulate
@@ -46,8 +47,8 @@ def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> N
     assert read_volume(run / "volume.mrc")[0].shape == (BOX, BOX, BOX)
     page = (run / "report.html").read_text()
     assert "ended without converging" in page
-    assert "one network, trained on all images" in page and "share nothing" not in page
-    assert "What is missing" not in page and "Not shown" not in page and "resolution, FSC" not in page
+    assert "one network trained on all images" in page and "share nothing" not in page
+    assert "Missing or damaged files" not in page and "Not shown" not in page and "resolution, FSC" not in page
 
 
 def test_no_encoder_is_kept_where_none_is_wanted(data: Path, tmp_path: Path, no_report: None) -> None:

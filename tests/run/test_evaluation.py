@@ -99,10 +99,10 @@ def test_the_page_of_a_run_shows_the_truth_from_then_on(truth: Path, tmp_path: P
     run = write_run(tmp_path / "run", truth, true_pose(truth))
     (run / "metrics.jsonl").touch()
     write_report(run)
-    assert "Against the truth" not in (run / "report.html").read_text()
+    assert "Comparison with the truth" not in (run / "report.html").read_text()
     run_cli("evaluate", run, "--truth", truth)
     page = (run / "report.html").read_text()
-    assert "Against the truth" in page and "100.00 %" in page
+    assert "Comparison with the truth" in page and "100.00 %" in page
 
 
 def test_errors_are_those_that_were_made(truth: Path, tmp_path: Path) -> None:

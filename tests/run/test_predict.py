@@ -28,11 +28,12 @@ from ace_em.refinement.pose_refinement import LocalResult
 from ace_em.run.checkpoint import Checkpoint
 from ace_em.run.context import RunContext
 from ace_em.run.convergence import Verdict
+from ace_em.run.encoder import train_encoder
 from ace_em.run.folder import RunFolder
+from ace_em.run.half_sets import half_sets_of, judge_poses
 from ace_em.run.plan import make_plan, record_survey
 from ace_em.run.reporter import RecordFile, Reporter
 from ace_em.run.results import Outcome, write_results
-from ace_em.run.stages import half_sets_of, judge_poses, train_encoder
 from ace_em.simulation.write import simulate
 from ace_em.training.autoencoder import build_model
 from ace_em.training.state import seeded
@@ -236,7 +237,9 @@ def test_a_bad_image_is_named_by_its_row_of_the_file(folder: Path, tmp_path: Pat
     (tmp_path / "rows.txt").write_text("3 5 8 100")
     options = ("--run", folder / "run", "-o", tmp_path / "a.star", "--subset", tmp_path / "rows.txt", "--threads", 1)
     run_cli("predict", tmp_path / "particles.star", *options, codes=(2,))
-    assert f"image 8 holds NaN or infinite values (row 8 of {tmp_path / 'particles.star'}, which" in capsys.readouterr().err
+    assert (
+        f"image 8 contains NaN or infinite values (row 8 of {tmp_path / 'particles.star'}; --exclude" in capsys.readouterr().err
+    )
 
 
 def answers_of(*residuals: float, apart_deg: float) -> list[LocalResult]:

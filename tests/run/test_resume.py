@@ -155,7 +155,7 @@ def test_other_settings_or_particles_are_refused(
 @pytest.mark.parametrize("spelling", ["-o{}", "--output={}", "--output {}"])
 def test_a_resumed_run_has_its_own_settings(data: Path, whole: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
     run_cli("reconstruct", data / "particles.star", *spelling.format(whole).split(), "--resume", codes=(0, 3))
-    assert "nothing to do" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     reconstruct(data, whole, "--resume", "--preset", "cryoai", codes=(2,))
     assert "--preset cryoai" in capsys.readouterr().err
 
@@ -171,7 +171,7 @@ def test_two_runs_do_not_share_a_folder(data: Path, whole: Path, capsys: pytest.
 def test_a_finished_run_is_left_as_it_is(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = results(whole)
     reconstruct(data, whole, "--resume")
-    assert "nothing to do" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert results(whole) == before
 
 

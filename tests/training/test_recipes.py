@@ -6,12 +6,13 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from ace_em.config import PRESETS, changed, preset
+from ace_em.config import changed
 from ace_em.data.particle_stack import ParticleStack
 from ace_em.models.fourier_mlp import FourierEncoder
 from ace_em.models.fourier_net import FourierNet
 from ace_em.models.resnet import ResNetEncoder
 from ace_em.models.voxel_grid import VoxelGrid
+from ace_em.presets import PRESETS, preset
 from ace_em.training.infer import encode
 from ace_em.training.loop import Training
 

@@ -1,4 +1,4 @@
-"""The command line, one module per command. Heavy imports are inside them: ``--help`` must not wait for torch."""
+"""The command line, one module per command. They import torch only when they run, so that ``--help`` is fast."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ from ace_em.errors import Diverged, InputError
 
 NOT_CONVERGED = 3
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-"""What the system says of a path that is the user's to mend."""
+"""Errors of a path that the user can correct."""
 BAD_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
-"""And of a disk: a run goes on once that is mended."""
+"""Errors of a disk; a run can be resumed once they are resolved."""
 INTERRUPTED = 130
 
 
@@ -42,9 +42,8 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, 3 (a run that did not converge), 2 (input or option wrong), 1 (anything else) or 130
-    (interrupted)."""
-    # idle OpenMP threads that spin starve others on a shared machine; must be set before torch is imported
+    """Entry point; exit codes: 0, 2 (wrong input or option), 3 (run did not converge), 130 (interrupted), 1 (other errors)."""
+    # spinning idle OpenMP threads slow down other processes; must be set before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(_run(list(sys.argv[1:] if argv is None else argv)))
 
@@ -61,7 +60,7 @@ def _run(argv: list[str]) -> int:
         print(f"ace-em: no command '{argv[0]}'{hint}", file=sys.stderr)
         return 2
     try:
-        # a batch system ends a job by SIGTERM: its state is to be kept as after Ctrl-C
+        # batch systems end jobs with SIGTERM: save the state as after Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         parser = parser_of(argv[0])
         args = arguments(parser, argv[1:])
@@ -83,7 +82,7 @@ def _run(argv: list[str]) -> int:
         if error.errno not in BAD_DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        hint = "; when that is mended, the same command with --resume continues" if argv[0] == "reconstruct" else ""
+        hint = "; once this is resolved, continue with the same command and --resume" if argv[0] == "reconstruct" else ""
         print(f"ace-em {argv[0]}: {where}{error.strerror}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,16 +7,16 @@ from typing import Literal
 from ace_em.cli.options import Parser
 
 DESCRIPTION = "Convert particles between RELION STAR and cryoSPARC .cs files."
-PASSTHROUGH = """.cs file with fields that the source lacks: a passthrough file of its job or, for a STAR file that RELION \
-wrote, the .cs file that it came from; may be given several times"""
-CONTRAST = "of the protein on disk, for a STAR file, which does not say; otherwise white, as RELION wants it"
+PASSTHROUGH = """.cs file with fields that the source lacks: a passthrough file of its job or, for a STAR file from RELION, \
+the original .cs file; may be given several times"""
+CONTRAST = "of the protein on disk, for a STAR file, which does not record it; default white, RELION's convention"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_positional("source", "particles, .star or .cs; the images need not be there")
+    parser.add_positional("source", "particles, .star or .cs; the images are not needed")
     parser.add_positional("target", "file to write, .star or .cs")
     parser.add_option("passthrough", str, None, PASSTHROUGH, many=True)
-    parser.add_option("box", int, 0, "pixels per image edge, for a STAR file that does not say")
+    parser.add_option("box", int, 0, "pixels per image edge, for a STAR file without rlnImageSize")
     parser.add_option("contrast", Literal["", "white", "black"], "", CONTRAST)
     parser.add_flag("overwrite", "replace the target")
 

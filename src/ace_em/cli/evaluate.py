@@ -7,14 +7,14 @@ from typing import Literal
 
 from ace_em.cli.options import Parser
 
-DESCRIPTION = "Score a run against the truth of a simulated set."
+DESCRIPTION = "Compare a run with the truth of a simulated data set."
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_positional("run", "folder of a finished run")
     parser.add_option("truth", str, ..., "folder made by `ace-em simulate`")
     devices = Literal["auto", "cpu", "cuda", "mps"]
-    parser.add_option("device", devices, "auto", "where the images are inserted into the map of the bound")
+    parser.add_option("device", devices, "auto", "device for the reconstruction at true poses")
 
 
 def run(args: Namespace) -> int:
@@ -31,7 +31,7 @@ def run(args: Namespace) -> int:
         if not isinstance(value, list):
             table.add_row(name, value if isinstance(value, str) else f"{value:.5g}")
     Console().print(table)
-    # the page of a finished run, now with the curve against the truth
+    # update the report of a finished run with the curve against the truth
     if (Path(args.run) / "report.html").is_file():
-        print(f"{write_report(Path(args.run))} shows the truth beside")
+        print(f"{write_report(Path(args.run))} now includes the comparison")
     return 0

@@ -1,4 +1,4 @@
-"""``ace-em fsc``: two maps, the curve and the resolutions."""
+"""``ace-em fsc``: FSC curve and resolution of two maps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
 
 
 def compare_maps(path1: Path, path2: Path, mask_path: Path | None, seed: int) -> None:
-    """Print the FSC curve, and the resolutions at 0.5 and 0.143; masked and phase-randomised too when there is a mask."""
+    """Print the FSC curve and the resolutions at 0.5 and 0.143; with a mask also the masked and corrected curves."""
     import torch
     from rich.console import Console
     from rich.table import Table

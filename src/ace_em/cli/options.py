@@ -1,4 +1,4 @@
-"""Options from settings: a field of a settings class is an option, the text below it is its help."""
+"""Command-line options from settings classes: each field is an option, and the string below it its help."""
 
 import argparse
 import ast
@@ -22,12 +22,12 @@ EPILOG = "A switch (true|false) needs no value: --NAME turns it on, --no-NAME of
 
 
 def read(kind: Any, given: Any) -> Any:
-    """A value of a kind, from what was typed or from what a settings file holds.
+    """Parse a value of type ``kind`` from the command line or a settings file.
 
     Raises
     ------
     ValueError, OverflowError
-        where it is none.
+        if it is not such a value.
     """
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
@@ -56,7 +56,7 @@ def _refuse() -> typing.NoReturn:
 
 
 def expected(kind: Any) -> str:
-    """What a value of a kind is, in words."""
+    """Description of the values of a type, for messages."""
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         *most, last = [str(choice) for choice in parts if choice != ""]
@@ -64,12 +64,12 @@ def expected(kind: Any) -> str:
     if type(None) in parts:
         return f"{expected(next(part for part in parts if part is not type(None)))} or none"
     if typing.get_origin(kind) is tuple:
-        return "numbers with commas between"
+        return "numbers separated by commas"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
 
 
 def shown(value: Any) -> str:
-    """A value as it would be typed."""
+    """A value as typed on the command line."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -78,19 +78,19 @@ def shown(value: Any) -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str], mark: str = "") -> str:
-    """What may have been meant, to stand behind a message; ``mark`` comes before a name."""
+    """Suggestion at the end of a message; ``mark`` precedes each name."""
     inside = [full for full in known if full.endswith(f".{name}")]
     near = inside or difflib.get_close_matches(name, known, 1, 0.65)
     return f"; did you mean {' or '.join(mark + full for full in near)}?" if near else ""
 
 
-def in_help(kind: Any, name: str) -> str:
-    """What stands for the value in the help."""
+def placeholder(kind: Any, name: str) -> str:
+    """Placeholder of the value in the help."""
     parts = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(str(choice) for choice in parts if choice != "") + "}"
     if type(None) in parts:
-        return in_help(next(part for part in parts if part is not type(None)), name)
+        return placeholder(next(part for part in parts if part is not type(None)), name)
     if typing.get_origin(kind) is tuple:
         return "X,X,..."
     return {int: "N", float: "X", bool: "[true|false]"}.get(kind, name.upper().replace("_", "-"))
@@ -98,7 +98,7 @@ def in_help(kind: Any, name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of a settings class: its dotted name, kind, default, help, and the summary of the class."""
+    """A field of a settings class: dotted name, type, default, help, and the summary of the class."""
 
     name: str
     kind: Any
@@ -108,7 +108,7 @@ class Setting:
 
 
 def settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a settings class and of those inside it."""
+    """All settings of a settings class, nested ones included."""
     kinds, defaults = typing.get_type_hints(config), config()
     summary, helps = _texts(config.__module__)[config.__name__]
     for field in dataclasses.fields(config):
@@ -121,7 +121,7 @@ def settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
 
 @functools.cache
 def _texts(module: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """For every class of a module, the first line of its docstring, and the text below each field."""
+    """First line of the docstring, and the string below each field, for every class of a module."""
     found = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
@@ -134,7 +134,7 @@ def _texts(module: str) -> dict[str, tuple[str, dict[str, str]]]:
 
 
 class Value:
-    """Reads the value of one option."""
+    """Parser of the value of one option."""
 
     def __init__(self, name: str, kind: Any) -> None:
         self.name, self.kind = name, kind
@@ -147,22 +147,22 @@ class Value:
 
 
 class Formatter(argparse.HelpFormatter):
-    """Leaves the options that a help text names in one piece."""
+    """Does not break help text at the hyphens of options."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
-    """One command's line: options in hyphens or underscores, switches with or without a value.
+    """Argument parser of one command. Options may use hyphens or underscores; switches may have a value or none.
 
     Attributes
     ----------
-    kinds : what each argument is, by its name.
-    defaults : values of those that need not be given.
-    needed : names of those that must be, and how each is written.
-    positionals : names of those without an option, in their order, and their help.
-    config : the settings class of the command, if it has one.
+    kinds : type of each argument, by name.
+    defaults : default values of optional arguments.
+    needed : names of required arguments, and how they are typed.
+    positionals : names and help of positional arguments, in order.
+    config : settings class of the command, or None.
     settings : names of its settings.
     """
 
@@ -177,29 +177,29 @@ class Parser(argparse.ArgumentParser):
         self.config: type | None = None
         self.settings: set[str] = set()
         self._groups: dict[str, Any] = {}
-        self.add_argument("-h", "--help", action="help", help="show this and exit")
+        self.add_argument("-h", "--help", action="help", help="show this help and exit")
 
     def add_positional(self, name: str, help: str) -> None:
         self.positionals[name] = help.replace("%", "%%")
         self.kinds[name], self.needed[name] = str, name
 
     def add_flag(self, name: str, help: str) -> None:
-        """An option that is given or not."""
+        """Add an option without a value."""
         self.add_argument(option(name), dest=name, action="store_true", default=argparse.SUPPRESS, help=help)
         self.kinds[name], self.defaults[name] = bool, False
 
     def add_option(
         self, name: str, kind: Any, default: Any, help: str, *, short: str = "", many: bool = False, group: str = ""
     ) -> None:
-        """An option with a value; ``default`` ``...``: it must be given; ``many``: it may be, several times."""
-        written, told = option(name), help.replace("%", "%%")
+        """Add an option with a value. ``default=...``: required; ``many``: may be repeated."""
+        written, text = option(name), help.replace("%", "%%")
         if default is ...:
             self.needed[name] = written
         else:
             self.defaults[name] = default
         if default not in (..., "") and not many:
             off = f"; off: --no-{written[2:]}" if default is True else ""
-            told = f"{told} (default: {shown(default)}{off})"
+            text = f"{text} (default: {shown(default)}{off})"
         if group and group not in self._groups:
             self._groups[group] = self.add_argument_group(group)
         self._groups.get(group, self).add_argument(
@@ -208,18 +208,18 @@ class Parser(argparse.ArgumentParser):
             action="append" if many else "store",
             type=Value(written, kind),
             default=argparse.SUPPRESS,
-            metavar=in_help(kind, name.rpartition(".")[2]),
-            help=told,
+            metavar=placeholder(kind, name.rpartition(".")[2]),
+            help=text,
         )
         if not many:
             self.kinds[name] = kind
 
     def add_settings(self, config: type, only: Sequence[str] = ()) -> None:
-        """An option for every setting of a settings class, or for some of them."""
+        """Add an option for every setting of a settings class, or for ``only`` some of them."""
         if not only:
             self.config = config
             self.add_option(
-                "config", str, None, "YAML file of settings, as --print-config prints them; what is typed wins", many=True
+                "config", str, None, "settings in YAML, as printed by --print-config; options take precedence", many=True
             )
             self.epilog = EPILOG
             self.add_argument(
@@ -249,16 +249,16 @@ class Parser(argparse.ArgumentParser):
         return f"{self.format_usage()}\n{formatter.format_help()}"
 
     def typed(self, line: Sequence[str]) -> dict[str, Any]:
-        """What a line says, and nothing that it leaves to its default."""
-        words, after = self._spelt(list(line))
+        """Arguments given on the command line, without defaults."""
+        words, after = self._normalised(list(line))
         try:
             found, left = self.parse_known_args(words)
         except argparse.ArgumentError as error:
             name = str(error.argument_name).rpartition("/")[2]
             value = self._option_string_actions[name].type
             kind = value.kind if isinstance(value, Value) else None
-            wanted = "takes no value" if kind is None else "expected a value" if kind is str else f"expected {expected(kind)}"
-            raise InputError(f"{name}: {wanted}") from error
+            reason = "takes no value" if kind is None else "expected a value" if kind is str else f"expected {expected(kind)}"
+            raise InputError(f"{name}: {reason}") from error
         for word in left:
             if word.startswith("-") and word != "-":
                 name = word.partition("=")[0]
@@ -270,10 +270,10 @@ class Parser(argparse.ArgumentParser):
 
     def _names(self) -> list[str]:
         known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
-        return known + [f"no-{name}" for name in known if self._switch(f"--{name}")]
+        return known + [f"no-{name}" for name in known if self._is_switch(f"--{name}")]
 
-    def _spelt(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """The line with options in hyphens, switches and negative numbers joined to them by ``=``; and what follows ``--``."""
+    def _normalised(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """The line with hyphens in options and ``--name=value`` for switches and negative numbers; and the words after ``--``."""
         done: list[str] = []
         while words:
             word = words.pop(0)
@@ -284,12 +284,12 @@ class Parser(argparse.ArgumentParser):
                 done.append(word)
                 continue
             name = option(name[2:])
-            if self._switch(name):
+            if self._is_switch(name):
                 if not equals:
                     bare = not words or words[0].startswith("-") or "." in words[0] or "/" in words[0]
                     value = "true" if bare else words.pop(0)
                 equals = "="
-            elif name.startswith("--no-") and self._switch(f"--{name[5:]}"):
+            elif name.startswith("--no-") and self._is_switch(f"--{name[5:]}"):
                 if equals:
                     raise InputError(f"{name}: takes no value")
                 name, equals, value = f"--{name[5:]}", "=", "false"
@@ -298,7 +298,7 @@ class Parser(argparse.ArgumentParser):
             done.append(name + equals + value)
         return done, []
 
-    def _switch(self, name: str) -> bool:
+    def _is_switch(self, name: str) -> bool:
         action = self._option_string_actions.get(name)
         return action is not None and isinstance(action.type, Value) and action.type.kind is bool
 
@@ -307,9 +307,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_mode(parser: Parser, quiet: str) -> None:
-    """How much a command says."""
+    """Add --quiet and --json."""
     parser.add_flag("quiet", quiet)
-    parser.add_flag("json", "say everything as one JSON object a line")
+    parser.add_flag("json", "print everything as JSON, one object per line")
 
 
 def mode(args: argparse.Namespace) -> Literal["text", "quiet", "json"]:

@@ -4,13 +4,13 @@ import sys
 from argparse import Namespace
 
 from ace_em.cli.options import Parser
-from ace_em.config import PRESETS, differences
+from ace_em.presets import PRESETS, differences
 
-DESCRIPTION = "Show in which settings the presets differ."
+DESCRIPTION = "Show the settings in which the presets differ."
 
 
 def add_arguments(parser: Parser) -> None:
-    """It takes none."""
+    """No arguments."""
 
 
 def run(args: Namespace) -> int:
@@ -20,6 +20,6 @@ def run(args: Namespace) -> int:
     table = Table("setting", *PRESETS, title="ace-em reconstruct --preset NAME")
     for name, values in differences():
         table.add_row(name, *(str(value) for value in values))
-    # as wide as it is: a folded number is no number
+    # wide enough that no number is wrapped
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0

@@ -8,15 +8,15 @@ from ace_em.cli import NOT_CONVERGED
 from ace_em.cli.options import Parser, add_mode, mode
 from ace_em.config import RunConfig
 
-DESCRIPTION = "Particles to a map and poses, with no reference."
+DESCRIPTION = "Reconstruct a map and poses from particles, without a reference."
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_positional("particles", "RELION .star file (3.0, 3.1 or later) or cryoSPARC .cs file")
     parser.add_option("output", str, ..., "folder for the run", short="-o")
     parser.add_flag("overwrite", "replace an earlier run in that folder")
-    parser.add_flag("resume", "resume the run in that folder where it stopped")
-    add_mode(parser, "say nothing but how it ended")
+    parser.add_flag("resume", "resume the run in that folder")
+    add_mode(parser, "print only the outcome")
     parser.add_settings(RunConfig)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ace_em.cli.options import Parser
 
-DESCRIPTION = "Write RUN/report.html anew."
+DESCRIPTION = "Write RUN/report.html again."
 
 
 def add_arguments(parser: Parser) -> None:

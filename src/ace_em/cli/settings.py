@@ -1,4 +1,4 @@
-"""A command's settings, in order of precedence: defaults < preset < the run being resumed < settings files < the line."""
+"""Settings of a command; precedence: defaults < preset < run being resumed < settings files < command line."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,24 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from ace_em.cli.options import Parser, did_you_mean, expected, read, shown
-from ace_em.config import PRESETS, changed
+from ace_em.config import changed
 from ace_em.errors import InputError
+from ace_em.presets import PRESETS
 
 
 def arguments(parser: Parser, line: Sequence[str]) -> argparse.Namespace:
-    """The command's arguments; ``settings`` among them is its settings class, filled in."""
+    """Arguments of a command; ``settings`` is an instance of its settings class."""
     typed = parser.typed(line)
     files = {name: settings_file(parser, name) for name in typed.pop("config", [])}
     resumed = settings_of_run(parser, _merged(files) | typed)
-    told = _merged(resumed) | _merged(files) | typed
+    given = _merged(resumed) | _merged(files) | typed
     if "preset" in parser.kinds:
-        name = told.get("preset", parser.defaults["preset"])
-        refuse_idle_preset(name, resumed | files)
-        told = PRESETS[name] | told
-    missing = [written for name, written in parser.needed.items() if name not in told]
+        name = given.get("preset", parser.defaults["preset"])
+        refuse_overridden_preset(name, resumed | files)
+        given = PRESETS[name] | given
+    missing = [written for name, written in parser.needed.items() if name not in given]
     if missing:
         raise InputError(f"missing {', '.join(missing)}")
-    values = parser.defaults | told
+    values = parser.defaults | given
     args = argparse.Namespace(**values)
     if parser.config:
         args.settings = changed(parser.config(), {name: values[name] for name in parser.settings})
@@ -34,16 +35,16 @@ def _merged(files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: value for settings in files.values() for name, value in settings.items()}
 
 
-def settings_of_run(parser: Parser, told: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A resumed run has the settings that it was begun with."""
-    file = Path(told.get("output", "")) / "config.yaml"
-    if not (told.get("resume") and "output" in told and file.is_file()):
+def settings_of_run(parser: Parser, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of the run to be resumed, by the name of its config.yaml; empty without --resume."""
+    file = Path(given.get("output", "")) / "config.yaml"
+    if not (given.get("resume") and "output" in given and file.is_file()):
         return {}
     return {str(file): settings_file(parser, str(file))}
 
 
 def settings_file(parser: Parser, name: str) -> dict[str, Any]:
-    """What a settings file sets, by dotted name."""
+    """Settings of a YAML file, by dotted name."""
     import yaml
 
     path = Path(name)
@@ -73,19 +74,19 @@ def _checked(parser: Parser, file: str, settings: dict[Any, Any], prefix: str = 
         elif isinstance(value, dict):
             yield from _checked(parser, file, value, f"{name}.")
         elif value is not None:
-            raise InputError(f"{file}: {name} {shown(value)}: expected its settings below it, indented")
+            raise InputError(f"{file}: {name} {shown(value)}: expected a group of settings, indented below it")
 
 
-def refuse_idle_preset(preset: str, files: dict[str, dict[str, Any]]) -> None:
-    """Refuse a preset beside a file, such as RUN/config.yaml, that sets all that presets set: it would be no more than a name."""
+def refuse_overridden_preset(preset: str, files: dict[str, dict[str, Any]]) -> None:
+    """Raise InputError for --preset with a file that sets every setting of another preset, such as RUN/config.yaml."""
     for file, settings in files.items():
-        held = settings.get("preset", preset)
-        if held != preset and (PRESETS[held] | PRESETS[preset]).keys() <= settings.keys():
-            raise InputError(f"--preset {preset}: {file} holds every setting of preset {held}; expected one of the two")
+        in_file = settings.get("preset", preset)
+        if in_file != preset and (PRESETS[in_file] | PRESETS[preset]).keys() <= settings.keys():
+            raise InputError(f"--preset {preset}: {file} sets every setting of preset {in_file}; expected one of the two")
 
 
 def as_yaml(parser: Parser, args: argparse.Namespace) -> str:
-    """Arguments as a settings file that gives them again."""
+    """The arguments as the text of a settings file."""
     import yaml
 
     nested: dict[str, Any] = {}

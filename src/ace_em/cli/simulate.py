@@ -12,9 +12,9 @@ DESCRIPTION = "Simulate a particle stack from a structure or a map."
 def add_arguments(parser: Parser) -> None:
     parser.add_positional("structure", ".pdb, .cif (.gz too), .npz with coords and Z, or .mrc")
     parser.add_option("output", str, ..., "folder for particles.star, truth.star, volume.mrc", short="-o")
-    parser.add_flag("overwrite", "replace an earlier simulated set in that folder")
-    parser.add_option("poses", str, "", "STAR file whose angles and origins are used, row by row")
-    parser.add_option("ctf", str, "", "STAR file whose CTF columns are used, row by row")
+    parser.add_flag("overwrite", "replace an earlier simulated data set in that folder")
+    parser.add_option("poses", str, "", "STAR file with angles and origins to use, row by row")
+    parser.add_option("ctf", str, "", "STAR file with CTF columns to use, row by row")
     parser.add_settings(SimulationConfig)
 
 

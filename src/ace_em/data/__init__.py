@@ -1,1 +1,1 @@
-"""Files in and out: STAR tables, MRC stacks and maps, the particles they describe, and how these are split."""
+"""Particles: opening, checking, selecting and splitting them, and their images as Fourier coefficients."""

@@ -1,7 +1,8 @@
-"""Where the Fourier coefficients of particle images are kept: in memory, or in a scratch file that is read block by block.
+"""Storage of the Fourier coefficients of particle images: in memory, or in a scratch file that is read block by block.
 
-RELION's ``--scratch_dir`` and cryoSPARC's cache hold particles as they are on disk; the scratch file holds their cropped
-transforms, so that a round over all images costs one read. The file has no name: however the program ends, its space is free.
+RELION's ``--scratch_dir`` and cryoSPARC's cache copy the particles as they are on disk. The scratch file contains cropped
+transforms instead, so that a round over all images costs one read. It is an unnamed temporary file: its space is freed when
+the process ends, even if it is killed.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from ace_em.maths.half_plane import HalfPlane
 
 
 class CoefficientStore(Protocol):
-    """Half-planes of images, one row of complex coefficients each; nothing changes them once they are written."""
+    """Half-planes of images, one row of complex coefficients each; read-only once written."""
 
     def __len__(self) -> int: ...
 
@@ -29,7 +30,7 @@ class CoefficientStore(Protocol):
         """The first ``n`` coefficients (b, n) of the images ``rows`` (b,)."""
 
     def to(self, device: torch.device) -> "CoefficientStore":
-        """The store whose coefficients are on a device, if they are kept in memory."""
+        """The store on a device; coefficients in a file stay there."""
 
 
 class InMemory:
@@ -42,7 +43,7 @@ class InMemory:
         return len(self.coefficients)
 
     def write(self, first: int, coefficients: Tensor) -> None:
-        """Fill in coefficients (b, m) from row ``first`` on, while the images are read."""
+        """Set coefficients (b, m) from row ``first`` on."""
         self.coefficients[first : first + len(coefficients)] = coefficients
 
     def read(self, rows: Tensor, n: int) -> Tensor:
@@ -53,29 +54,29 @@ class InMemory:
 
 
 def scratch_bytes(n_images: int, box: int) -> int:
-    """Size of a scratch file with images of a working box: 8 bytes a coefficient."""
+    """Size of a scratch file with images of a working box: 8 bytes per coefficient."""
     return n_images * 8 * len(HalfPlane.within(box))
 
 
 def refuse_small_folder(folder: Path, size: int) -> None:
-    """Refuse a folder on whose disk ``size`` bytes are not free."""
+    """Raise InputError if the disk of a folder has fewer than ``size`` free bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(_no_room(folder, size, f"{free / 2**30:.1f} GiB are free"))
 
 
 def _no_room(folder: Path, size: int, why: str | None) -> str:
-    needed = f"{size / 2**30:.1f} GiB of scratch space are needed for images that do not fit into memory"
+    needed = f"{size / 2**30:.1f} GiB of scratch space needed for images that do not fit into memory"
     return f"{folder}: {needed} ({why}); give --scratch with another folder, or more --memory"
 
 
 class ScratchFile:
-    """Coefficients (N, m), complex64, in a file without a name in ``folder``.
+    """Coefficients (N, m), complex64, in an unnamed temporary file in ``folder``.
 
     Raises
     ------
     InputError
-        when the folder has no room for it.
+        if the disk of the folder is too small.
     """
 
     def __init__(self, folder: Path, n_images: int, n_coefficients: int) -> None:
@@ -84,7 +85,7 @@ class ScratchFile:
         try:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
             weakref.finalize(self, self._file.close)
-            # a full disk is found now, not in the middle of a run
+            # allocate now: a full disk must not stop the run later
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
@@ -104,16 +105,16 @@ class ScratchFile:
         index = rows.cpu().numpy()
         found = np.empty((len(index), self.n_coefficients), dtype=np.complex64)
         view, row_bytes = found.reshape(-1).view(np.uint8).data, 8 * self.n_coefficients
-        # one read for each run of neighbouring rows
+        # one read per run of consecutive rows
         edges = np.flatnonzero(np.diff(index, prepend=-2, append=-2) != 1)
         for start, end in itertools.pairwise(edges):
             self._file.seek(int(index[start]) * row_bytes)
-            wanted = view[start * row_bytes : end * row_bytes]
-            while wanted:
-                n_read = self._file.readinto(wanted)
+            remaining = view[start * row_bytes : end * row_bytes]
+            while remaining:
+                n_read = self._file.readinto(remaining)
                 if not n_read:
-                    raise OSError("the scratch file ends before its last image")
-                wanted = wanted[n_read:]
+                    raise OSError("the scratch file is truncated")
+                remaining = remaining[n_read:]
         return torch.from_numpy(found)[:, :n]
 
     def to(self, device: torch.device) -> "ScratchFile":

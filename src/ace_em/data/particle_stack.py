@@ -1,6 +1,6 @@
-"""Particle images as a value: their Fourier coefficients, and what is known of their CTF, noise and intensity.
+"""Particle images as an immutable value: Fourier coefficients, CTF parameters, noise and intensity scale.
 
-Nothing here changes in place. A better noise model, intensity scale or defocus gives another stack over the same coefficients.
+An update of the noise model, intensity scale or defocus gives a new stack that shares the coefficients.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from ace_em.physics.ctf import CTFParameters, ctf
 from ace_em.physics.noise import NoiseModel
 
 CPU = torch.device("cpu")
-"""Where pose tables and maps are kept, whatever device the work is done on."""
+"""Device of pose tables and maps, also while other work runs on a GPU."""
 BLOCK_BYTES = 256 * 2**20
-"""Images that are brought into memory at a time."""
+"""Images in memory at a time."""
 COEFFICIENTS_AT_A_TIME = 2**20
-"""Images times coefficients, for work that makes many copies of whole images."""
+"""Images times coefficients at a time, for work that makes many copies of whole images."""
 
 
 @dataclass(frozen=True)
 class Optics:
-    """What an effective CTF is made of: ``ctf`` (b,) parameters, ``gain`` (b, n), and the pixel size of the working box."""
+    """Factors of the effective CTF: ``ctf`` (b,) parameters, ``gain`` (b, n), and the pixel size of the working box."""
 
     ctf: CTFParameters
     gain: Tensor
     pixel_size_angstrom: float
 
     def effective_ctf(self, half_plane: HalfPlane) -> Tensor:
-        """(b, n)."""
+        """Effective CTF (b, n)."""
         return ctf(self.ctf, half_plane, self.pixel_size_angstrom) * self.gain
 
     def __getitem__(self, rows: Tensor | slice) -> "Optics":
@@ -47,9 +47,9 @@ class Batch:
     ----------
     half_plane : the n coefficients.
     image_ft : (b, n) complex, noise of unit variance.
-    effective_ctf : (b, n) real: CTF times intensity scale over the noise's standard deviation.
-    noise_variance : (b, n) of the noise that is left: 1, or less where the whitening's floor is above it.
-    optics : what the effective CTF was made of; only turning images and fitting their defocus need it.
+    effective_ctf : (b, n) real: CTF times intensity scale, divided by the standard deviation of the noise.
+    noise_variance : (b, n) after whitening: 1, or less where the whitening floor exceeds the noise power.
+    optics : factors of the effective CTF; needed only to rotate images and to fit the defocus.
     """
 
     half_plane: HalfPlane
@@ -78,16 +78,16 @@ class Batch:
         return Batch(inner, self.image_ft[:, :n], self.effective_ctf[:, :n], self.noise_variance[:, :n], optics)
 
     def with_images(self, image_ft: Tensor) -> "Batch":
-        """Other images (b, n) in place of these, everything else the same."""
+        """The batch with other images (b, n)."""
         return replace(self, image_ft=image_ft)
 
     def quadrature(self) -> Tensor:
-        """(b, n) the effective CTF a quarter of a wave on: its derivative with respect to the CTF's argument."""
+        """(b, n) derivative of the effective CTF with respect to its phase: the CTF with its phase shifted by a quarter wave."""
         optics = self._optics()
         return replace(optics, ctf=optics.ctf.quarter_wave_on()).effective_ctf(self.half_plane)
 
     def turned(self, angle_deg: Tensor, mirror: Tensor) -> "Batch":
-        """Every image mirrored (``y -> -y``) where ``mirror`` (b,), then turned by ``angle_deg`` (b,), its astigmatism with it.
+        """Images mirrored (``y -> -y``) where ``mirror`` (b,), then rotated by ``angle_deg`` (b,), with their astigmatism.
 
         The particle's pose in the new image: :meth:`ace_em.physics.pose.Pose.in_turned_image`.
         """
@@ -98,7 +98,7 @@ class Batch:
 
     def _optics(self) -> Optics:
         if self.optics is None:
-            raise ValueError("a batch without its optics: the astigmatism is not known")
+            raise ValueError("this batch has no optics: the astigmatism is unknown")
         return self.optics
 
     @staticmethod
@@ -111,7 +111,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ParticleStack:
-    """N normalised particle images at a working box, and what is known of each.
+    """N normalised particle images at a working box, with CTF, noise and intensity scale.
 
     Coefficients keep the scale of the full box (sum over its pixels), so that a volume's transform means the same at every
     working box.
@@ -119,13 +119,13 @@ class ParticleStack:
     Attributes
     ----------
     store : coefficients of normalised images inside the particle disc, not whitened.
-    row : (N,) where each image stands in the store.
-    half_plane : the coefficients that count: the first n of those stored.
+    row : (N,) row of each image in the store.
+    half_plane : the coefficients in use: the first n of those stored.
     pixel_size_angstrom : of the working box.
     ctf : (N,) parameters.
     noise : noise power of each group of images.
     noise_group : (N,) the group of each image.
-    intensity_scale : (N,) what the map's projections are multiplied by to give an image's signal; 1 on average.
+    intensity_scale : (N,) factor from projections of the map to the signal of the image; 1 on average.
     """
 
     store: CoefficientStore
@@ -163,7 +163,7 @@ class ParticleStack:
         return replace(self, ctf=parameters)
 
     def to(self, device: torch.device) -> "ParticleStack":
-        """With everything that is in memory on a device."""
+        """The stack with everything in memory moved to a device."""
         names = ("store", "row", "half_plane", "ctf", "noise", "noise_group", "intensity_scale")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
@@ -180,7 +180,7 @@ class ParticleStack:
         return found / self._noise_sd(rows).to(device)
 
     def batch(self, rows: Tensor | slice, device: torch.device = CPU) -> Batch:
-        """Whitened images of some particles and their effective CTF, computed here, on a device."""
+        """Whitened images of some particles and their effective CTF, on a device."""
         half_plane, noise_sd = self.half_plane.to(device), self._noise_sd(rows).to(device)
         image_ft = self.store.read(self.row[rows], len(half_plane)).to(device) / noise_sd
         gain = self.intensity_scale[rows].to(device)[:, None] / noise_sd
@@ -194,27 +194,27 @@ class ParticleStack:
         return torch.cat(parts).to(self.row.device)
 
     def noise_power(self) -> Tensor:
-        """Squared norm (N,) of the noise in every whitened image: its expectation."""
+        """Expected squared norm (N,) of the noise in every whitened image."""
         return self.noise.variance[:, self.half_plane.shell].sum(1)[self.noise_group]
 
     def noise_power_sd(self, independent: float = 1.0) -> Tensor:
-        """Standard deviation (N,) of that squared norm, of which a share ``independent`` of the coefficients is."""
+        """Standard deviation (N,) of that squared norm, if a share ``independent`` of the coefficients is independent."""
         square = self.noise.variance[:, self.half_plane.shell].square().sum(1)
         return (square / independent).sqrt()[self.noise_group]
 
     def blocks(self, rows: Tensor | None = None) -> Sequence[Tensor]:
-        """The indices of all images, or ``rows``, in blocks that fit into memory whatever the box."""
+        """The indices of all images, or ``rows``, in blocks of at most ``BLOCK_BYTES``."""
         rows = torch.arange(len(self)) if rows is None else rows
         return rows.split(max(1, BLOCK_BYTES // (12 * len(self.half_plane))))
 
     def at_a_time(self, most: int) -> int:
-        """Images to work on at once: ``most``, fewer where they are large."""
+        """Images to process at once: ``most``, fewer if they are large."""
         return max(1, min(most, COEFFICIENTS_AT_A_TIME // len(self.half_plane)))
 
     def _noise_sd(self, rows: Tensor | slice) -> Tensor:
         return self._per_image(self.noise.whitening_power, rows).sqrt()
 
     def _per_image(self, per_group: Tensor, rows: Tensor | slice) -> Tensor:
-        """(b, n) values of each image's coefficients, from those of each group's shells; (1, n) with one group."""
+        """(b, n) values per coefficient of each image from values per shell of each noise group; (1, n) with one group."""
         of_coefficients = per_group[:, self.half_plane.shell]
         return of_coefficients if len(of_coefficients) == 1 else of_coefficients[self.noise_group[rows]]

@@ -1,4 +1,4 @@
-"""Particle images with what is known about each: the STAR table, its stacks, CTF parameters, poses and half-sets."""
+"""Particles on disk: particle table, image stacks, CTF parameters, poses and half-sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.pose import Pose, relion_angles_to_rotmat
 
 MIN_BOX = 16
-# relative difference of pixel sizes that is rounding (of a magnification, say) and moves no CTF ring by a pixel
+# relative difference of pixel sizes that rounding (of a magnification) can cause; moves no CTF ring by a pixel
 _PIXEL_SIZE_TOLERANCE = 1e-4
 _PIXEL_SIZE_ANGSTROM = (0.05, 100.0)
-# relative difference between table and header that calibration or rounding explains
+# relative difference of pixel size between table and header that calibration or rounding can cause
 _HEADER_TOLERANCE = 1e-2
-# sums of squares of more leave the range of float32
+# sums of squares of larger values overflow float32
 _LARGEST_VALUE = 1e12
-# field of CTFParameters: column, value where the column is missing (None: it must be there)
+# field of CTFParameters: column, default value (None: the column is required)
 _CTF_COLUMNS: dict[str, tuple[str, float | None]] = {
     "defocus_u_angstrom": ("rlnDefocusU", None),
     "defocus_v_angstrom": ("rlnDefocusV", None),
@@ -51,15 +51,15 @@ class Particles:
 
     Attributes
     ----------
-    table : the STAR file, or the cryoSPARC file in that form.
+    table : the particle table of the STAR or .cs file.
     image_names : N strings, ``index@path`` as in the STAR file.
     box : pixels per image edge.
     pixel_size_angstrom : of the images.
     ctf : fields of shape (N,), float32.
-    stack_paths : the files that hold the images.
+    stack_paths : the image files.
     stack_of_row : (N,) index into ``stack_paths``.
-    index_in_stack : (N,) image within its stack, counted from 0.
-    header_pixel_sizes : Angstrom, for each of ``stack_paths``; None where its header was never set.
+    index_in_stack : (N,) index of the image in its stack, from 0.
+    header_pixel_sizes : Angstrom, for each of ``stack_paths``; None if not set in its header.
     """
 
     table: ParticleTable
@@ -79,9 +79,8 @@ class Particles:
         Parameters
         ----------
         path : RELION STAR file, or cryoSPARC .cs file.
-        project_root : folder that image paths are relative to. Without it, or when a stack is not there, the file's
-            folder, the folders above it (the root of a RELION or cryoSPARC project is one of them) and the current folder
-            are tried.
+        project_root : folder that image paths are relative to. Without it, or if a stack is not found there, the folder of
+            the file, its parents (one of them is the root of a RELION or cryoSPARC project) and the current folder are tried.
         passthrough : cryoSPARC files with the fields that the .cs file lacks.
         """
         return Particles.of(read_particle_table(path, passthrough), project_root)
@@ -98,7 +97,7 @@ class Particles:
         check_values(table)
         in_headers = tuple(header.pixel_size_angstrom for header in headers)
         particles = Particles(table, names, box, pixel_size, ctf, stack_paths, stack_of_row, index_in_stack, in_headers)
-        _ = particles.sign_on_disk  # both signs in one file are refused
+        _ = particles.sign_on_disk  # raises InputError if both signs occur
         return particles
 
     def __len__(self) -> int:
@@ -106,7 +105,7 @@ class Particles:
 
     @property
     def optics_group(self) -> np.ndarray:
-        """(N,) row of the optics table of each particle; 0 where there are no optics groups."""
+        """(N,) row of the optics table of each particle; 0 without optics groups."""
         optics = self.table.optics
         if optics is None or "rlnOpticsGroup" not in optics or "rlnOpticsGroup" not in self.table.particles:
             return np.zeros(len(self), dtype=np.int64)
@@ -114,7 +113,7 @@ class Particles:
 
     @property
     def sign_on_disk(self) -> float | None:
-        """+1 where the protein is white in the files, -1 where it is black; None for a STAR file, which does not say."""
+        """+1 if the protein is white in the image files, -1 if black; None for a STAR file, which does not record it."""
         if self.table.cryosparc is None or "blob/sign" not in self.table.cryosparc:
             return None
         signs = np.unique(np.sign(self.table.cryosparc["blob/sign"]))
@@ -126,8 +125,8 @@ class Particles:
 
     @property
     def stack_of_another_pixel_size(self) -> tuple[Path, float] | None:
-        """The first stack whose header gives another pixel size than the table, by more than 1 %, and that size; else None."""
-        least, most = _PIXEL_SIZE_ANGSTROM  # a size beyond is no pixel's
+        """First stack whose header pixel size differs from the table by more than 1 %, and that size; None if none does."""
+        least, most = _PIXEL_SIZE_ANGSTROM  # other values are not pixel sizes
         for path, size in zip(self.stack_paths, self.header_pixel_sizes, strict=True):
             other = size is not None and abs(size / self.pixel_size_angstrom - 1) > _HEADER_TOLERANCE
             if size is not None and other and least <= size <= most:
@@ -135,18 +134,18 @@ class Particles:
         return None
 
     def images(self, rows: np.ndarray | slice) -> np.ndarray:
-        """Images (B, box, box), float32, of ``rows`` in the order asked for; grey values as in the file.
+        """Images (B, box, box), float32, of ``rows`` in the given order; grey values as in the file.
 
-        An image that holds NaN or infinite values, or is constant, is an :class:`InputError`.
+        Raises :class:`InputError` for an image with NaN or infinite values, constant or masked.
         """
-        wanted = np.arange(len(self))[rows]
-        out = np.empty((len(wanted), self.box, self.box), dtype=np.float32)
-        # ascending in each file: the disk is read forwards
-        order = np.lexsort((self.index_in_stack[wanted], self.stack_of_row[wanted]))
-        stacks = self.stack_of_row[wanted][order]
+        selected = np.arange(len(self))[rows]
+        out = np.empty((len(selected), self.box, self.box), dtype=np.float32)
+        # ascending within each file, for sequential reads
+        order = np.lexsort((self.index_in_stack[selected], self.stack_of_row[selected]))
+        stacks = self.stack_of_row[selected][order]
         for stack in np.unique(stacks):
             places = order[stacks == stack]
-            rows_here = wanted[places]
+            rows_here = selected[places]
             images = read_images(self.stack_paths[stack], self.index_in_stack[rows_here])
             self._check_images(images, rows_here)
             out[places] = images
@@ -156,28 +155,28 @@ class Particles:
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         outside = images[:, _outside_circle(self.box)]
         bad_images = (
-            # minimum and maximum of an image with a NaN are NaN
-            (~np.isfinite(low) | ~np.isfinite(high), "holds NaN or infinite values"),
+            # the minimum and maximum of an image with a NaN are NaN
+            (~np.isfinite(low) | ~np.isfinite(high), "contains NaN or infinite values"),
             (low == high, "is constant"),
-            (np.maximum(-low, high) > _LARGEST_VALUE, f"holds values beyond {_LARGEST_VALUE:g}"),
+            (np.maximum(-low, high) > _LARGEST_VALUE, f"contains values beyond {_LARGEST_VALUE:g}"),
             (
                 outside.min(axis=1) == outside.max(axis=1),
-                "is constant outside of its circle, where noise is measured; expected images that are not masked",
+                "is constant outside the inscribed circle, where noise is measured; expected unmasked images",
             ),
         )
         for bad, what in bad_images:
             if bad.any():
                 row = int(rows[bad.argmax()])
                 stack, image = self.stack_paths[self.stack_of_row[row]], self.index_in_stack[row] + 1
-                where = f"row {self.table.row_number(row)} of {self.table.path}, which --exclude can leave out"
+                where = f"row {self.table.row_number(row)} of {self.table.path}; --exclude can omit it"
                 raise InputError(f"{stack}: image {image} {what} ({where})")
 
     def poses(self) -> Pose | None:
-        """Poses of the STAR file (:func:`star_poses`), shift in pixels of the images."""
+        """Poses of the table (:func:`star_poses`), shift in pixels of the images."""
         return star_poses(self.table, self.pixel_size_angstrom)
 
     def half_sets(self) -> np.ndarray | None:
-        """Half-set of each particle, (N,) int64 of 1 and 2; None where the STAR file has no rlnRandomSubset."""
+        """Half-set of each particle, (N,) int64 of 1 and 2; None without a column rlnRandomSubset."""
         if not self.table.has_column("rlnRandomSubset"):
             return None
         values = numeric_column(self.table, "rlnRandomSubset")
@@ -198,13 +197,13 @@ def ctf_parameters(table: ParticleTable) -> CTFParameters:
 
 @lru_cache(maxsize=4)
 def _outside_circle(box: int) -> np.ndarray:
-    """(box, box) true outside of the inscribed circle."""
+    """(box, box) mask, true outside the inscribed circle."""
     axis = np.arange(box) - box // 2
     return np.asarray(axis[:, None] ** 2 + axis**2 > (box / 2) ** 2)
 
 
 def pixel_size_of(table: ParticleTable) -> float:
-    """The one pixel size of all particles, in Angstrom."""
+    """Pixel size in Angstrom; InputError if the particles have different ones."""
     values = pixel_sizes(table)
     low, high = float(values.min()), float(values.max())
     if high / low - 1 > _PIXEL_SIZE_TOLERANCE:
@@ -220,25 +219,25 @@ def pixel_size_of(table: ParticleTable) -> float:
 
 
 def find_images(table: ParticleTable, row: int, name: str, project_root: Path | None) -> Path:
-    """The file of an image path, which stands at ``row``, from 0, of a table."""
+    """The file for an image path at ``row`` (from 0) of a table."""
     folders = [] if project_root is None else [Path(project_root)]
     folders += [*table.path.absolute().parents, Path.cwd()]
-    tried = list(dict.fromkeys(folder / name for folder in folders))  # an absolute name gives itself, once
+    tried = list(dict.fromkeys(folder / name for folder in folders))  # an absolute name stays as it is
     if Path(name).is_absolute() and project_root is not None:
-        # of another machine or drive: its end, the longest first, may be below the project
+        # an absolute path from another machine: try its last components below the project, longest first
         parts = Path(name).parts
         tried += [project_root.joinpath(*parts[i:]) for i in range(1, len(parts))]
     for candidate in tried:
         if candidate.is_file():
             return candidate
-    advice = "give the folder that holds them with --project" if project_root is None else "is --project the right folder?"
+    advice = "give the project folder with --project" if project_root is None else "is --project the right folder?"
     raise InputError(f"{table.cell(row, 'rlnImageName')}: images {name} not found; tried {', '.join(map(str, tried))}; {advice}")
 
 
 def _locate_images(
     table: ParticleTable, names: tuple[str, ...], root: Path | None
 ) -> tuple[tuple[Path, ...], tuple[StackHeader, ...], np.ndarray, np.ndarray]:
-    """Open every stack's header once: stack paths, their headers, stack of each row and index from 0 of each row."""
+    """Read each stack's header once: paths, headers, and the stack and index (from 0) of each row."""
     stacks: dict[str, int] = {}
     paths: list[Path] = []
     headers: list[StackHeader] = []
@@ -253,9 +252,9 @@ def _locate_images(
         stack = stacks[file]
         count = headers[stack].n
         if index is None and count > 1:
-            raise InputError(f"{table.cell(row, 'rlnImageName')}: {name} names no image of the {count} in {paths[stack]}")
+            raise InputError(f"{table.cell(row, 'rlnImageName')}: {name} has no index, but {paths[stack]} contains {count}")
         if index is not None and index > count:
-            raise InputError(f"{table.cell(row, 'rlnImageName')}: image {index} of {paths[stack]}, which holds {count}")
+            raise InputError(f"{table.cell(row, 'rlnImageName')}: image {index} of {paths[stack]}, which contains {count}")
         stack_of_row[row], index_in_stack[row] = stack, (index or 1) - 1
     return tuple(paths), tuple(headers), stack_of_row, index_in_stack
 
@@ -263,14 +262,14 @@ def _locate_images(
 def _refuse_repeats(
     table: ParticleTable, names: tuple[str, ...], paths: tuple[Path, ...], stack_of_row: np.ndarray, index_in_stack: np.ndarray
 ) -> None:
-    """The same image in both half-sets would make their maps agree by itself."""
+    """Raise InputError for an image listed twice: in both half-sets it would correlate the half-maps."""
     files: dict[Path, int] = {}
     file_of_stack = np.array([files.setdefault(path.resolve(), len(files)) for path in paths])
     stack = file_of_stack[stack_of_row]
     order = np.lexsort((index_in_stack, stack))
     repeats = np.flatnonzero((np.diff(stack[order]) == 0) & (np.diff(index_in_stack[order]) == 0))
     if len(repeats):
-        # lexsort keeps the order of equals: the earlier row comes first; told is the repeat that the reader meets first
+        # lexsort is stable, so the earlier row comes first; report the repeat with the lowest row number
         k = repeats[order[repeats + 1].argmin()]
         first, second = int(order[k]), int(order[k + 1])
         found = f"{names[second]} is the image of row {table.row_number(first)} again ({len(repeats)} such rows)"
@@ -278,7 +277,7 @@ def _refuse_repeats(
 
 
 def _checked_header(path: Path, first_path: Path, first: list[StackHeader]) -> StackHeader:
-    """Header of a stack of square images as large as those of the first stack."""
+    """Header of a stack; InputError unless its images are square and as large as those of the first stack."""
     header = stack_header(path)
     nx, ny = header.nx, header.ny
     if nx != ny:
@@ -292,9 +291,9 @@ def _checked_header(path: Path, first_path: Path, first: list[StackHeader]) -> S
 
 
 def star_poses(table: ParticleTable, pixel_size_angstrom: float) -> Pose | None:
-    """Poses of a particle table, float32, shift in pixels of ``pixel_size_angstrom``; None where it has no angles.
+    """Poses of a particle table, float32, shift in pixels of ``pixel_size_angstrom``; None without angles.
 
-    Origins that are absent count as 0. They are in Angstrom (RELION 3.1) or in pixels (3.0).
+    Missing origins are 0. Origins are in Angstrom (RELION 3.1) or in pixels (3.0).
     """
     angle_names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
     if not all(table.has_column(name) for name in angle_names):

@@ -1,4 +1,4 @@
-"""What ace-em adds to a particle table: poses, half-sets, defocus, and how sure the poses are."""
+"""Columns that ace-em adds to a particle table: poses, half-sets, defocus and the confidence of the poses."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
 PROBABILITY, GAP, SPREAD = "aceConfidence", "aceLikelihoodGap", "aceHypothesisSpread"
 MOST_GAP = 1000.0
-"""Written for a likelihood gap that is larger, or of a particle for which no other answer was found."""
+"""Cap of the likelihood gap, also written if no other pose was found."""
 
 
 def posed_table(
     particles: Particles, pose: Pose, half_set: np.ndarray | None, defocus_offset_angstrom: np.ndarray | None = None
 ) -> ParticleTable:
-    """Every column of the input as it was, with angles, origins and half-sets; ``pose`` in pixels of the images.
+    """The input table with new angles, origins and half-sets; ``pose`` in pixels of the images.
 
-    With a ``defocus_offset_angstrom`` (N,) the defocus columns are moved by it.
+    ``defocus_offset_angstrom`` (N,) is added to the defocus columns.
     """
     angles = rotmat_to_relion_angles(pose.rotation.double()).numpy()
     origin = -pose.shift_px.flip(-1).double().numpy() * particles.pixel_size_angstrom
@@ -30,8 +30,8 @@ def posed_table(
 def with_confidence(
     table: ParticleTable, probability: np.ndarray, gap: np.ndarray, spread_deg: np.ndarray | None
 ) -> ParticleTable:
-    """With a column each for the probability of the pose, the log-likelihood gap to the best other answer, and, where there is an
-    encoder, the median angle to its hypotheses in degrees, all (N,)."""
+    """Add columns, each (N,): probability of the pose, log-likelihood gap to the best other pose and, if there is an encoder,
+    median angle to its hypotheses in degrees."""
     particles = table.particles.copy()
     gap = np.clip(np.nan_to_num(gap, nan=MOST_GAP, posinf=MOST_GAP), -MOST_GAP, MOST_GAP)
     columns = [(PROBABILITY, probability, 6), (GAP, gap, 3), *([] if spread_deg is None else [(SPREAD, spread_deg, 2)])]

@@ -1,4 +1,4 @@
-"""From particles on disk to a :class:`ParticleStack`: contrast sign, normalisation, the particle disc, Fourier cropping."""
+"""Particles on disk to a :class:`ParticleStack`: contrast sign, normalisation, circular mask, Fourier cropping."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +28,15 @@ def read_stack(
 
     Parameters
     ----------
-    look : with the noise of every group of the particles, or one noise for all.
-    rows : (n,) the particles that are read; all by default.
-    scratch : a folder; the coefficients then go into a scratch file there. None keeps them in memory.
+    look : survey with one noise spectrum per noise group, or one for all.
+    rows : (n,) particles to read; all by default.
+    scratch : folder for a scratch file with the coefficients; None keeps them in memory.
     on_block : called with the number of images done.
 
     Raises
     ------
     InputError
-        when an image cannot be used, or the folder has no room.
+        if an image is unusable or the scratch disk is too small.
     """
     rows = np.arange(len(particles)) if rows is None else rows
     half_plane = HalfPlane.within(box)

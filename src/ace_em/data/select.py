@@ -1,4 +1,4 @@
-"""Which particles of a file are used: index files, other particle files, a random number of them."""
+"""Selection of particles: index files, other particle files, random subsets."""
 
 import posixpath
 from pathlib import Path
@@ -15,8 +15,8 @@ def selected_rows(table: ParticleTable, subset: str, exclude: str, max_particles
 
     Parameters
     ----------
-    subset, exclude : files that name the rows to take and to leave out (:func:`named_rows`); "" for none.
-    max_particles : no more than this many of what is left, drawn at random; 0 for all.
+    subset, exclude : files with the rows to use and to omit (:func:`named_rows`); "" for none.
+    max_particles : upper limit, drawn at random from the remaining rows; 0 for all.
     """
     if max_particles < 0:
         raise InputError(f"--max-particles {max_particles}: expected 0 (all) or more")
@@ -28,15 +28,15 @@ def selected_rows(table: ParticleTable, subset: str, exclude: str, max_particles
     if exclude:
         rows = np.setdiff1d(rows, named_rows(table, Path(exclude)))
     if len(rows) == 0:
-        raise InputError(f"{table.path}: --subset and --exclude leave no particle of {len(table)}")
+        raise InputError(f"{table.path}: --subset and --exclude leave none of {len(table)} particles")
     return rows[random_subset(len(rows), max_particles, seed)] if max_particles else rows
 
 
 def named_rows(table: ParticleTable, path: Path) -> np.ndarray:
-    """Rows (n,) that a file names.
+    """Rows (n,) listed in a file.
 
-    A text file has row numbers from 1, as RELION and our messages count. A .npy file has indices from 0 (cryoDRGN's way) or
-    one bool per particle. A .star or .cs file names particles by image, or by uid where both have one.
+    A text file has row numbers from 1, as in RELION and in messages. A .npy file has indices from 0 (as in cryoDRGN) or one
+    bool per particle. Particles of a .star or .cs file are matched by uid if both files have it, otherwise by image name.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected row numbers (text, .npy) or particles (.star, .cs)")
@@ -44,7 +44,7 @@ def named_rows(table: ParticleTable, path: Path) -> np.ndarray:
     if suffix == ".star" or is_cryosparc(path):
         return _rows_of(table, read_particle_table(path))
     if suffix in (".pkl", ".pickle"):
-        raise InputError(f"{path}: pickles are not opened, they can run any code; save the indices as .npy (numpy.save)")
+        raise InputError(f"{path}: pickle files are not opened, because they can run code; save the indices as .npy (numpy.save)")
     first, rows = (0, _numpy_rows(path, len(table))) if suffix == ".npy" else (1, _text_rows(path))
     bad = np.flatnonzero((rows < 0) | (rows >= len(table)))
     if len(bad):
@@ -59,9 +59,9 @@ def _numpy_rows(path: Path, n: int) -> np.ndarray:
             values = np.load(file, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    # the header is parsed as Python text: a damaged one can raise almost anything
+    # numpy parses the header as Python source: a damaged one can raise almost any exception
     except Exception as error:
-        raise InputError(f"{path}: not a NumPy array of indices, expected numbers that numpy.save wrote") from error
+        raise InputError(f"{path}: not a NumPy array of indices, expected a file written by numpy.save") from error
     if not isinstance(values, np.ndarray):
         raise InputError(f"{path}: an archive of arrays (.npz), expected one array of indices (.npy)")
     if values.dtype == bool and values.shape == (n,):
@@ -83,13 +83,13 @@ def _text_rows(path: Path) -> np.ndarray:
 
 
 def _image_keys(table: ParticleTable) -> np.ndarray:
-    """Image names (N,) that are the same where they mean the same: ``7@./a.mrcs`` is ``000007@a.mrcs``."""
+    """Image names (N,) in a normal form: ``7@./a.mrcs`` and ``000007@a.mrcs`` are equal."""
     paths, indices = image_paths(table)
     return np.array([f"{index + 1}@{posixpath.normpath(path)}" for path, index in zip(paths, indices, strict=True)])
 
 
 def _rows_of(table: ParticleTable, other: ParticleTable) -> np.ndarray:
-    """Rows of ``table`` that ``other`` has too."""
+    """Rows of ``table`` that are also in ``other``; InputError if ``other`` has further particles."""
     mine, theirs = cryosparc_uids(table), cryosparc_uids(other)
     if mine is None or theirs is None:
         mine, theirs = (_image_keys(t) for t in (table, other))

@@ -1,10 +1,10 @@
-"""Which particles go into which half-set, and which are taken when only some are wanted."""
+"""Random half-sets and random subsets."""
 
 import numpy as np
 
 
 def half_sets(n: int, seed: int) -> np.ndarray:
-    """Random half-set, 1 or 2, of each of ``n`` particles, shape (n,) int64; the two differ in size by at most one."""
+    """Random half-set, 1 or 2, of each of ``n`` particles, shape (n,) int64; sizes differ by at most one."""
     halves = np.arange(n, dtype=np.int64) % 2 + 1
     return np.random.default_rng(seed).permutation(halves)
 

@@ -1,4 +1,4 @@
-"""A first look at the images: contrast, noise, particle size and signal-to-noise ratio."""
+"""Survey of the images before a run: contrast, noise, particle diameter and signal-to-noise ratio."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,33 +15,34 @@ from ace_em.physics.image_content import of_unusual_power
 from ace_em.physics.noise import NoiseModel, background_mask, background_mean_sd, noise_power
 
 SURVEYED = 1000
-"""Images that are looked at."""
+"""Images in the survey."""
 SURVEYED_OF_GROUP = 200
-"""And of each group with a noise spectrum of its own at least."""
+"""Fewest surveyed images per noise group, if it has as many."""
 SURVEY_PIXELS = 2**22
+"""Pixels in memory at a time."""
 LEAST_OF_GROUP = 500
-"""An optics group of fewer particles shares the noise spectrum of the others like it."""
+"""Smaller optics groups share one noise spectrum."""
 MOST_GROUPS = 20
+"""Most optics groups with a noise spectrum of their own."""
 SMALL_BOX = 16
-"""Pixels that images are reduced to where their power at low frequencies is compared."""
+"""Box, in pixels, at which the power of images at low frequencies is compared."""
 FLOOR = 0.05
-"""Images are whitened by no less than this share of the power in their strongest shell."""
+"""Whitening floor, as a share of the power in the strongest shell."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a look at some of the images tells before the run.
+    """Properties of the data set, estimated from some of the images.
 
     Attributes
     ----------
-    sign : +1 when the protein is white on disk, -1 when it is black.
-    contrast_z : how sure that is, in standard deviations of the mean.
-    diameter_angstrom : of the particle, roughly (see ``_diameter_px``).
+    sign : +1 if the protein is white on disk, -1 if black.
+    contrast_z : z-score of the sign.
+    diameter_angstrom : approximate particle diameter (see ``_diameter_px``).
     noise : noise power of normalised images, for each group of :func:`noise_groups`.
-    snr : signal over noise power of the normalised images, whole box.
-    common_sd : what all images are divided by where there is more signal than noise; None: each image by its own background's
-        deviation. In images of high SNR the background is the CTF's ringing, which differs from image to image without any
-        difference in exposure.
+    snr : ratio of signal to noise power of the normalised images, whole box.
+    common_sd : divisor of all images if there is more signal than noise. None: each image is divided by the standard deviation
+        of its own background. At high SNR the background is CTF ringing, which varies between images of equal exposure.
     """
 
     sign: float
@@ -53,32 +54,31 @@ class Survey:
 
 
 def noise_groups(particles: Particles) -> Tensor:
-    """Group (N,) of each particle that has a noise spectrum of its own, from 0.
+    """Noise group (N,) of each particle, from 0.
 
-    The largest optics groups, up to ``MOST_GROUPS`` of at least ``LEAST_OF_GROUP`` particles, are groups of their own; all
-    others are one group together.
+    Each of the largest optics groups (up to ``MOST_GROUPS``, with at least ``LEAST_OF_GROUP`` particles) is a noise group; all
+    others together are one.
     """
     group, count = np.unique(particles.optics_group, return_inverse=True, return_counts=True)[1:]
     large = [int(g) for g in np.argsort(-count, kind="stable")[:MOST_GROUPS] if count[g] >= LEAST_OF_GROUP]
     number = np.full(len(count), len(large))
     number[large] = np.arange(len(large))
-    # without a rest the last number is not used, and with a rest alone it is 0
+    # the last number is for the small groups; unused if there are none
     return torch.from_numpy(number[group.reshape(-1)])
 
 
 def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Survey:
-    """Look at about a thousand images: contrast, noise, size and SNR. Images of unusual power are left out.
+    """Measure contrast, noise, diameter and SNR from about a thousand images, without those of unusual power.
 
     Parameters
     ----------
-    particles : the set.
-    sign : +1 or -1 when the contrast is known; otherwise it is measured.
+    sign : +1 or -1 if the contrast is known; None: it is measured.
     """
     group = noise_groups(particles)
     common_sd, chosen = _of_usual_power(particles, _chosen_rows(group, seed))
     n_groups = int(group.max()) + 1
     parts = [
-        _looked_at(normalise(images, 1.0, common_sd), group[torch.from_numpy(rows)], n_groups)
+        _statistics(normalise(images, 1.0, common_sd), group[torch.from_numpy(rows)], n_groups)
         for rows, images in _survey_blocks(particles, chosen)
     ]
     weights = torch.tensor([len(part.rings) for part in parts]) / len(chosen)
@@ -94,15 +94,15 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
 
 
 def pooled(look: Survey, group: Tensor) -> Survey:
-    """The survey with one noise spectrum for all images, the mean of the groups' by their size; ``group`` (N,)."""
+    """The survey with one noise spectrum, the mean over the groups weighted by their size; ``group`` (N,)."""
     weight = torch.bincount(group, minlength=len(look.noise.variance)).float()
     return replace(look, noise=look.noise.pooled(weight))
 
 
 def normalise(images: Tensor, sign: float, common_sd: float | None = None) -> Tensor:
-    """Images (b, n, n) with background (outside the inscribed circle) of mean 0 and deviation 1, times ``sign``.
+    """Normalise images (b, n, n) to a background (outside the inscribed circle) of mean 0 and deviation 1, times ``sign``.
 
-    With a ``common_sd`` every image is divided by that instead of its own background's deviation.
+    With ``common_sd`` every image is divided by that instead of the standard deviation of its own background.
     """
     mean, sd = background_mean_sd(images, background_mask(images.shape[-1], images.shape[-1] / 2))
     scale = sd[:, None, None] if common_sd is None else common_sd
@@ -110,7 +110,7 @@ def normalise(images: Tensor, sign: float, common_sd: float | None = None) -> Te
 
 
 def _chosen_rows(group: Tensor, seed: int) -> np.ndarray:
-    """Rows at random, and more of a group that has few among them; ascending."""
+    """Random rows, ascending, with at least ``SURVEYED_OF_GROUP`` of each group if it has as many."""
     order = np.random.default_rng(seed).permutation(len(group))
     chosen = [order[:SURVEYED]]
     for number in range(int(group.max()) + 1):
@@ -120,7 +120,7 @@ def _chosen_rows(group: Tensor, seed: int) -> np.ndarray:
 
 
 def _survey_blocks(particles: Particles, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Rows and images as on disk, some at a time: a thousand large ones would take gigabytes."""
+    """Rows and images as on disk, block by block: a thousand large images would take gigabytes."""
     for rows in np.array_split(chosen, max(1, round(len(chosen) * particles.box**2 / SURVEY_PIXELS))):
         yield rows, torch.from_numpy(particles.images(rows))
 
@@ -145,9 +145,17 @@ def _of_usual_power(particles: Particles, chosen: np.ndarray) -> tuple[float | N
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Of some normalised images (b, n, n): means over rings (b, r), noise power per shell summed over the images of each group
-    (G, n_shells), power per shell, mean square, small images."""
+class _Statistics:
+    """Statistics of normalised images (b, n, n).
+
+    Attributes
+    ----------
+    rings : (b, r) means over rings.
+    noise_sum : (G, n_shells) noise power, summed over the images of each group.
+    power : (n_shells,) mean power.
+    square : mean square.
+    small : (b, s, s) the images, Fourier-cropped.
+    """
 
     rings: Tensor
     noise_sum: Tensor
@@ -156,7 +164,7 @@ class _Look:
     small: Tensor
 
 
-def _looked_at(images: Tensor, group: Tensor, n_groups: int) -> _Look:
+def _statistics(images: Tensor, group: Tensor, n_groups: int) -> _Statistics:
     box = images.shape[-1]
     half_plane, background = HalfPlane.within(box), background_mask(box, box / 2)
     noise_sum = torch.zeros(n_groups, box // 2 + 1)
@@ -165,7 +173,7 @@ def _looked_at(images: Tensor, group: Tensor, n_groups: int) -> _Look:
         noise_sum[number] = len(mine) * noise_power(mine, background, half_plane)
     power = half_plane.from_image(images).abs().square().mean(0)
     in_shells = shell_sums(power, half_plane.shell, box // 2) / shell_sums(torch.ones_like(power), half_plane.shell, box // 2)
-    return _Look(_ring_means(images), noise_sum, in_shells, images.square().mean(), fourier_resize(images, min(box, 32), 2))
+    return _Statistics(_ring_means(images), noise_sum, in_shells, images.square().mean(), fourier_resize(images, min(box, 32), 2))
 
 
 def _ring_means(images: Tensor) -> Tensor:
@@ -178,10 +186,10 @@ def _ring_means(images: Tensor) -> Tensor:
 
 
 def _contrast(means: Tensor) -> tuple[float, float]:
-    """Sign of the protein against the background and its z-score, from the ring means (b, r) of normalised images.
+    """Sign of the protein relative to the background and its z-score, from the ring means (b, r) of normalised images.
 
-    The ring about the centre whose mean stands out most is the protein's. The centre alone does not serve: a hollow particle has
-    no protein there, and the CTF's lack of low frequencies makes the inside of a shell darker than the background.
+    The ring with the largest absolute mean decides. The centre alone is not enough: a hollow particle has no protein there, and
+    because the CTF suppresses low frequencies the inside of a shell is darker than the background.
     """
     ring = means.mean(0).abs().argmax()
     mean, error = means[:, ring].mean().item(), (means[:, ring].std() / len(means) ** 0.5).item()
@@ -189,11 +197,11 @@ def _contrast(means: Tensor) -> tuple[float, float]:
 
 
 def _diameter_px(images: Tensor) -> float:
-    """Particle diameter in pixels, from where the excess variance of normalised images (b, n, n) lies.
+    """Particle diameter in pixels from the radial distribution of the excess variance of normalised images (b, n, n).
 
-    Three times the radius that holds 80 % of it: 0.85 to 0.9 of the largest extent of the structures tried (1.1 for a ball),
-    blurred by their shifts. Second moments give the same on simulated images, but depend on the outer rings, which in real
-    ones hold noise and neighbours.
+    It is three times the radius that encloses 80 % of the variance. For the structures tested this was 0.85 to 0.9 of the largest
+    extent (1.1 for a ball), blurred by the shifts. Second moments give the same on simulated images, but depend on the outer
+    rings, which in real images contain noise and neighbouring particles.
     """
     n = images.shape[-1]
     radius = radius_grid(n, 2)

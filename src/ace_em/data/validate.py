@@ -1,15 +1,15 @@
-"""What a particle table says that cannot be so, or that images must not be: found before any image is read."""
+"""Checks of a particle table before any image is read: units of the CTF columns, processed images, image size."""
 
 import numpy as np
 
 from ace_em.errors import InputError
 from ace_em.io.particle_table import ParticleTable, numeric_column
 
-# median defocus in Angstrom; outside, it is in micrometre (1.5), metre (1.5e-6) or picometre, or unset
+# range of the median defocus in Angstrom; other values are in micrometres (1.5), metres (1.5e-6) or picometres, or unset
 _DEFOCUS_ANGSTROM = (100.0, 200_000.0)
-# nearer to focus than any fit can tell: a row in micrometre
+# smaller defocus values cannot be measured: the row is in micrometres
 _LEAST_DEFOCUS_ANGSTROM = 10.0
-# column: least, most, unit
+# column: minimum, maximum, unit
 _MICROSCOPE = {
     "rlnVoltage": (10.0, 5000.0, "kV"),
     "rlnSphericalAberration": (-10.0, 100.0, "mm"),
@@ -18,23 +18,23 @@ _MICROSCOPE = {
 
 
 def check_values(table: ParticleTable) -> None:
-    """Refuse values in another unit than the column's, and images that are not as they were extracted."""
+    """Raise InputError for values in the wrong unit and for images that were processed after extraction."""
     _check_defocus(table)
     _check_microscope(table)
     _refuse_processed(table)
 
 
 def _check_defocus(table: ParticleTable) -> None:
-    """Refuse a defocus that cannot be in Angstrom, or has the other sign: nothing later would tell."""
+    """Raise InputError for a defocus in the wrong unit or with the wrong sign: later stages would not detect it."""
     low, high = _DEFOCUS_ANGSTROM
     for name in ("rlnDefocusU", "rlnDefocusV"):
         values = numeric_column(table, name)
         typical, median = float(np.median(np.abs(values))), float(np.median(values))
         found = f"{table.path}: {table.column_name(name)}: median {median:g} (row {table.row_number(0)} has {values[0]:g})"
         if not low <= typical <= high:
-            raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometre are 15000")
+            raise InputError(f"{found}, expected Angstrom, {low:g} to {high:,.0f}; 1.5 micrometres are 15000")
         if median < 0:
-            raise InputError(f"{found}, expected underfocus as a positive number; turn the sign of the column")
+            raise InputError(f"{found}, underfocus must be positive; change the sign of the column")
         near_0 = np.abs(values) < _LEAST_DEFOCUS_ANGSTROM
         if near_0.any():
             row = int(near_0.argmax())
@@ -42,7 +42,7 @@ def _check_defocus(table: ParticleTable) -> None:
 
 
 def _check_microscope(table: ParticleTable) -> None:
-    """Refuse values in another unit, such as volts, or amplitude contrast in per cent."""
+    """Raise InputError for values in the wrong unit, such as volts, or amplitude contrast in per cent."""
     for name, (low, high, unit) in _MICROSCOPE.items():
         values = numeric_column(table, name)
         bad = (values < low) | (values > high)
@@ -52,21 +52,22 @@ def _check_microscope(table: ParticleTable) -> None:
 
 
 def _refuse_processed(table: ParticleTable) -> None:
-    """Images that carry more of the CTF than the microscope gave them would be corrected twice."""
+    """Raise InputError for phase-flipped or CTF-multiplied images: the CTF would be corrected twice."""
     expected = {
-        "rlnCtfDataAreCtfPremultiplied": (0, "images multiplied by their CTF; expected them as extracted"),
-        "rlnCtfDataArePhaseFlipped": (0, "phase-flipped images; expected them as extracted"),
-        "rlnImageDimensionality": (2, "not two-dimensional; expected images"),
+        "rlnCtfDataAreCtfPremultiplied": (0, "images are multiplied by their CTF; expected them as extracted"),
+        "rlnCtfDataArePhaseFlipped": (0, "images are phase-flipped; expected them as extracted"),
+        "rlnImageDimensionality": (2, "expected 2-D images"),
     }
-    for name, (wanted, what) in expected.items():
+    for name, (required, message) in expected.items():
         if table.has_column(name):
             values = numeric_column(table, name)
-            if (values != wanted).any():
-                row = int((values != wanted).argmax())
-                raise InputError(f"{table.cell(row, name)}: {values[row]:g}: {what}")
+            if (values != required).any():
+                row = int((values != required).argmax())
+                raise InputError(f"{table.cell(row, name)}: {values[row]:g}: {message}")
 
 
 def check_image_size(table: ParticleTable, box: int) -> None:
+    """Raise InputError if rlnImageSize is not ``box`` for all particles."""
     if not table.has_column("rlnImageSize"):
         return
     sizes = np.unique(numeric_column(table, "rlnImageSize"))
@@ -74,5 +75,5 @@ def check_image_size(table: ParticleTable, box: int) -> None:
     if len(sizes) > 1:
         raise InputError(f"{found} from {sizes[0]:g} to {sizes[-1]:g}, expected one for all particles")
     if sizes[0] != box:
-        # images binned without their table: the pixel size is then wrong as well
+        # the images were binned without updating the table: its pixel size is wrong too
         raise InputError(f"{found} is {sizes[0]:g}, but the images have {box} pixels")

@@ -1,1 +1,1 @@
-"""Poses from a finished run's encoder, and how probable they are."""
+"""Poses of new particles from the encoder of a finished run, and the confidence of poses."""

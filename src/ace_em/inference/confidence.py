@@ -1,8 +1,8 @@
-"""How probable a pose is, judged against a map that its image is not part of.
+"""Probability of a pose, computed with a map that its image did not contribute to.
 
-An image's own noise is in the map that was made from it, at the pose that it was given: even an image of pure noise fits best
-there. So every image is searched anew against the map of the other half-set, and its pose compared with all other poses, with
-an empty image, and with the residual that right poses leave.
+A map contains the noise of its own images at their assigned poses, so that even an image of pure noise fits best there. Every
+image is therefore searched again against the map of the other half-set. Its pose is compared with all other poses, with an empty
+image, and with the residuals of correct poses.
 """
 
 import math
@@ -25,51 +25,51 @@ from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_
 from ace_em.refinement.search import PoseGrid, References, SearchResult, SearchSpace, chunks
 
 PRIOR_OF_OUTLIER = 0.01
-"""Share of images that are expected to show something else than the map, or to be damaged: the prior of a pose not sampled."""
+"""Prior probability that an image shows something other than the map, or is damaged."""
 
 
 @dataclass(frozen=True)
 class ResidualBaseline:
-    """The residuals of right poses: median and spread of the residual z of particles that a map was made from."""
+    """Median and spread of the residual z-scores of the particles in a map, taken as those of correct poses."""
 
     median: float
     spread: float
 
     @staticmethod
     def of(residual_z: Tensor) -> "ResidualBaseline":
-        """Median, and the standard deviation from the median absolute deviation, as for Gaussian numbers."""
+        """Median, and standard deviation estimated from the median absolute deviation (Gaussian)."""
         median = residual_z.median()
         return ResidualBaseline(median.item(), max(1.4826 * (residual_z - median).abs().median().item(), 1e-3))
 
 
 def pose_probability(log_odds_against: Tensor, residual_z: Tensor, baseline: ResidualBaseline) -> Tensor:
-    """Probability (N,) that poses are right.
+    """Probability (N,) that poses are correct.
 
     Parameters
     ----------
-    log_odds_against : (N,) log of the summed likelihood of all competing poses, over that of the pose.
-    residual_z : (N,) see :func:`residual_z`. The further above the ``baseline`` of right poses, the likelier the image shows
-        something else.
+    log_odds_against : (N,) log of the ratio of the summed likelihood of all competing poses to that of the pose.
+    residual_z : (N,) see :func:`residual_z`. Values far above the ``baseline`` of correct poses indicate an image of something
+        else.
     """
     z = ((residual_z - baseline.median) / baseline.spread).clamp(0, 12)
     return 1 / (1 + log_odds_against.clamp(max=80).exp() + PRIOR_OF_OUTLIER * (z.square() / 2).exp())
 
 
 def residual_z(residual: Tensor, stack: ParticleStack, independent: float) -> Tensor:
-    """Residuals (N,) above those of noise alone, in standard deviations of these."""
+    """z-scores (N,) of residuals under noise alone."""
     return (residual - stack.noise_power()) / stack.noise_power_sd(independent)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of N poses.
+    """Evidence for and against N poses.
 
     Attributes
     ----------
     log_odds_against, residual_z : (N,), see :func:`pose_probability`.
-    gap : (N,) log-likelihood of the pose less that of the best distinct other one, natural units.
-    explained, expected : share of the signal in the particles of one half that the map of the other accounts for, and what
-        noise lets the right map account for at least.
+    gap : (N,) log-likelihood of the pose minus that of the best distinct other pose, in nats.
+    explained, expected : share of the signal in one half-set that the map of the other explains, and the least share that the
+        correct map explains at this noise level.
     """
 
     log_odds_against: Tensor
@@ -86,12 +86,12 @@ def evidence(
     distinct_deg: float,
     on_block: Callable[[int], None] = lambda done: None,
 ) -> Evidence:
-    """How well the other half-set's map supports every image's pose.
+    """Evidence for the pose of every image from the map of the other half-set.
 
     Parameters
     ----------
-    space : at the box of the sets; searched up to its ``last_band``, symmetric copies left out.
-    distinct_deg : poses nearer to each other than this, up to the point group, count as one.
+    space : search space at the box of the sets; searched up to its ``last_band`` in one asymmetric unit.
+    distinct_deg : poses closer than this, up to the point group, count as one.
     on_block : called with the number of images done.
     """
     band, n = space.band(space.config.last_band), len(sets.stack)
@@ -103,13 +103,13 @@ def evidence(
         reference = reference_on(sets.device, other)
         for some in stack.blocks(mine):
             block = stack.subset(some).in_memory()
-            judged = _judged(reference, block, state.pose[some], grid, space, sets.test.independent, distinct_deg)
-            for of_all, of_some in zip(found, judged, strict=True):
-                of_all[some] = of_some
+            of_block = _evidence_of_block(reference, block, state.pose[some], grid, space, sets.test.independent, distinct_deg)
+            for of_all, values in zip(found, of_block, strict=True):
+                of_all[some] = values
             done += len(some)
             on_block(done)
     against, z, gap, power, residual = found
-    # images that show something else say nothing about the arrangement
+    # images of something else are excluded from the explained share
     baseline = ResidualBaseline.of(z[state.shown])
     ordinary = state.shown & (z < baseline.median + 3 * baseline.spread)
     noise = stack.noise_power()[ordinary]
@@ -119,16 +119,16 @@ def evidence(
 
 
 def arrangement_probability(explained: float, expected: float, config: SearchConfig) -> float:
-    """Probability that the arrangement of views as a whole is right, from the share the maps explain and what noise allows.
+    """Probability that the map as a whole is correct, from the explained and the expected share of the signal.
 
-    Every image can have a clear best pose in a wrong arrangement, whose map then fits none of them well. 1 within the tolerance
-    for a start, 0 where the shortfall is that of a run that has not converged.
+    In a wrong map every image can have a clear best pose, but none fits well. The probability is 1 within ``config.tolerance``
+    and falls to 0 at ``config.shortfall``, where a run counts as not converged.
     """
     short, width = expected - explained, max(config.shortfall - config.tolerance, 1e-6)
     return min(1.0, max(0.0, (config.shortfall - short) / width))
 
 
-def _judged(
+def _evidence_of_block(
     reference: VolumeFT,
     stack: ParticleStack,
     pose: Pose,
@@ -141,23 +141,23 @@ def _judged(
     steps, power = space.config.local_steps, stack.power()
     kept = refine_poses(reference, stack, pose, steps)
     likelihood = independent * (power - kept.residual)
-    # the best of the grid, each refined to its maximum; the sum over the grid for the many that are not refined
+    # the best grid poses, each refined to its maximum; the sum over the grid covers the poses that are not refined
     others = _on_grid(reference, stack, kept.pose, grid, space, independent, distinct_deg)
     refined = [refine_poses(reference, stack, others.pose.column(k), steps) for k in range(others.pose.rotation.shape[1])]
-    # minus the residual is the log-likelihood of a whitened image
+    # the log-likelihood of a whitened image is minus its residual
     competing = independent * (power[:, None] - distinct_residuals(kept.pose, refined, space.group, distinct_deg))
-    # an empty image is as likely a priori as one that shows the particle in any of the poses
+    # prior: an empty image is as probable as an image of the particle
     empty = torch.full_like(likelihood, math.log(len(grid)))
-    # the same competitors, before refinement, are in the sum over the grid
+    # the maximum, because the same competitors, before refinement, are in the sum over the grid
     against = torch.logaddexp(torch.maximum(competing.logsumexp(1), others.log_sum), empty)
     z = residual_z(kept.residual, stack, independent)
     return against - likelihood, z, likelihood - competing.amax(1), power, kept.residual
 
 
 def distinct_residuals(kept: Pose, answers: Sequence[LocalResult], group: Tensor, distinct_deg: float) -> Tensor:
-    """Residuals (N, K) of poses other than the (N,) that are kept; infinite for those near the kept one.
+    """Residuals (N, K) of competing poses; infinite for poses closer than ``distinct_deg`` to the pose (N,) that is kept.
 
-    Poses near each other count once: the best of them.
+    Of competing poses close to each other only the best counts.
     """
     residual = torch.stack([a.residual for a in answers], 1)
     rotation = torch.stack([a.pose.rotation for a in answers], 1)
@@ -186,9 +186,9 @@ def _on_grid(
     independent: float,
     distinct_deg: float,
 ) -> SearchResult:
-    """All poses of the grid that are not the kept one; ``log_sum`` counts every shift of every rotation."""
+    """Search of the grid without the poses near the kept one; ``log_sum`` is over all shifts of all rotations."""
     device, home = reference.device, kept.rotation.device
-    # a rotation is within an angle of another when the trace of one's transpose times the other is large
+    # rotations A and B are within an angle of each other if trace(A^T B) >= 1 + 2 cos(angle)
     least_trace = 1 + 2 * math.cos(math.radians(distinct_deg))
     found: SearchResult | None = None
     for chunk in chunks(grid.rotations, stack.half_plane):
@@ -203,7 +203,7 @@ def _on_grid(
             best_cross, best_shift = cross.max(1)
             top = (best_cross - power).masked_fill_(near, -torch.inf).topk(k, dim=1)
             shift = pose.shift_px[:, None] + r.shifts_px[best_shift.gather(1, top.indices)]
-            # sum over shifts about the best one of each rotation, then over rotations
+            # log-sum over shifts, relative to the best shift of each rotation, then over rotations
             over_shifts = cross.sub_(best_cross[:, None]).mul_(independent).exp_().sum(1).log_()
             likelihood = (over_shifts + independent * (best_cross - power)).masked_fill_(near, -torch.inf)
             best = Pose(r.rotations[top.indices], shift).to(home)

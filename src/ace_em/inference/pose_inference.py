@@ -1,4 +1,4 @@
-"""Poses of new particles: the encoder's hypotheses, and local refinement from the likeliest of them."""
+"""Poses of new particles: hypotheses of the encoder, and local refinement of the most likely ones."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +17,22 @@ from ace_em.training.autoencoder import AutoEncoder
 from ace_em.training.infer import candidate_residuals, candidates
 
 ENCODED = 2000
-"""Images that the encoder reads at a time."""
+"""Images per encoder batch."""
 SCORED = 250
-"""Images whose candidates are scored at a time: their slices fit in a processor's cache."""
+"""Images scored at a time; their slices fit into the processor cache."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Poses of N particles, pixels of the working box, and how sure they are.
+    """Poses of N particles and their confidence.
 
     Attributes
     ----------
-    pose : (N,).
+    pose : (N,) shifts in pixels of the working box.
     log_odds_against, residual_z : (N,), see :func:`ace_em.inference.confidence.pose_probability`.
-    gap : (N,) log-likelihood of the pose less that of the best distinct other one, natural units.
-    spread_deg : (N,) median angle between the pose and the encoder's hypotheses, or their 180-degree alternatives: small when
-        they agree.
+    gap : (N,) log-likelihood of the pose minus that of the best distinct other pose, in nats.
+    spread_deg : (N,) median angle between the pose and the encoder's hypotheses (the closest of their 180-degree
+        alternatives).
     """
 
     pose: Pose
@@ -60,17 +60,17 @@ def predict_poses(
     config: PredictConfig,
     test: ContentTest,
 ) -> Predicted:
-    """The best pose of every image (N,), and how much better it is than the others.
+    """The best pose of every image (N,) and the evidence for it.
 
     Parameters
     ----------
-    volume_ft : of the map that the encoder was trained on.
-    group : (g, 3, 3) point group; copies under it are one pose.
-    test : an empty image is as likely a priori as one that shows the particle.
+    volume_ft : transform of the map that the encoder was trained on.
+    group : (g, 3, 3) point group; symmetric copies count as one pose.
+    test : test against an empty image, which is a priori as probable as an image of the particle.
     """
     proposed = proposed_poses(model, stack)
     bands = [band * stack.box / diameter_px for band in config.bands]
-    best = _likeliest(volume_ft, stack.band(bands[0]) if bands else stack, proposed, config.hypotheses)
+    best = _most_likely(volume_ft, stack.band(bands[0]) if bands else stack, proposed, config.hypotheses)
     answers = []
     for column in range(best.rotation.shape[1]):
         pose = best.column(column)
@@ -87,21 +87,21 @@ def predict_poses(
 
 @torch.no_grad()
 def hypothesis_spread(model: AutoEncoder, stack: ParticleStack, pose: Pose, group: Tensor) -> Tensor:
-    """Median angle (N,) in degrees between poses and the encoder's hypotheses for their images, or their alternatives."""
+    """Median angle (N,) in degrees between poses and the encoder's hypotheses or their 180-degree alternatives."""
     return _spread(proposed_poses(model, stack), pose, group, model.config.alternatives)
 
 
 @torch.no_grad()
 def proposed_poses(model: AutoEncoder, stack: ParticleStack) -> Pose:
-    """The encoder's candidates (N, K) for all images, on the CPU; the networks run where the model is."""
+    """Candidate poses (N, K) of the encoder for all images, on the CPU; the encoder runs on the device of the model."""
     model.eval()
     device = next(model.parameters()).device
     parts = [candidates(model, stack.batch(rows, device)).to(CPU) for rows in torch.arange(len(stack)).split(ENCODED)]
     return Pose.cat(parts)
 
 
-def _likeliest(volume_ft: VolumeFT, stack: ParticleStack, proposed: Pose, n: int) -> Pose:
-    """The ``n`` poses per image, of (N, K), whose projections are nearest to it."""
+def _most_likely(volume_ft: VolumeFT, stack: ParticleStack, proposed: Pose, n: int) -> Pose:
+    """Of the candidates (N, K), the ``n`` poses per image with the smallest residuals."""
     residuals = []
     for rows in torch.arange(len(stack)).split(SCORED):
         batch = stack.batch(rows, volume_ft.device)
@@ -114,7 +114,7 @@ def _likeliest(volume_ft: VolumeFT, stack: ParticleStack, proposed: Pose, n: int
 
 @dataclass(frozen=True)
 class Compared:
-    """The best of several poses per image, its residual, the log odds of the others together, and the gap to the best other."""
+    """The best of several poses per image, its residual, the log odds of all others together, and the gap to the best other."""
 
     pose: Pose
     residual: Tensor
@@ -127,15 +127,15 @@ def _compared(answers: list[LocalResult], group: Tensor, distinct_deg: float, in
     pose = Pose.stack([a.pose for a in answers])
     rows = torch.arange(len(residual))
     chosen = residual.argmin(1)
-    kept, left = Pose(pose.rotation[rows, chosen], pose.shift_px[rows, chosen]), residual[rows, chosen]
-    # for whitened images the log-likelihood is minus the residual
-    others = independent * (left[:, None] - distinct_residuals(kept, answers, group, distinct_deg))
+    kept, least = Pose(pose.rotation[rows, chosen], pose.shift_px[rows, chosen]), residual[rows, chosen]
+    # the log-likelihood of a whitened image is minus its residual
+    others = independent * (least[:, None] - distinct_residuals(kept, answers, group, distinct_deg))
     best = others.amax(1)
-    return Compared(kept, left, others.logsumexp(1), torch.where(best.isfinite(), -best, torch.nan))
+    return Compared(kept, least, others.logsumexp(1), torch.where(best.isfinite(), -best, torch.nan))
 
 
 def _spread(proposed: Pose, kept: Pose, group: Tensor, with_alternatives: bool) -> Tensor:
-    """Median over the hypotheses, each the nearest of its alternatives, of the angle (N,) to the pose that was kept."""
+    """Angle (N,) to the kept pose, median over the hypotheses; the closest alternative of each hypothesis counts."""
     n = proposed.rotation.shape[1]
     angle = torch.stack([angle_deg(proposed.rotation[:, k], kept.rotation, group) for k in range(n)], 1)
     return angle.view(len(angle), -1, 4 if with_alternatives else 1).amin(2).quantile(0.5, dim=1)

@@ -1,6 +1,6 @@
-"""What a finished run keeps for new particles: its map, an encoder trained on it, and how images are whitened.
+"""Predictor of poses for new particles: the final map of a run, the encoder trained on it, and the image normalisation.
 
-It is written to RUN/encoder.pt; ``ace-em predict`` needs nothing else of the run.
+It is saved as RUN/encoder.pt, the only file of the run that ``ace-em predict`` reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,25 +35,25 @@ from ace_em.training.autoencoder import AutoEncoder
 
 FORMAT = 3
 BLOCK = 2000
-"""Images that are in memory at a time."""
+"""Images in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """An encoder and its map.
+    """An encoder and the map it was trained on.
 
     Attributes
     ----------
-    box, pixel_size_angstrom : of the images on disk that it was trained for.
+    box, pixel_size_angstrom : of the images on disk that it accepts.
     diameter_angstrom : of the particle.
-    look : how images are normalised and whitened, one noise spectrum for all: that of the end of the run.
+    look : normalisation and whitening, with one noise spectrum from the end of the run.
     volume : (working box,) * 3, z, y, x, in the frame of the run before ``flip_hand``.
     encoder : weights by name.
-    shift_sd_px : spread of the particles' shifts along an axis, pixels of the working box.
+    shift_sd_px : standard deviation of the shifts along an axis, pixels of the working box.
     symmetry, flip_hand : of the run.
-    baseline : the residuals of the run's own particles.
-    poses_tried : in a search; an empty image is as likely a priori as one that shows the particle in any of them.
-    converged : whether the run converged; if not, the probability of every pose is 0.
+    baseline : residuals of the particles of the run.
+    poses_tried : number of poses in a search, for the prior of an empty image.
+    converged : whether the run converged; otherwise the probability of every pose is 0.
     """
 
     box: int
@@ -84,38 +84,43 @@ class Predictor:
         return point_group(self.symmetry).float()
 
     def save(self, path: Path) -> None:
-        """Atomically; tensors, numbers and strings only."""
+        """Save atomically; tensors, numbers and strings only."""
         with replace_atomically(path) as temporary:
             torch.save(packed(self) | {"format": FORMAT}, temporary)
 
     @staticmethod
     def load(path: Path) -> "Predictor":
-        """From RUN/encoder.pt."""
+        """Load RUN/encoder.pt.
+
+        Raises
+        ------
+        InputError : the file is missing, damaged, or from another version.
+        """
         try:
             data = torch.load(path, weights_only=True, map_location="cpu")
             if data.get("format") != FORMAT:
                 raise InputError(f"{path}: written by another version of ace-em; expected format {FORMAT}")
             return unpacked(Predictor, data)
         except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file; expected a finished run (made with --predict.steps above 0)") from error
+            raise InputError(f"{path}: no such file; expected a finished run with --predict.steps above 0") from error
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path}: cannot be read, damaged or not a run's encoder.pt; run it again") from error
+            raise InputError(f"{path}: cannot be read: damaged, or not the encoder.pt of a run") from error
 
     def stack(self, particles: Particles, rows: np.ndarray, sign: float | None = None) -> ParticleStack:
-        """Images of some rows, whitened as in training; ``sign`` is that of these files, the run's when None."""
+        """Images of some rows, whitened as in training; ``sign`` is the contrast of these files, None for that of the run."""
         look = self.look if sign is None else replace(self.look, sign=sign)
         return read_stack(particles, look, self.working_box, rows=rows)
 
     def model(self, half_plane: HalfPlane) -> AutoEncoder:
-        """The networks: the encoder, and the map as decoder."""
+        """The autoencoder: the encoder, with the fixed map as decoder."""
         encoder = build_encoder(half_plane, self.diameter_px, self.ace)
         encoder.load_state_dict(self.encoder)
         return AutoEncoder(encoder, FixedVolume(self.volume), half_plane, 1.0, self.shift_sd_px, self.ace)
 
     def probability(self, found: Predicted) -> Tensor:
-        """Of each pose (N,) that it is right."""
+        """Probability (N,) that each pose is correct; 0 if the run did not converge."""
         probability = pose_probability(found.log_odds_against, found.residual_z, self.baseline)
         return probability if self.converged else torch.zeros_like(probability)
 
@@ -126,7 +131,7 @@ class Predictor:
         on_block: Callable[[int], None] = lambda done: None,
         device: torch.device = CPU,
     ) -> Predicted:
-        """Poses of all particles, shifts in pixels of the images, block by block; in the frame before the hand was flipped."""
+        """Poses of all particles in the frame before ``flip_hand``, shifts in pixels of the images; processed in blocks."""
         parts: list[Predicted] = []
         test, volume_ft = ContentTest(self.poses_tried, disc_share(self.box)), reference_on(device, self.volume)
         for rows, stack in self._blocks(particles, np.arange(len(particles)), sign):
@@ -154,7 +159,7 @@ class Predictor:
         return torch.cat(parts)
 
     def with_baseline(self, particles: Particles, pose: Pose, rows: np.ndarray) -> "Predictor":
-        """With the residuals of ``rows`` of the run's own particles at their poses, in pixels of the images."""
+        """The predictor with a baseline from ``rows`` of the run's particles at their poses (pixels of the images)."""
         found, volume_ft = [], volume_to_ft(self.volume)
         for some, stack in self._blocks(particles, rows):
             at = pose[torch.from_numpy(some)].rescaled(self.working_box / particles.box)
@@ -168,8 +173,8 @@ class Predictor:
             some = rows[start : start + BLOCK]
             yield some, self.stack(particles, some, sign)
 
-    def handed(self, pose: Pose) -> Pose:
-        """Poses in the frame of the maps that the run wrote: mirrored when it flipped the hand."""
+    def in_map_frame(self, pose: Pose) -> Pose:
+        """Poses in the frame of the written maps: mirrored if ``flip_hand``."""
         if not self.flip_hand:
             return pose
         return apply_frame(pose, Frame(mirrored_axes(self.symmetry).float(), mirrored=True, origin_px=torch.zeros(3)))

@@ -1,1 +1,1 @@
-"""Files of other programs: MRC, STAR, cryoSPARC .cs; and how a file is replaced."""
+"""Reading and writing MRC, STAR and cryoSPARC .cs files; atomic replacement of files."""

@@ -1,4 +1,4 @@
-"""A file is either its old self or complete: results are written beside the target and then renamed."""
+"""Atomic writes: a temporary file in the target's folder is renamed when complete, so that no reader sees half of it."""
 
 import os
 import secrets
@@ -21,10 +21,10 @@ def replace_atomically(path: Path | str) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
-        # an interrupt (Ctrl-C, SystemExit) must leave no litter either
+        # BaseException: the temporary file is removed after Ctrl-C and SystemExit too
         temporary.unlink(missing_ok=True)
         raise
-    # the rename itself is on disk only once the folder is
+    # the rename is on disk only after the folder has been synced
     _sync(path.parent)
 
 

@@ -1,4 +1,4 @@
-"""MRC files: maps read and written whole, image stacks read image by image and streamed.
+"""MRC files: maps, and image stacks that are read in part and written as a stream.
 
 Array order is z, y, x for volumes and image, y, x for stacks. Pixel sizes are in Angstrom.
 """
@@ -22,18 +22,18 @@ from ace_em.io.atomic import replace_atomically
 
 _HEADER_BYTES = 1024
 _REAL_MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
-# of IMOD's header, https://bio3d.colorado.edu/imod/doc/mrc_format.txt
+# IMOD's header fields, https://bio3d.colorado.edu/imod/doc/mrc_format.txt
 _IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
-# relative difference of voxel edges that rounding of the cell's size in the header can explain
+# relative difference of voxel edges that rounding of the cell size in the header can cause
 _CUBIC_TOLERANCE = 1e-2
-# from 1 A, rounding of a cell of as many Angstrom as there are pixels
+# difference from 1 A/px below which the pixel size counts as never set: rounding of a cell of nx Angstrom
 _NEVER_SET_TOLERANCE = 1e-4
-# first bytes of compressed files, whatever their names
+# first bytes of compressed files
 _COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 
 
 def _read_header(path: Path) -> np.recarray:
-    """Header of an MRC file whose byte order, mode, size and length have been checked."""
+    """Read the header of an MRC file; check its byte order, mode, size and the length of the file."""
     if not path.is_file():
         raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     try:
@@ -48,29 +48,29 @@ def _read_header(path: Path) -> np.recarray:
     header = _interpreted(start)
     nx, ny, nz, mode, nsymbt = (int(header[name]) for name in ("nx", "ny", "nz", "mode", "nsymbt"))
     if min(nx, ny, nz) < 1 or max(nx, ny) > 1 << 20:
-        raise InputError(f"{path}: not an MRC file (its header says {nx} x {ny} x {nz})")
+        raise InputError(f"{path}: not an MRC file (header size {nx} x {ny} x {nz})")
     if not 0 <= nsymbt <= found - _HEADER_BYTES:
-        what = f"its header says {nsymbt} bytes of extended header, the file has {found}"
+        what = f"extended header of {nsymbt} bytes in a file of {found}"
         raise InputError(f"{path}: not an MRC file ({what}), or one cut short")
     if mode not in _REAL_MODES:
         modes = ", ".join(f"{number} ({name})" for number, name in _REAL_MODES.items())
         raise InputError(f"{path}: MRC mode {mode}, expected one of {modes}")
     expected = _HEADER_BYTES + nsymbt + nx * ny * nz * _dtype(header).itemsize
     if found < expected:
-        raise InputError(f"{path}: truncated, the header says {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
+        raise InputError(f"{path}: truncated: expected {nx} x {ny} x {nz} ({expected} bytes), found {found} bytes")
     if found > expected:
-        # a wrong mode, or an extended header left out of the count: the grey values would be read from the wrong place
+        # a wrong mode or a missing NSYMBT: grey values would be read from the wrong offset
         size = f"{nx} x {ny} x {nz} of mode {mode} after {nsymbt} bytes of extended header ({expected} bytes)"
-        raise InputError(f"{path}: longer than its header says: expected {size}, found {found} bytes")
+        raise InputError(f"{path}: longer than its header implies: expected {size}, found {found} bytes")
     return header
 
 
 def _interpreted(start: bytes) -> np.recarray:
-    """A file's first 1024 bytes as a header of their byte order."""
-    # mrcfile takes as much memory as the header says an extended header has, which in a damaged file may be gigabytes
+    """The first 1024 bytes of a file as a header in the byte order of the file."""
+    # NSYMBT is set to 0 for mrcfile, which allocates that many bytes: gigabytes in a damaged file
     size = HEADER_DTYPE.fields["nsymbt"][1]
     without = start[:size] + bytes(4) + start[size + 4 :]
-    # many real stacks lack the map ID or the machine stamp: mrcfile warns, the checks of the values decide
+    # mrcfile warns of a missing map ID or machine stamp, which many stacks lack
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         header = MrcInterpreter(BytesIO(without), permissive=True, header_only=True).header
@@ -79,7 +79,7 @@ def _interpreted(start: bytes) -> np.recarray:
 
 
 def _dtype(header: np.recarray) -> np.dtype:
-    """Type of a grey value. Bytes are signed, as MRC2014 has them, unless IMOD's flags in the header say that they are not."""
+    """Data type of the grey values. Mode 0 is signed (MRC2014), unless IMOD's flags in the header mark it as unsigned."""
     found: np.dtype = mrcfile.utils.data_dtype_from_header(header)
     stamp, flags = np.frombuffer(header.extra2.tobytes()[40:48], dtype=np.dtype("i4").newbyteorder(header.mode.dtype.byteorder))
     imod_unsigned = stamp == _IMOD_STAMP and not flags & _IMOD_SIGNED_BYTES
@@ -87,7 +87,7 @@ def _dtype(header: np.recarray) -> np.dtype:
 
 
 def _axis_order(path: Path, header: np.recarray) -> list[int]:
-    """MAPS, MAPR, MAPC: which of x, y, z (1, 2, 3) the array's axes are; zeros are an old way to say 3, 2, 1."""
+    """MAPS, MAPR, MAPC: x, y or z (1, 2, 3) for each axis of the array; 0 stands for the default 3, 2, 1."""
     order = [int(header[name]) or default for name, default in (("maps", 3), ("mapr", 2), ("mapc", 1))]
     if sorted(order) != [1, 2, 3]:
         raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected each of 1, 2, 3 once")
@@ -113,7 +113,7 @@ def _map_data(path: Path, header: np.recarray) -> np.memmap:
 def _voxel_size(path: Path, header: np.recarray) -> float:
     edges = [float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"]
     if not all(np.isfinite(edges)) or min(edges) <= 0:
-        raise InputError(f"{path}: the header gives no pixel size (cell {header.cella} Angstrom)")
+        raise InputError(f"{path}: no pixel size in the header (cell {header.cella} Angstrom)")
     if max(edges) / min(edges) - 1 > _CUBIC_TOLERANCE:
         raise InputError(f"{path}: voxel of {edges[0]:.4g} x {edges[1]:.4g} x {edges[2]:.4g} Angstrom, expected equal edges")
     return edges[0]
@@ -128,7 +128,7 @@ def read_volume(path: Path | str) -> tuple[np.ndarray, float]:
 
     Returns
     -------
-    (z, y, x) float32 array, whatever axis order (MAPC, MAPR, MAPS) the file has, and the pixel size in Angstrom. The
+    (z, y, x) float32 array for any axis order (MAPC, MAPR, MAPS) of the file, and the pixel size in Angstrom. The
     position of the map in its cell (start, origin) is not used: the centre of a box is its index n // 2.
     """
     path = Path(path)
@@ -137,10 +137,10 @@ def read_volume(path: Path | str) -> tuple[np.ndarray, float]:
         raise InputError(f"{path}: a stack of volumes (space group {int(header.ispg)}), expected one volume")
     order = _axis_order(path, header)
     data = _map_data(path, header).transpose([order.index(axis) for axis in (3, 2, 1)])
-    # a copy: a view of the map on disk could not be written to
+    # a copy, because the memory map is read-only
     volume = np.array(data, dtype=np.float32, order="C")
     if not np.isfinite(volume).all():
-        raise InputError(f"{path}: the map holds NaN or infinite values")
+        raise InputError(f"{path}: the map contains NaN or infinite values")
     return volume, _voxel_size(path, header)
 
 
@@ -156,7 +156,7 @@ def write_volume(path: Path | str, volume: np.ndarray, pixel_size_angstrom: floa
 
 
 def _image_pixel_size(header: np.recarray) -> float | None:
-    """Pixel size in Angstrom, None where the header was never set: 0, or 1 as many programs leave it, or no square pixels."""
+    """Pixel size in Angstrom; None where it was never set (0, or the 1 that many programs leave) or pixels are not square."""
     if min(int(header.mx), int(header.my)) < 1:
         return None
     x, y = (float(header.cella[axis]) / int(header[f"m{axis}"]) for axis in "xy")
@@ -167,7 +167,7 @@ def _image_pixel_size(header: np.recarray) -> float | None:
 
 @dataclass(frozen=True)
 class StackHeader:
-    """An image stack: ``n`` images of ``ny`` rows and ``nx`` columns; the pixel size is None where it was never set."""
+    """An image stack: ``n`` images of ``ny`` rows and ``nx`` columns; the pixel size is None if it was never set."""
 
     n: int
     ny: int
@@ -181,7 +181,7 @@ def stack_header(path: Path | str) -> StackHeader:
     header = _read_header(path)
     order = _axis_order(path, header)
     if order != [3, 2, 1]:
-        # read as they lie, the images would be mirrored, and the map have the other hand
+        # read without transposing, the images would be mirrored and the map would have the other hand
         raise InputError(f"{path}: axis order (MAPC, MAPR, MAPS) is {order[::-1]}, expected images of rows along x: 1, 2, 3")
     return StackHeader(int(header.nz), int(header.ny), int(header.nx), _image_pixel_size(header))
 
@@ -193,14 +193,13 @@ def stack_shape(path: Path | str) -> tuple[int, int, int]:
 
 
 def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
-    """Some images of a stack, without mapping it into memory.
+    """Read images of a stack with plain reads.
 
-    A file that is lost or cut while a map of it is read kills the process (SIGBUS), and the pages of a map count as memory
-    used; a read does neither.
+    A memory map would kill the process (SIGBUS) if the file were truncated meanwhile, and its pages count as used memory.
 
     Parameters
     ----------
-    index : (b,) images, ascending, from 0.
+    index : (b,) image indices from 0, ascending.
 
     Returns
     -------
@@ -211,7 +210,7 @@ def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
     kind, ny, nx = _dtype(header), int(header.ny), int(header.nx)
     first, size = _HEADER_BYTES + int(header.nsymbt), kind.itemsize * ny * nx
     images = np.empty((len(index), ny, nx), dtype=np.float32)
-    # one read for each row of neighbours
+    # one read per run of consecutive images
     starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
     ends = np.append(starts[1:], len(index))
     try:
@@ -221,7 +220,7 @@ def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
                 data = _read_fully(file, int(end - start) * size)
                 if len(data) < (end - start) * size:
                     last = index[start] + len(data) // size + 1
-                    raise InputError(f"{path}: truncated while it was read: image {last} is not whole")
+                    raise InputError(f"{path}: truncated while being read: image {last} is incomplete")
                 images[start:end] = np.frombuffer(data, dtype=kind).reshape(-1, ny, nx)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -229,7 +228,7 @@ def read_images(path: Path | str, index: np.ndarray) -> np.ndarray:
 
 
 def _read_fully(file: RawIOBase, size: int) -> bytearray:
-    """``size`` bytes, or fewer at the end of the file; one read of a large block may give less."""
+    """Read ``size`` bytes, fewer only at the end of the file; a single read of a large block may return less."""
     data = bytearray(size)
     view, done = memoryview(data), 0
     while done < size:
@@ -241,19 +240,19 @@ def _read_fully(file: RawIOBase, size: int) -> bytearray:
 
 
 def _clear_labels(file: MrcFile) -> None:
-    # mrcfile writes the time into the first label; the same data must give the same bytes
+    # mrcfile writes the time into the first label; equal data must give equal bytes
     file.header.label[:] = b""
     file.header.nlabl = 0
 
 
 class StackWriter:
-    """Context manager that streams images to a new stack in bounded memory and renames it into place at the end.
+    """Context manager that writes a new stack block by block and renames it into place at the end.
 
-    The same blocks give the same bytes. Leaving the context before every image was written is an error and leaves no file.
+    Equal images give equal bytes. Leaving the context before all images are written is an error and leaves no file.
 
     Parameters
     ----------
-    path : the .mrcs file to write; an old one is replaced.
+    path : the .mrcs file to write; an existing file is replaced.
     shape : (n, y, x) of the whole stack.
     pixel_size_angstrom : written to the header.
     """
@@ -292,7 +291,7 @@ class StackWriter:
             self._sum_squares += float(np.square(block, dtype=np.float64).sum())
 
     def _set_statistics(self) -> None:
-        # new_mmap takes the statistics of the still empty data; ours are gathered while the blocks pass
+        # new_mmap sets the statistics of the empty array; write() accumulates the real ones
         count = float(np.prod(self.shape))
         mean = self._sum / count
         header = self._file.header

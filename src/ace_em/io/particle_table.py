@@ -1,4 +1,4 @@
-"""The particle table: every value as the string that stands in RELION's STAR file, and what that string is as a number.
+"""The particle table: values as strings of a RELION STAR file, and their conversion to numbers.
 
 Column names are without the leading underscore. Rows in messages count from 1.
 """
@@ -18,11 +18,11 @@ Block: TypeAlias = pd.DataFrame | dict[str, str]
 
 CRYOSPARC = ".cs"
 UID = "csUid"
-"""Column of cryoSPARC's ``uid`` in a STAR file: RELION keeps it, and by it a particle is found in the .cs file again."""
+"""Column with cryoSPARC's ``uid`` in a STAR file. RELION keeps it, so particles can be matched with their .cs file."""
 
-# RELION and Xmipp write the file's kind behind a stack of another extension; it is no part of the path
+# format suffixes that RELION and Xmipp append to stacks of another extension; not part of the path
 _KINDS = (":mrcs", ":mrc")
-# aberrations, by column or by field of cryoSPARC: the value that is no aberration
+# aberrations by RELION column (with the value for none) or cryoSPARC field
 _ABERRATION_COLUMNS = {"rlnBeamTiltX": 0, "rlnBeamTiltY": 0, "rlnOddZernike": 0, "rlnEvenZernike": 0}
 _ABERRATION_COLUMNS |= {"rlnMagMat00": 1, "rlnMagMat01": 0, "rlnMagMat10": 0, "rlnMagMat11": 1}
 _ABERRATION_FIELDS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
@@ -35,15 +35,15 @@ class ParticleTable:
 
     Attributes
     ----------
-    path : the file it was read from; messages name it, and stack paths are relative to its folder.
+    path : the file it was read from, for messages and relative stack paths.
     optics : one row per optics group, strings; None for a RELION 3.0 file.
     particles : one row per particle, strings.
-    others : the remaining blocks by name, a dict of strings for a block that is not a loop.
-    particle_block : name of the block of the particles, without ``data_``.
-    cryosparc : fields (N, ...) of the cryoSPARC file that the particles come from, by name, in the file's order and types;
-        None for particles of a STAR file.
-    row_numbers : (N,) rows of the file that these particles are, from 1; None where they are all of it.
-    field_names : what the file calls a column, where that is not RELION's name for it.
+    others : the other blocks by name; a block that is not a loop is a dict of strings.
+    particle_block : name of the particle block, without ``data_``.
+    cryosparc : fields (N, ...) of the cryoSPARC file that the particles come from, by name, with the order and types of
+        the file; None for particles of a STAR file.
+    row_numbers : (N,) row of each particle in the file, from 1; None if the table is the whole file.
+    field_names : name of a column in the file, if it is not RELION's.
     """
 
     path: Path
@@ -59,26 +59,26 @@ class ParticleTable:
         return len(self.particles)
 
     def has_column(self, name: str) -> bool:
-        """Whether the particles, or their optics groups, have a column."""
+        """Whether the particles or their optics groups have a column."""
         return name in self.particles or (self.optics is not None and name in self.optics)
 
     def rows(self, rows: np.ndarray) -> "ParticleTable":
-        """The particles at ``rows``: (n,) indices in the order wanted, or an (N,) mask; optics and other blocks stay whole."""
+        """The particles at ``rows``: (n,) indices in any order, or an (N,) mask; optics and other blocks are unchanged."""
         carried = None if self.cryosparc is None else {name: values[rows] for name, values in self.cryosparc.items()}
         numbers = (np.arange(1, len(self) + 1) if self.row_numbers is None else self.row_numbers)[rows]
         particles = self.particles.iloc[rows].reset_index(drop=True)
         return replace(self, particles=particles, cryosparc=carried, row_numbers=numbers)
 
     def row_number(self, row: int) -> int:
-        """Row of the file, from 1, of the particle at ``row`` from 0: what a message names."""
+        """Row in the file, from 1, of the particle at ``row`` (from 0), for messages."""
         return row + 1 if self.row_numbers is None else int(self.row_numbers[row])
 
     def column_name(self, name: str) -> str:
-        """A column as its file calls it: ``column rlnDefocusU``, or ``field ctf/df1_A`` in a .cs file."""
+        """A column as named in its file: ``column rlnDefocusU``, or ``field ctf/df1_A`` in a .cs file."""
         return f"field {self.field_names[name]}" if name in self.field_names else f"column {name}"
 
     def cell(self, row: int, name: str) -> str:
-        """Where a value stands, for a message: file, row and column."""
+        """File, row and column of a value, for messages."""
         return f"{self.path}: row {self.row_number(row)}, {self.column_name(name)}"
 
 
@@ -89,17 +89,17 @@ def optics_rows(table: ParticleTable, optics: pd.DataFrame) -> np.ndarray:
             raise InputError(f"{table.path}: column rlnOpticsGroup is missing in {where}")
     groups = pd.Index(_numbers(optics["rlnOpticsGroup"], lambda row: f"{table.path}: data_optics row {row + 1}"))
     if not groups.is_unique:
-        raise InputError(f"{table.path}: data_optics has an rlnOpticsGroup twice")
-    wanted = _numbers(table.particles["rlnOpticsGroup"], lambda row: f"{table.path}: row {table.row_number(row)}")
-    rows = groups.get_indexer(pd.Index(wanted))
+        raise InputError(f"{table.path}: data_optics lists an rlnOpticsGroup twice")
+    group = _numbers(table.particles["rlnOpticsGroup"], lambda row: f"{table.path}: row {table.row_number(row)}")
+    rows = groups.get_indexer(pd.Index(group))
     if (rows < 0).any():
         row = int(np.flatnonzero(rows < 0)[0])
-        raise InputError(f"{table.path}: row {table.row_number(row)}: optics group {wanted[row]:g} is not in data_optics")
+        raise InputError(f"{table.path}: row {table.row_number(row)}: optics group {group[row]:g} is not in data_optics")
     return rows.astype(np.int64)
 
 
 def _numbers(column: pd.Series, where: Callable[[int], str]) -> np.ndarray:
-    """(n,) float64 values of a column of strings; refuses what is not a finite number, ``where`` saying in which row it is."""
+    """(n,) float64 values of a column of strings. InputError for a value that is not a finite number; ``where`` names its row."""
     strings = column.to_numpy(dtype=object)
     try:
         values = strings.astype(np.float64)
@@ -113,9 +113,9 @@ def _numbers(column: pd.Series, where: Callable[[int], str]) -> np.ndarray:
 
 
 def numeric_column(table: ParticleTable, name: str, default: float | None = None) -> np.ndarray:
-    """Values of a column as (N,) float64, from the particles or, where they lack it, from their optics groups.
+    """Values of a column as (N,) float64, from the particles or else from their optics groups.
 
-    ``default`` stands for a column that is in neither; without one, that is an :class:`InputError`, as is any value that
+    A column that is in neither has the value ``default``. Without a default this is an :class:`InputError`, as is a value that
     is not a finite number.
     """
     if name in table.particles:
@@ -130,7 +130,7 @@ def numeric_column(table: ParticleTable, name: str, default: float | None = None
 
 
 def pixel_sizes(table: ParticleTable) -> np.ndarray:
-    """Pixel size of each particle's image, (N,) float64, in Angstrom."""
+    """Pixel size of each particle image, (N,) float64, in Angstrom."""
     if table.has_column("rlnImagePixelSize"):
         values = numeric_column(table, "rlnImagePixelSize")
     elif table.has_column("rlnDetectorPixelSize") and table.has_column("rlnMagnification"):
@@ -151,37 +151,37 @@ def pixel_sizes(table: ParticleTable) -> np.ndarray:
 
 
 def origin_px(table: ParticleTable, axis: str, pixel_size_angstrom: float | np.ndarray) -> np.ndarray:
-    """RELION's origin along ``axis`` ("X" or "Y"), (N,) float64, in pixels of the size given; 0 where there is none."""
+    """RELION's origin along ``axis`` ("X" or "Y"), (N,) float64, in pixels of the given size; 0 without such a column."""
     angstrom, px = f"rlnOrigin{axis}Angst", f"rlnOrigin{axis}"
-    # a 3.1 file means its Angstrom columns, a 3.0 file its pixel columns, should it have both
+    # of a file with both, RELION 3.1 uses the Angstrom columns and 3.0 the pixel columns
     if table.has_column(angstrom) and (table.optics is not None or not table.has_column(px)):
         return numeric_column(table, angstrom) / pixel_size_angstrom
     return numeric_column(table, px, default=0.0)
 
 
 def parse_image_name(table: ParticleTable, row: int, name: str) -> tuple[int | None, str]:
-    """Index from 1 and path of RELION's image name ``000001@path``, which stands at ``row``, from 0, of the table.
+    """Index (from 1) and path of RELION's image name ``000001@path`` at ``row`` (from 0) of the table.
 
-    The index is None where the name is a path alone: a file of one image.
+    The index is None if the name is a path alone: a file with one image.
     """
     index, at, path = name.partition("@") if "@" in name else ("", "", name)
     for kind in _KINDS:
         path = path.removesuffix(kind)
-    # no stack has an index of more digits, and no array could hold it
+    # longer indices do not fit into int64
     if not path or (at and not (index.isdecimal() and len(index) < 19 and int(index) >= 1)):
         raise InputError(f"{table.cell(row, 'rlnImageName')}: {name!r}, expected index@path with an index from 1")
     return (int(index) if at else None), path
 
 
 def image_paths(table: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
-    """Path (N,), strings, and index from 0 (N,) int64 of each image; a name without an index is a file of one image."""
+    """Path (N,) strings and index (N,) int64 from 0 of each image; a name without an index is a file with one image."""
     names = [parse_image_name(table, row, name) for row, name in enumerate(table.particles["rlnImageName"])]
     indices = np.array([(index or 1) - 1 for index, _ in names], dtype=np.int64)
     return np.array([path for _, path in names], dtype=object), indices
 
 
 def cryosparc_uids(table: ParticleTable) -> np.ndarray | None:
-    """cryoSPARC's ``uid`` of each particle, (N,) unsigned, of the .cs file or column csUid; None where a row has none."""
+    """cryoSPARC's ``uid`` of each particle, (N,) unsigned, from the .cs file or column csUid; None if a row has none."""
     if table.cryosparc is not None:
         return table.cryosparc["uid"]
     texts = table.particles[UID].tolist() if UID in table.particles else []
@@ -193,20 +193,20 @@ def is_uid(text: str) -> bool:
 
 
 def not_in_the_model(table: ParticleTable) -> list[str]:
-    """Columns, or fields of cryoSPARC, with what the CTF here leaves out: aberrations, and an envelope and a scale."""
+    """Columns or cryoSPARC fields that the CTF model ignores: aberrations, B factor and scale."""
     envelope = (name for name, none in _ENVELOPE_COLUMNS.items() if _differs(table, name, none))
     return ignored_aberrations(table) + [table.field_names.get(name, name) for name in envelope]
 
 
 def ignored_aberrations(table: ParticleTable) -> list[str]:
-    """Names of the columns, or fields of cryoSPARC, that hold an aberration which is not zero."""
+    """Columns or cryoSPARC fields with a non-zero aberration."""
     found = [name for name, none in _ABERRATION_COLUMNS.items() if _differs(table, name, none)]
     fields = table.cryosparc or {}
     return found + [name for name in _ABERRATION_FIELDS if name in fields and np.any(fields[name] != 0)]
 
 
 def _differs(table: ParticleTable, name: str, none: int) -> bool:
-    """Whether a column holds a number, or a list such as ``[0,0,0]`` with a number, other than ``none``."""
+    """Whether a column has a number, or a list such as ``[0,0,0]`` with a number, that is not ``none``."""
     frames = [table.particles] if table.optics is None else [table.optics, table.particles]
     texts = [text for frame in frames if name in frame for text in frame[name].unique()]
     for token in re.split(r"[\s,\[\]]+", ",".join(texts)):
@@ -222,11 +222,11 @@ def is_cryosparc(path: Path | str) -> bool:
     return Path(path).suffix.lower() == CRYOSPARC
 
 
-# the formats build on the table, so they are imported when a file is read or written
+# imported inside the functions: io.cryosparc and io.star import this module
 def read_particle_table(path: Path | str, passthrough: Sequence[Path | str] = ()) -> ParticleTable:
     """Read a RELION STAR file or, by its suffix, a cryoSPARC .cs file.
 
-    ``passthrough`` are .cs files with the fields that the file lacks, matched by uid; of a STAR file, those that it came from.
+    ``passthrough`` : .cs files with the fields that the file lacks, matched by uid; for a STAR file, the .cs files it came from.
     """
     if is_cryosparc(path):
         from ace_em.io.cryosparc import read_cryosparc

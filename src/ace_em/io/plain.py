@@ -1,4 +1,4 @@
-"""Values as what ``torch.load(weights_only=True)`` reads back: tensors, numbers, strings, lists and dicts of these."""
+"""Dataclasses as what ``torch.load(weights_only=True)`` can read: tensors, numbers, strings, and lists and dicts of these."""
 
 import types
 import typing
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def packed(value: Any) -> Plain:
-    """A dataclass becomes a dict of its fields, a tuple a list; a tensor that is a view gets storage of its own."""
+    """Convert a dataclass to a dict of its fields and a tuple to a list; copy a tensor that is a view."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: packed(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, list | tuple):
@@ -22,15 +22,15 @@ def packed(value: Any) -> Plain:
         return {k: packed(v) for k, v in value.items()}
     if isinstance(value, Tensor):
         value = value.detach()
-        # saving a view saves all of what it looks into
+        # torch.save writes the whole storage of a view
         return value.clone() if value.numel() < value.untyped_storage().nbytes() // value.element_size() else value
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot be kept")
+    raise TypeError(f"a {type(value).__name__} cannot be saved")
 
 
 def unpacked(kind: type[T], data: Plain) -> T:
-    """The value of type ``kind`` (a dataclass, list, tuple, Tensor, number, string or one of these or None)."""
+    """Inverse of :func:`packed`; ``kind`` is a dataclass, list, tuple, Tensor, number or string, or an optional one."""
     return typing.cast(T, _unpacked(kind, data))
 
 

@@ -1,6 +1,6 @@
 """RELION's STAR files: particles of 3.0 (one block) and of 3.1 and later (optics and particles), read and written.
 
-Every value is kept as the string that stands in the file, so that what we do not understand is written back as it was.
+Every value is kept as the string in the file, so that columns ace-em does not use are written back unchanged.
 """
 
 import re
@@ -19,20 +19,20 @@ from ace_em.io.particle_table import Block, ParticleTable, numeric_column
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
-# a quotation mark closes a value only before a blank or the line's end, in RELION too: "a"b" is a"b
+# as in RELION, a quotation mark closes a value only before a blank or the end of the line: "a"b" is a"b
 _TOKEN = re.compile(r"""(?:'(.*?)'|"(.*?)")(?=[ \t]|$)|([^ \t]+)""")
-# a tab is a blank; the last two are line ends of Unicode
+# control characters except tab, and the two Unicode line ends
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _ASCII_CONTROL = bytes(sorted({*range(32), 127} - {9, 10, 13}))
-# with one of these, in a column of values between line ends, a value may need quotation marks or not be writable
+# a column (joined by line ends) with one of these may contain a value that needs quotation marks or cannot be written
 _SPECIAL = (*"\"'# \t", "\n\n", "\n_", "\n;", "\n$", "\ndata_", "\nloop_")
 
 
 class _Parser:
     """One pass over a file's lines.
 
-    A block is empty, or one loop (names of columns, then a line for each row), or has lines of a name and its value. ``controls``
-    says whether the file holds control characters of ASCII, at some of which ``str.split`` would split.
+    A block is empty, one loop (column names, then one line per row), or lines of a name and its value. ``controls`` is true if
+    the file contains ASCII control characters, some of which ``str.split`` treats as blanks.
     """
 
     def __init__(self, path: Path, text: str, controls: bool) -> None:
@@ -47,7 +47,7 @@ class _Parser:
 
     def tokens(self, line: str) -> list[str]:
         """The values of a line, up to a comment, without their quotation marks."""
-        # nearly every row: what splitting at blanks does is what the format means
+        # nearly every row has no quotes or comment: split at blanks
         if line.isascii() and not (self.controls or '"' in line or "'" in line or "#" in line):
             return line.split()
         found = []
@@ -56,14 +56,14 @@ class _Parser:
                 break
             token = single or double or bare
             if _CONTROL.search(token):
-                self.refuse("holds a control character, expected plain text")
+                self.refuse("contains a control character, expected plain text")
             if bare.startswith(("'", '"')):
-                self.refuse(f"{bare[:80]}: a quotation mark is opened and not closed")
+                self.refuse(f"{bare[:80]}: unclosed quotation mark")
             found.append(token)
         return found
 
     def parse(self) -> dict[str, Block]:
-        """The blocks by name; what stands before the first is no part of any."""
+        """The blocks by name; text before the first block is ignored."""
         name, part = "", "none"
         columns: list[str] = []
         rows: list[list[str]] = []
@@ -80,7 +80,7 @@ class _Parser:
             tokens = self.tokens(line)
             if not tokens:
                 continue
-            # a word in quotation marks is a value, whatever it is
+            # a word in quotation marks is always a value, never a keyword
             first = "" if line.lstrip(" \t")[0] in "'\"" else tokens[0]
             if part == "names" and not first.startswith(("_", "data_", "loop_")):
                 part = "rows"
@@ -93,7 +93,7 @@ class _Parser:
                 finish()
                 if len(tokens) > 1:
                     self.refuse(f"{first} is followed by {tokens[1]}, expected a line of its own")
-                name, part, columns, rows, pairs = first[5:], "begun", [], [], {}
+                name, part, columns, rows, pairs = first[5:], "empty", [], [], {}
                 if name in self.blocks:
                     self.refuse(f"two blocks data_{name}, expected one")
             elif part == "none":
@@ -101,8 +101,8 @@ class _Parser:
             elif first.startswith("loop_"):
                 if first != "loop_" or len(tokens) > 1:
                     self.refuse(f"{' '.join(tokens[:2])}, expected loop_ on a line of its own")
-                if part != "begun":
-                    self.refuse(f"loop_ in the midst of data_{name}, expected one loop in a block")
+                if part != "empty":
+                    self.refuse(f"loop_ inside data_{name}, expected one loop per block")
                 part = "names"
             elif part == "names":
                 self._refuse_twice(first[1:], columns, name)
@@ -111,7 +111,7 @@ class _Parser:
                 part = "pairs"
                 if len(tokens) != 2:
                     found = f"{first} of data_{name} has {len(tokens) - 1} values"
-                    self.refuse(f"{found}, expected 1 (or loop_ before the names of columns)")
+                    self.refuse(f"{found}, expected 1 (or loop_ before the column names)")
                 self._refuse_twice(first[1:], pairs, name)
                 pairs[first[1:]] = tokens[1]
             else:
@@ -130,7 +130,7 @@ def _frame(columns: list[str], rows: list[list[str]]) -> pd.DataFrame:
 
 
 def read_blocks(path: Path | str) -> dict[str, Block]:
-    """Every block of a STAR file by its name, without ``data_``."""
+    """All blocks of a STAR file by name, without ``data_``."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
@@ -149,7 +149,7 @@ def read_blocks(path: Path | str) -> dict[str, Block]:
 
 
 def _as_rows(block: Block) -> pd.DataFrame:
-    """A block that is not a loop is a table of one row."""
+    """A block as a table; a block that is not a loop becomes one row."""
     return block if isinstance(block, pd.DataFrame) else pd.DataFrame([block], dtype=str)
 
 
@@ -169,23 +169,23 @@ def read_particle_star(path: Path | str) -> ParticleTable:
 
 
 def _without_images(blocks: dict[str, Block]) -> str:
-    """What is found in a file without image names."""
+    """Message part: what a file without image names contains."""
     empty = [name for name, block in blocks.items() if isinstance(block, dict) and not block]
     if len(empty) == len(blocks):
-        return f"block data_{empty[0]} is empty, expected loop_, names of columns, and rows"
+        return f"block data_{empty[0]} is empty, expected loop_, column names and rows"
     some = list(blocks.items())[:4]
     found = "; ".join(f"data_{name} with {', '.join(map(str, list(block)[:4])) or 'nothing'}" for name, block in some)
     return f"no block has a column rlnImageName (found {found})"
 
 
 def refuse_unwritable(table: ParticleTable) -> None:
-    """Refuse a value that no STAR file holds: with a line end or a control character, or blanks after both kinds of quotes."""
+    """Raise InputError for a value that no STAR file can hold: a control character, or blanks after both kinds of quotes."""
     for name, column in table.particles.items():
         _cells(table, table.particle_block, str(name), column.tolist())
 
 
 def _cells(table: ParticleTable, block: str, name: str, values: list[str]) -> list[str]:
-    """The values (n,) of the column ``name`` of a block as they are written."""
+    """The values (n,) of a column as they are written to the file, quoted where needed."""
     whole = "\n".join(["", *values, ""])
     plain = whole.isascii() and whole.count("\n") == len(values) + 1 and not any(special in whole for special in _SPECIAL)
     if plain and len(whole.encode().translate(None, _ASCII_CONTROL + b"\r")) == len(whole):
@@ -195,13 +195,13 @@ def _cells(table: ParticleTable, block: str, name: str, values: list[str]) -> li
         row = cells.index("")
         of_particles = block == table.particle_block
         where = table.cell(row, name) if of_particles else f"{table.path}: data_{block} row {row + 1}, column {name}"
-        reason = "it holds a control character, or blanks after ' and \""
-        raise InputError(f"{where}: {values[row]!r} cannot stand in a STAR file: {reason}")
+        reason = "it contains a control character, or blanks after ' and \""
+        raise InputError(f"{where}: {values[row]!r} cannot be written to a STAR file: {reason}")
     return cells
 
 
 def _quoted(value: str) -> str:
-    """A value as it is written: in quotation marks where it would be read as something else; "" where it cannot be written."""
+    """A value in quotation marks if it needs them; "" if it cannot be written."""
     if _CONTROL.search(value):
         return ""
     if value.split() == [value] and not value.startswith(("'", '"', "#", "_", ";", "$", "data_", "loop_")):
@@ -211,8 +211,8 @@ def _quoted(value: str) -> str:
 
 
 def write_star(path: Path | str, table: ParticleTable) -> None:
-    """Write a table, atomically; equal tables give equal bytes."""
-    # the others come last: one of them may have image names too, and the first such block is read as the particles
+    """Write a table atomically; equal tables give equal bytes."""
+    # other blocks come last: the first block with image names is read as the particles
     blocks: dict[str, Block] = {} if table.optics is None else {"optics": table.optics}
     blocks |= {table.particle_block: table.particles} | table.others
     lines = ["# Created by ace-em", "", ""]
@@ -236,14 +236,14 @@ def with_poses(
     half_set: np.ndarray | None,
     pixel_size_angstrom: float,
 ) -> ParticleTable:
-    """The same table with new poses; columns it had keep their place, new ones come last.
+    """The same table with new poses; existing columns keep their place, new ones come last.
 
     Parameters
     ----------
     pose_angles_deg : (N, 3) RELION's rot, tilt, psi in degrees.
     origin_angstrom : (N, 2) RELION's origin in x, y order: the shift that brings the particle back to the centre.
-    half_set : (N,) 1 or 2, or None to leave rlnRandomSubset alone.
-    pixel_size_angstrom : of the particle images; a table without optics (3.0) has its origin in pixels.
+    half_set : (N,) 1 or 2; None leaves rlnRandomSubset unchanged.
+    pixel_size_angstrom : of the particle images; a table without optics groups (3.0) has origins in pixels.
     """
     if pose_angles_deg.shape != (len(table), 3) or origin_angstrom.shape != (len(table), 2):
         raise ValueError(f"{len(table)} particles, angles {pose_angles_deg.shape}, origins {origin_angstrom.shape}")
@@ -253,7 +253,7 @@ def with_poses(
     particles = table.particles.drop(columns=[name for name in stale if name in table.particles])
     values = np.concatenate([pose_angles_deg, origin], axis=1)
     for name, column in zip(_ANGLES + origin_names, values.T, strict=True):
-        # adding zero turns a rounded -0 into 0
+        # + 0.0 turns -0 into 0
         particles[name] = [f"{value:.6f}" for value in np.round(column.astype(np.float64), 6) + 0.0]
     if half_set is not None:
         particles["rlnRandomSubset"] = [str(int(value)) for value in half_set]

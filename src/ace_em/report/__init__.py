@@ -1,1 +1,1 @@
-"""What a run looks like to a person: figures and one self-contained HTML page."""
+"""The report of a run: figures, one self-contained HTML page, and the live page of ``ace-em watch``."""

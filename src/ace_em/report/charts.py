@@ -1,4 +1,4 @@
-"""Line charts of the report, each as the bytes of a PNG: FSC, losses and poses of stage 1, rounds of stages 2 and 3.
+"""Line charts of the report as PNG bytes: FSC, losses and poses of stage 1, rounds of stages 2 and 3.
 
 Lines differ in dashes or markers as well as in colour.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TICKS_ANGSTROM = (200, 100, 50, 40, 30, 25, 20, 15, 12, 10, 9, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.5, 1)
-"""Resolutions that may label the axis of an FSC."""
+"""Tick labels of the resolution axis of an FSC."""
 _ORANGE = COLOURS[1]
-# a column of fewer rounds is too narrow for its title
+# with fewer rounds a column would be too narrow for its title
 _LEAST_ROUNDS = 4
 
 
@@ -32,22 +32,22 @@ def fsc_figure(
     Parameters
     ----------
     curve : half-map FSC.
-    crossings, corrected : threshold to the resolution in Angstrom at which the unmasked and the corrected curve fall below it
-        (NaN: they do not).
+    crossings, corrected : resolution in Angstrom at which the unmasked and the corrected curve fall below each threshold; NaN if
+        they do not.
     truth : (n,) FSC against the true map from shell 0, or None.
-    shared : band of the map that both half-sets began from, or None when unknown.
+    shared : band of the common starting map of the half-sets, or None if unknown.
     """
     import matplotlib
 
     frequency, last = curve.frequency_per_angstrom, float(curve.frequency_per_angstrom[-1])
     step = last / (len(frequency) - 1)
-    # the masked and the corrected curve often coincide: one is drawn broad below the other
+    # the masked and corrected curves often coincide: the masked one is drawn as a broad line below
     curves: dict[str, tuple[np.ndarray | None, dict[str, Any]]] = {
         "masked": (curve.masked, {"color": COLOURS[4], "alpha": 0.7, "linewidth": 6}),
         "masked, phases randomised": (curve.randomised, {"color": COLOURS[3], "linestyle": ":"}),
         "masked, corrected": (curve.corrected, {"color": _ORANGE, "linestyle": "--"}),
-        "ball, no radial mean": (curve.features, {"color": COLOURS[2], "linestyle": (0, (4, 1.5, 1, 1.5)), "linewidth": 1.5}),
-        "half-maps" if curve.masked is None else "ball": (curve.fsc, {"color": COLOURS[0]}),
+        "no radial mean": (curve.features, {"color": COLOURS[2], "linestyle": (0, (4, 1.5, 1, 1.5)), "linewidth": 1.5}),
+        "half-maps" if curve.masked is None else "spherical mask": (curve.fsc, {"color": COLOURS[0]}),
         "against the truth": (truth, {"color": "black", "linestyle": (0, (6, 2)), "linewidth": 1.5}),
     }
     with matplotlib.rc_context(CHART):
@@ -61,7 +61,7 @@ def fsc_figure(
         for threshold in crossings:
             axes.axhline(threshold, color=GREY, linewidth=1, linestyle=":")
             axes.text(0.01 * last, threshold + 0.01, f"{threshold:g}", color=TEXT_GREY, fontsize=10, ha="left", va="bottom")
-        # the corrected curve is to the right of the other: their labels are on different sides
+        # the corrected curve is to the right of the unmasked one: labels on opposite sides
         _mark_crossings(axes, crossings, COLOURS[0], "o", 0.3 * last)
         _mark_crossings(axes, corrected, _ORANGE, "s", 0.85 * last)
         _resolution_ticks(axes, last)
@@ -73,7 +73,7 @@ def fsc_figure(
 
 
 def _mark_crossings(axes: "Axes", crossings: dict[float, float], colour: str, marker: str, left_from: float) -> None:
-    """Mark and label the crossings; labels of frequencies above ``left_from`` are to the left of the mark."""
+    """Mark and label the crossings; labels of crossings above frequency ``left_from`` are placed to the left."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}
     for threshold, angstrom in crossings.items():
         if math.isfinite(angstrom):
@@ -85,7 +85,7 @@ def _mark_crossings(axes: "Axes", crossings: dict[float, float], colour: str, ma
 
 
 def _mark_shared(axes: "Axes", shared: Shared) -> None:
-    """Shade the frequencies of the shared map, and lighter those into which its agreement reaches."""
+    """Shade the band of the shared map, and in light grey the range over which it still correlates the half-maps."""
     last = axes.get_xlim()[1]
     cut, reach = (min(1 / angstrom, last) for angstrom in (shared.cut_angstrom, shared.reach_angstrom))
     for start, end, alpha in ((0.0, cut, 0.45), (cut, reach, 0.2)):
@@ -98,7 +98,7 @@ def _mark_shared(axes: "Axes", shared: Shared) -> None:
 
 
 def _resolution_ticks(axes: "Axes", last: float) -> None:
-    """Label an axis that is linear in frequency (0 to ``last``, 1/Angstrom) in Angstrom."""
+    """Label a frequency axis (0 to ``last``, 1/Angstrom) with resolutions in Angstrom."""
     chosen: list[float] = []
     for angstrom in TICKS_ANGSTROM:
         if 1 / angstrom - (1 / chosen[-1] if chosen else 0) >= 0.09 * last and 1 / angstrom <= last:
@@ -108,17 +108,17 @@ def _resolution_ticks(axes: "Axes", last: float) -> None:
 
 
 def loss_figure(records: Sequence[Record]) -> bytes:
-    """Image loss and PIP loss over the steps of stage 1, one line per start; ``records`` are of the stage 'ace'."""
+    """Image loss and PIP loss over the steps of stage 1, one line per start; ``records`` of stage 'ace'."""
     return _over_steps(records, {"image_loss": "image loss", "pip_loss": "PIP loss"})
 
 
 def watch_figure(records: Sequence[Record]) -> bytes:
-    """Change of the encoder's poses and share of stable poses over the steps of stage 1; ``records`` are of the stage 'watch'."""
+    """Change of the encoder's poses and share of stable poses over the steps of stage 1; ``records`` of stage 'watch'."""
     return _over_steps(records, {"moved_median_deg": "median change (°)", "stable": "stable poses (%)"})
 
 
 def _over_steps(records: Sequence[Record], rows: dict[str, str]) -> bytes:
-    """A panel for each key of ``rows``, which gives its label; shares become per cent."""
+    """One panel per key of ``rows`` (key to label) over the steps; 'stable' in per cent."""
     import matplotlib
 
     with matplotlib.rc_context(CHART):
@@ -137,7 +137,7 @@ def _over_steps(records: Sequence[Record], rows: dict[str, str]) -> bytes:
 
 
 def _style(start: str) -> dict[str, Any]:
-    """Every start has its own colour and dashes; a round of no one start is black."""
+    """Colour and dashes of a start; black for rounds on all images ('')."""
     if not start:
         return {"color": "black", "linestyle": "-", "marker": "o"}
     n = int(start) - 1 if start.isdecimal() else 0
@@ -149,9 +149,9 @@ def round_figure(phases: Mapping[str, Sequence[Record]], held_out: Sequence[Reco
 
     Parameters
     ----------
-    phases : 'ab initio search', 'search' and 'refinement', those that have begun, to the records of their rounds.
-    held_out : the record at the end of each start's ab initio search; its share of the signal explained is in held-out images.
-    box_angstrom : edge of the images, NaN when unknown.
+    phases : records of the rounds of 'ab initio search', 'search' and 'refinement', as far as they have started.
+    held_out : the record at the end of each start's ab initio search, with the share of the signal explained in held-out images.
+    box_angstrom : edge of the images, NaN if unknown.
     """
     import matplotlib
 
@@ -175,7 +175,7 @@ def round_figure(phases: Mapping[str, Sequence[Record]], held_out: Sequence[Reco
 
 
 def _draw_rounds(panels: Sequence["Axes"], rows: Sequence[Record], style: dict[str, Any], box_angstrom: float) -> None:
-    """One line in each of a phase's panels; in the third also the finest detail used and the finest of the working box."""
+    """Draw the rounds of one start in the panels of a phase; in the third also the resolution used and Nyquist of the box."""
     x, moved, resolution = np.arange(len(rows)) + 1.0, column(rows, "moved_median_deg"), column(rows, "fsc143_angstrom")
     panels[0].plot(x, np.where(moved > 0, moved, np.nan), **style)
     panels[1].plot(x, 100 * column(rows, "stable"), **style)
@@ -187,7 +187,7 @@ def _draw_rounds(panels: Sequence["Axes"], rows: Sequence[Record], style: dict[s
 
 
 def _mark_boxes(panels: Sequence["Axes"], rows: Sequence[Record]) -> None:
-    """The working box where it is first used, and a line where it changes."""
+    """Label the working box at its first round, and draw a line where it changes."""
     boxes = [number(record, "box") for record in rows]
     for n, box in enumerate(boxes):
         if box > 0 and (n == 0 or box != boxes[n - 1]):
@@ -198,7 +198,7 @@ def _mark_boxes(panels: Sequence["Axes"], rows: Sequence[Record]) -> None:
 
 
 def _draw_explained(axes: "Axes", searches: dict[str, list[Record]], held_out: Sequence[Record]) -> None:
-    """Share of the signal that the map explains in the images of the round (lines) and in held-out images (diamonds)."""
+    """Draw the share of the signal explained in the images of the round (lines) and in held-out images (diamonds)."""
     for start, rows in searches.items():
         axes.plot(np.arange(len(rows)) + 1.0, 100 * column(rows, "explained"), **_style(start))
     for start, records in by_start(held_out).items():
@@ -210,7 +210,7 @@ def _draw_explained(axes: "Axes", searches: dict[str, list[Record]], held_out: S
 
 
 def _finish_rounds(figure: "Figure", panels: np.ndarray, starts: set[str], held_out: bool, box_angstrom: float) -> None:
-    """Axis labels, the logarithmic axis of the pose change, and the legend: in the free cells of the last row or below."""
+    """Axis labels, logarithmic axis of the pose change, and the legend in free cells of the last row or below."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -218,7 +218,7 @@ def _finish_rounds(figure: "Figure", panels: np.ndarray, starts: set[str], held_
     for axes, label in zip(panels[:, 0], labels, strict=False):
         axes.set_ylabel(label)
     moved = np.concatenate([np.asarray(line.get_ydata(), float) for axes in panels[0] for line in axes.lines])
-    # a logarithmic axis needs a value above 0
+    # a logarithmic axis needs a positive value
     if np.isfinite(moved).any():
         panels[0, 0].set_yscale("log")
         wide = np.nanmax(moved) > 100 * np.nanmin(moved)
@@ -236,12 +236,12 @@ def _finish_rounds(figure: "Figure", panels: np.ndarray, starts: set[str], held_
         lowest.tick_params(labelbottom=True)
     lines = [Line2D([], [], label=f"start {start}", **_style(start)) for start in sorted(starts - {""})]
     if "" in starts:
-        lines.append(Line2D([], [], label="all images, in halves", **_style("")))
+        lines.append(Line2D([], [], label="all images, in half-sets", **_style("")))
     if ab_initio and held_out:
         lines.append(Line2D([], [], label="held-out images", color=TEXT_GREY, marker="D", markersize=8, linestyle=""))
-    lines.append(Line2D([], [], label="finest detail used", color=GREY, linewidth=1))
+    lines.append(Line2D([], [], label="resolution used", color=GREY, linewidth=1))
     if math.isfinite(box_angstrom):
-        lines.append(Line2D([], [], label="finest of the box", color=GREY, linewidth=1.2, linestyle=":"))
+        lines.append(Line2D([], [], label="Nyquist of the box", color=GREY, linewidth=1.2, linestyle=":"))
     if ab_initio and panels.shape[1] > 1:
         for axes in panels[3, 1:]:
             axes.remove()

@@ -1,7 +1,7 @@
-"""Images and histograms of the report, each as the bytes of a PNG: maps, views, particles. Line charts are in charts.py.
+"""Images and histograms of the report as PNG bytes: maps, views, particles. Line charts are in charts.py.
 
-Images and sphere plots are light on black in both colour schemes (PICTURE). Charts are dark on white (CHART); the page inverts
-them in the dark scheme. matplotlib is imported where it is used, without pyplot, so that no state is shared between calls.
+Images and sphere plots are light on black in both colour schemes (PICTURE). Charts are dark on white (CHART) and are inverted by
+the page in the dark scheme. matplotlib is imported in the functions, without pyplot, which has global state.
 """
 
 import io
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# colours of Okabe and Ito, which colour-blind readers can tell apart
+# Okabe-Ito colours, safe for colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", "-.", ":")
 GREY, TEXT_GREY = "#777777", "#555555"
-# matplotlib types its settings by a list of every name
+# Any: the stubs of matplotlib type rc settings as a literal of all names
 _COMMON: Any = {"font.size": 12, "axes.titlesize": 12, "figure.constrained_layout.use": True, "lines.linewidth": 2}
 CHART: Any = _COMMON | {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd"}
 CHART |= {"axes.axisbelow": True, "legend.frameon": False}
@@ -36,12 +36,12 @@ PICTURE |= {"xtick.color": "#dddddd", "ytick.color": "#dddddd", "axes.labelcolor
 N_SIDE = 16
 """HEALPix resolution of the view distribution."""
 SCATTERED = 2000
-"""Particles in the scatter plot of shifts, about."""
+"""Approximate number of particles in the scatter plot of shifts."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of the page: the bytes of a PNG, the caption, and the rows of a table below it, the first its head."""
+    """A figure of the page: PNG bytes, caption, and the rows of a table below it (the first is the header)."""
 
     png: bytes
     caption: str
@@ -56,14 +56,14 @@ def new_figure(size_inch: tuple[float, float]) -> "Figure":
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure as a PNG; without the version of matplotlib, so that equal figures are equal bytes."""
+    """The figure as PNG bytes, without the version of matplotlib, so that equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def nice_length(extent: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten within a third of ``extent``."""
+    """Largest 1, 2 or 5 times a power of ten that is at most a third of ``extent``."""
     power = 10 ** math.floor(math.log10(extent / 3))
     return max(step * power for step in (1, 2, 5) if step * power <= extent / 3)
 
@@ -81,10 +81,10 @@ def image_grid(
     Parameters
     ----------
     images : rows of images (n, n).
-    titles : above the images of as many rows as there are rows of titles.
-    edge_angstrom : of the image with the scale bar.
-    bar : row and column of the image with the scale bar; None: no scale bar.
-    ranges : grey values (black, white) of each row; without them every image has its own.
+    titles : rows of titles, above the first rows of images.
+    edge_angstrom : edge of the image with the scale bar.
+    bar : row and column of the image with the scale bar; None for no scale bar.
+    ranges : grey values (black, white) of each row; by default every image has its own.
     notes : text in the corner of the images.
     """
     import matplotlib
@@ -115,9 +115,9 @@ def _scale_bar(axes: "Axes", box: int, edge_angstrom: float) -> None:
 
 
 def map_figure(volume: Map, sharp: Map | None, made: str = "sharpened") -> bytes:
-    """Central slices across x, y and z of the map and of the sharpened map; projections of the sharpened map where there is one.
+    """Central slices perpendicular to x, y and z of the map and, if given, of the sharpened map; projections of the latter.
 
-    ``made`` is the word for the second map in the titles: 'sharpened' or 'masked'.
+    ``made`` describes the second map in the titles: 'sharpened' or 'masked'.
     """
     best = (volume if sharp is None else sharp).volume
     rows = {"slice across": _slices(volume.volume)}
@@ -126,21 +126,21 @@ def map_figure(volume: Map, sharp: Map | None, made: str = "sharpened") -> bytes
     rows["projection along"] = [best.sum(axis) for axis in (2, 1, 0)]
     ranges = [tuple(np.percentile(np.stack(images), [0.5, 99.8])) for images in rows.values()]
     if sharp is not None:
-        # sharpening makes values below 0; with those as black the masked solvent would be grey
+        # sharpened maps have negative values; with these as black the masked solvent (0) would be grey
         ranges[1] = (0.0, ranges[1][1])
-    titles = [[f"{words} {axis}" for axis in "xyz"] for words in rows]
+    titles = [[f"{name} {axis}" for axis in "xyz"] for name in rows]
     return image_grid(list(rows.values()), titles, volume.volume.shape[0] * volume.pixel_size_angstrom, (0, 0), ranges)
 
 
 def _slices(density: np.ndarray) -> list[np.ndarray]:
-    """Planes (n, n) through the centre of (n, n, n) ``density``, across x, y and z."""
+    """Planes (n, n) through the centre of (n, n, n) ``density``, perpendicular to x, y and z."""
     return [density.take(density.shape[0] // 2, axis) for axis in (2, 1, 0)]
 
 
 def smoothed_views(rotation: Tensor, spread_deg: float) -> np.ndarray:
     """Density of viewing directions on HEALPix pixels (12 N_SIDE^2,) for (N, 3, 3) ``rotation``; 1 for uniform views.
 
-    Every view is spread over a von Mises-Fisher cap of ``spread_deg``.
+    Views are smoothed with a von Mises-Fisher kernel of width ``spread_deg``.
     """
     counts = view_counts(rotation, N_SIDE)
     centres = healpix_centres(N_SIDE).numpy().astype(np.float32)
@@ -161,7 +161,7 @@ def view_figure(rotation: Tensor, spread_deg: float) -> bytes:
     with matplotlib.rc_context(PICTURE):
         figure = new_figure((5.6, 3.9))
         axes = figure.add_subplot(projection="mollweide")
-        # a scale to at least 2: the noise of uniform views must not fill it
+        # scale to at least 2, so that noise of uniform views does not fill it
         high = max(2.0, float(density.max()))
         edges = np.radians(longitude), np.radians(latitude)
         mesh = axes.pcolormesh(*edges, values, cmap="viridis", vmin=0, vmax=high, rasterized=True)
@@ -169,12 +169,12 @@ def view_figure(rotation: Tensor, spread_deg: float) -> bytes:
             set_ticks(np.radians(ticks), [f"{tick}°" for tick in ticks], fontsize=10)
         axes.grid(color="white", alpha=0.25, linewidth=0.6)
         bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", shrink=0.7, pad=0.06)
-        bar.set_label("views, 1 = as many as when uniform")
+        bar.set_label("views, 1 = uniform")
         return png(figure)
 
 
 def histogram_figure(defocus_um: np.ndarray | None, confidence: np.ndarray | None, shift_angstrom: np.ndarray | None) -> bytes:
-    """Histograms over N particles; None leaves a panel out.
+    """Histograms over N particles; None omits a panel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""`ace-em watch`: serves the page of a run while the run goes on. It reads the files of the run and loads no model."""
+"""``ace-em watch``: serves a live page of a run. It reads only the files of the run and loads no model."""
 
 import ipaddress
 import os
@@ -30,27 +30,27 @@ _META_POLICY = (
 )
 HEADERS = {
     "Cache-Control": "no-store",
-    # a meta element cannot forbid frames
+    # frame-ancestors is ignored in a meta element, so it is set here
     "Content-Security-Policy": f"{_META_POLICY}; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-# report.html has scripts of its own: they run in an origin of their own
+# scripts of report.html run in a sandbox with a separate origin
 _REPORT_POLICY = {"Content-Security-Policy": "sandbox allow-scripts; frame-ancestors 'none'"}
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may read the page.
+    """Access rules of the server.
 
     Attributes
     ----------
-    loopback : only this machine reaches the server. Then no token is needed, but the Host header must be one of
+    loopback : whether only this machine can reach the server. Then no token is needed, but the Host header must be one of
         ``LOOPBACK_NAMES``, which prevents DNS rebinding.
-    port : of the server. Cookies of different ports are not separate: their names contain the port.
-    token : needed when other machines reach the server, in the address once and then in a cookie.
+    port : of the server. Cookies are shared between ports, so their names contain the port.
+    token : required if other machines can reach the server; first in the address, then in a cookie.
     """
 
     loopback: bool
@@ -59,17 +59,17 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie with the token."""
+        """Name of the token cookie."""
         return f"ace_em_{self.port}"
 
     def has_token(self, request: Request) -> bool:
-        """Whether the request has the token, if one is needed."""
+        """Whether the request has the token, or needs none."""
         given = request.query_params.get("token") or request.cookies.get(self.cookie) or ""
         return self.loopback or secrets.compare_digest(given.encode(), self.token.encode())
 
 
 def build_app(run: Path, access: Access, parts: LiveParts) -> FastAPI:
-    """The application: the page, its scripts, the state of the run, and the files that may be downloaded."""
+    """The web application: page, scripts, state of the run, and files for download."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if access.loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_NAMES, www_redirect=False)
@@ -78,7 +78,7 @@ def build_app(run: Path, access: Access, parts: LiveParts) -> FastAPI:
     async def guarded(request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
         if not access.has_token(request):
             response: Response = PlainTextResponse(
-                "open the address that `ace-em watch` printed, with its token", status_code=401
+                "open the address printed by `ace-em watch`, including its token", status_code=401
             )
         else:
             response = await following(request)
@@ -122,7 +122,7 @@ def build_app(run: Path, access: Access, parts: LiveParts) -> FastAPI:
 
     @app.post("/stop")
     def stop(request: Request) -> dict[str, Any]:
-        # a browser sends the origin of the page with every POST; a page of another site cannot change it
+        # browsers send the origin of the page with every POST, and other sites cannot forge it
         host = request.headers.get("host")
         if request.headers.get("origin") not in (f"http://{host}", f"https://{host}"):
             raise HTTPException(403, "only a page of this server may stop the run")
@@ -139,22 +139,22 @@ def _known(name: str, names: Any) -> str:
 
 
 def ask_to_stop(run: Path) -> None:
-    """Make the empty file RUN/stop, on which the run saves a checkpoint and ends; refused when no run is going on."""
+    """Create RUN/stop, which makes the run save a checkpoint and end; HTTP error 409 if no run is active."""
     if not read_status(run)["stoppable"]:
-        raise HTTPException(409, "no run is going on here that could be stopped")
+        raise HTTPException(409, "no run is active here")
     try:
-        # not through a link, which would make a file elsewhere
+        # O_NOFOLLOW: a link could create a file outside the folder
         os.close(os.open(run / STOP, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
     except OSError as error:
-        raise HTTPException(409, f"the run could not be asked to stop: {error.strerror}") from error
+        raise HTTPException(409, f"the stop request failed: {error.strerror}") from error
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; ``port`` 0 takes any that is free."""
+    """A listening socket; ``port`` 0 picks a free one."""
     if not 0 <= port <= 65535:
-        raise InputError(f"--port {port}: expected 0 (any that is free) to 65535")
+        raise InputError(f"--port {port}: expected 0 (any free port) to 65535")
     if not host:
-        raise InputError("--host: expected a name or an address; 127.0.0.1 is this machine alone")
+        raise InputError("--host: expected a name or an address; 127.0.0.1 for this machine only")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=64)
@@ -163,11 +163,11 @@ def listen(host: str, port: int) -> socket.socket:
     except UnicodeError as error:
         raise InputError(f"--host {host}: expected a name or an address") from error
     except OSError as error:
-        raise InputError(f"--port {port} on {host}: {error.strerror}; another --port may be free") from error
+        raise InputError(f"--port {port} on {host}: {error.strerror}; try another --port") from error
 
 
 def access_of(bound: socket.socket) -> Access:
-    """The rules for a listening socket: a token unless only this machine reaches it."""
+    """Access rules for a listening socket."""
     address, port = bound.getsockname()[:2]
     return Access(ipaddress.ip_address(address.partition("%")[0]).is_loopback, port)
 
@@ -191,7 +191,7 @@ def watch(run: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
         access = access_of(bound)
         app = build_app(run, access, LiveParts(run))
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
-        print(f"{address_of(access, host)}  (Ctrl-C ends it; the run goes on)", flush=True)
+        print(f"{address_of(access, host)}  (Ctrl-C stops this server, not the run)", flush=True)
         try:
             uvicorn.Server(config).run(sockets=[bound])
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What the live page shows: the state of the run from status.json, and the parts of the page made again when files change."""
+"""Content of the live page: the state of the run from status.json, and the parts of the page, rendered when files change."""
 
 import hashlib
 import json
@@ -13,15 +13,16 @@ from typing import Any
 
 from ace_em.errors import InputError
 from ace_em.report import load
-from ace_em.report.load import Record, RunFiles, leads_out, number
+from ace_em.report.load import Record, RunFiles, is_outside, number
+from ace_em.report.numbers import show_time
 from ace_em.report.page import PARTS, PROBLEMS, Part
-from ace_em.report.summary import show_time, summarise
+from ace_em.report.summary import summarise
 from ace_em.report.volume_view import view_maps
 
 SILENT_S, GONE_S = 60.0, 10.0
-"""A run without an update for so long is taken for dead; after the second time if its process is known to be gone."""
+"""Seconds without an update after which a run counts as dead; the second if its process does not exist."""
 PAUSE_S = 12.0
-"""A figure whose files change all the time is drawn again so often: drawing takes processor time from the run."""
+"""Minimum seconds between two drawings of a figure, because drawing takes processor time from the run."""
 SERVED = {
     load.REPORT: "text/html; charset=utf-8",
     load.FSC: "text/csv; charset=utf-8",
@@ -30,62 +31,62 @@ SERVED = {
 }
 _HEADLINES = {
     "running": "Running",
-    "silent": "Running, but no update for {age}; the process exists",
-    "lost": "The run seems to have died: no update for {age}",
+    "silent": "Running, but no update for {age}; the process still exists",
+    "lost": "The run seems to have crashed: no update for {age}",
     "finished": "The run is finished",
     "stopped": "The run was stopped",
     "failed": "The run failed",
     "unknown": "No run is active in this folder",
 }
 _ADVICE = {
-    "lost": "The same command with --resume continues it from its last checkpoint.",
-    "stopped": "The same command with --resume continues it.",
-    "unknown": "The page shows the files of the folder, and follows a run as soon as one begins here.",
+    "lost": "To continue from the last checkpoint, use the same command with --resume.",
+    "stopped": "To continue, use the same command with --resume.",
+    "unknown": "This page shows the files in the folder and will follow a run when one starts.",
 }
 
 
 def served_file(run: Path, name: str) -> Path | None:
-    """Path of a file that may be downloaded; None for other names, absent files and links out of the folder."""
-    allowed = name in SERVED and not leads_out(run, name) and (run / name).is_file()
+    """Path of a file that may be downloaded; None for other names, missing files and links out of the folder."""
+    allowed = name in SERVED and not is_outside(run, name) and (run / name).is_file()
     return (run / name).resolve() if allowed else None
 
 
 FILES = Part("files", tuple(SERVED), lambda run, summary: [name for name in SERVED if served_file(run.path, name)])
 LIVE_PARTS = {part.name: part for part in (*PARTS, FILES) if part is not PROBLEMS}
-"""Parts of the live page. While a run goes on, files that do not exist yet are not missing."""
+"""Parts of the live page, without the list of missing files."""
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """State of the run for the script of the page, from ``RUN/status.json``."""
+    """State of the run from RUN/status.json, for the script of the page."""
     record = _record(run)
     state, age = _state(record)
-    going = state in ("running", "silent")
+    active = state in ("running", "silent")
     elapsed, done, total = (number(record, key) for key in ("elapsed_s", "done", "total"))
-    left = number(record, "expected_s") - elapsed - age if going else math.nan
+    left = number(record, "expected_s") - elapsed - age if active else math.nan
     task, message = str(record.get("task") or ""), str(record.get("message") or "") if state != "finished" else ""
     message = message[:1].upper() + message[1:] + ("." if message and not message.endswith((".", "!", "?")) else "")
-    time_text = "" if math.isnan(elapsed) else f"{show_time(elapsed)} so far" if going else f"after {show_time(elapsed)}"
+    time_text = "" if math.isnan(elapsed) else f"{show_time(elapsed)} so far" if active else f"after {show_time(elapsed)}"
     if time_text and not math.isnan(left):
         time_text += f", about {show_time(left)} left" if left > 0 else ", longer than expected"
-    asked = going and (run / load.STOP).exists()
+    asked = active and (run / load.STOP).exists()
     return {
         "state": state,
         "headline": _HEADLINES[state].format(age=show_time(age)),
-        "task": "" if not going else f"{task}: {done:,.0f} of {total:,.0f}" if task and total > 0 else task,
-        "words": str(record.get("status") or "") if going else "",
+        "task": "" if not active else f"{task}: {done:,.0f} of {total:,.0f}" if task and total > 0 else task,
+        "words": str(record.get("status") or "") if active else "",
         "share": min(max(done / total, 0.0), 1.0) if total > 0 else None,
         "time": time_text,
-        # the browser makes it a time of day in its own time zone
+        # the browser converts it to local time
         "left_s": round(left) if left > 0 else None,
         "message": " ".join(filter(None, [message, "" if "--resume" in message else _ADVICE.get(state, "")])),
         "stop_asked": asked,
-        "stoppable": going and not asked,
+        "stoppable": active and not asked,
     }
 
 
 def _record(run: Path) -> Record:
     try:
-        value = {} if leads_out(run, load.STATUS) else json.loads((run / load.STATUS).read_text(encoding="utf-8"))
+        value = {} if is_outside(run, load.STATUS) else json.loads((run / load.STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         value = {}
     return value if isinstance(value, dict) else {}
@@ -106,7 +107,7 @@ def _state(record: Record) -> tuple[str, float]:
 
 
 def _process_exists(record: Record) -> bool | None:
-    """Whether the process of the run exists; None when it is on another machine."""
+    """Whether the process of the run exists; None if it is on another machine."""
     pid = number(record, "pid")
     if record.get("host") != socket.gethostname() or not pid > 0:
         return None
@@ -120,28 +121,28 @@ def _process_exists(record: Record) -> bool | None:
 
 
 class LiveParts:
-    """The parts of one page, made when a browser asks for them and again only when their files have changed.
+    """Parts of the live page, rendered on request and again only if their files have changed.
 
     Attributes
     ----------
-    pause_s : seconds for which a part is kept although its files change.
+    pause_s : minimum seconds before a part is rendered again.
     """
 
     def __init__(self, run: Path, pause_s: float = PAUSE_S) -> None:
         self.run, self.pause_s = run, pause_s
-        # the settings of matplotlib are global: one thread draws at a time
+        # matplotlib's settings are global: only one thread may draw at a time
         self._drawing = threading.Lock()
         self._versions: dict[str, tuple[float, str]] = {}
         self._made: dict[str, tuple[str, str]] = {}
         self._read: tuple[str, RunFiles] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Status, and the version of the maps and of every part; the page asks for those that changed, the maps first."""
+        """Status, and versions of the maps and all parts; the page requests what has changed, maps first."""
         files = {"maps": load.MAPS} | {name: part.files for name, part in LIVE_PARTS.items()}
         return {"status": read_status(self.run), "versions": {name: self._version(name, of) for name, of in files.items()}}
 
     def part(self, name: str) -> str:
-        """HTML of a part, empty when there is nothing to show yet. Until the run ends, the status replaces the outcome."""
+        """HTML of a part, empty if there is nothing to show yet. Outcome and limits are shown only after the end of the run."""
 
         def make(run: RunFiles) -> str:
             ended = bool(run.stage("end"))
@@ -151,7 +152,7 @@ class LiveParts:
         return self._make(name, make)
 
     def maps(self) -> str:
-        """JSON list of the maps of the 3-D view."""
+        """JSON list of the maps for the 3-D view."""
         return self._make("maps", lambda run: json.dumps(view_maps(run))) or "[]"
 
     def _version(self, name: str, files: tuple[str, ...]) -> str:
@@ -180,7 +181,7 @@ class LiveParts:
 
 
 def _signature(run: Path, files: tuple[str, ...]) -> str:
-    """A text that changes when one of the files does."""
+    """Hash of times, sizes and inodes of files; changes if one of them changes."""
     seen: list[tuple[int, ...]] = []
     for file in files:
         try:

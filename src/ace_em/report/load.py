@@ -1,4 +1,4 @@
-"""Reads a run folder for the report. Every file may be absent, unfinished or damaged; the report then says which."""
+"""Reads a run folder for the report. Every file may be missing, incomplete or damaged; the report lists such files."""
 
 import csv
 import json
@@ -38,8 +38,8 @@ class Curve:
     ----------
     frequency_per_angstrom : spatial frequency of the shell, 1/Angstrom.
     fsc : inside the spherical mask.
-    masked, randomised, corrected : inside the solvent mask, the same with randomised phases, and the first corrected for the
-        second; None without such a column.
+    masked, randomised, corrected : inside the solvent mask, the same with randomised phases, and corrected by the latter; None
+        without such a column.
     features : inside the spherical mask, after the radial mean of each half-map is subtracted; None in older files.
     """
 
@@ -66,12 +66,13 @@ class RunFiles:
     Attributes
     ----------
     map, sharp : volume.mrc and volume_sharp.mrc.
-    so_far : current.mrc, read while there is no volume.mrc.
+    so_far : current.mrc, read only without a volume.mrc.
     metrics : records of metrics.jsonl, in order.
-    config_text, config : config.yaml as text and parsed (empty when it is not a mapping).
-    table : poses.star; ``particles`` are its rows with their images, None when the images were not found.
+    config_text, config : config.yaml as text and parsed (empty if it is not a mapping).
+    table : poses.star.
+    particles : the particles of poses.star with their images; None if the images were not found.
     problems : (file, reason), in the order found.
-    inside_only : links that lead out of the folder were refused.
+    inside_only : whether links out of the folder were refused.
     """
 
     path: Path
@@ -90,39 +91,39 @@ class RunFiles:
 
     def readable(self, file: str) -> bool:
         """Whether a file exists and may be read."""
-        return (self.path / file).is_file() and not (self.inside_only and leads_out(self.path, file))
+        return (self.path / file).is_file() and not (self.inside_only and is_outside(self.path, file))
 
     def stage(self, name: str) -> list[Record]:
         """Records of one stage, in order."""
         return [record for record in self.metrics if record.get("stage") == name]
 
     def last(self, name: str) -> Record:
-        """The last record of a stage, empty when there is none."""
+        """The last record of a stage, empty if there is none."""
         return (self.stage(name) or [{}])[-1]
 
     def setting(self, group: str, name: str) -> float:
-        """A number ``group.name`` of the configuration, NaN when absent."""
+        """A number ``group.name`` of the configuration, NaN if missing."""
         values = self.config.get(group)
         return number(values if isinstance(values, dict) else None, name)
 
     @property
     def autoencoder_only(self) -> bool:
-        """Whether only stage 1 was asked for (``--stages ace``): no search, no refinement, no independent half-maps."""
+        """Whether the run was limited to stage 1 (``--stages ace``): no independent half-maps."""
         return self.config.get("stages") == "ace"
 
     @property
     def symmetry(self) -> str:
-        """Point group that was imposed."""
+        """Imposed point group."""
         return str(self.last("symmetry").get("group") or self.config.get("symmetry", "C1")).upper()
 
     @property
     def box_angstrom(self) -> float:
-        """Edge of the images, NaN when unknown."""
+        """Edge of the images, NaN if unknown."""
         return number(self.last("survey"), "box") * number(self.last("survey"), "pixel_size_angstrom")
 
     def missing(self, file: str) -> InputError:
-        """The error that says why a file cannot be shown."""
-        return InputError(next((f"{name}: {why}" for name, why in self.problems if name == file), f"{file} is not there"))
+        """Error with the reason why a file cannot be shown."""
+        return InputError(next((f"{name}: {why}" for name, why in self.problems if name == file), f"{file} is missing"))
 
 
 def number(record: Record | None, key: str) -> float:
@@ -133,7 +134,7 @@ def number(record: Record | None, key: str) -> float:
 
 
 def column(records: Sequence[Record], key: str) -> np.ndarray:
-    """(n,) numbers of a key, NaN where it is absent."""
+    """(n,) numbers of a key, NaN where it is missing."""
     return np.array([number(record, key) for record in records], dtype=np.float64)
 
 
@@ -151,13 +152,13 @@ def rotations(table: ParticleTable) -> Tensor:
     return relion_angles_to_rotmat(torch.from_numpy(angles))
 
 
-def leads_out(run: Path, file: str) -> bool:
-    """Whether a file of the folder is a link to a place outside the folder."""
+def is_outside(run: Path, file: str) -> bool:
+    """Whether a file of the folder is a link to outside the folder."""
     return not (run / file).resolve().is_relative_to(run.resolve())
 
 
 def read_run(run: Path, inside_only: bool = False) -> RunFiles:
-    """Read a run folder, finished or not; ``inside_only`` refuses links that lead out of it."""
+    """Read a run folder, finished or not; ``inside_only`` refuses links out of it."""
     if not run.is_dir():
         raise InputError(f"{run}: not a folder, expected a run of ace-em")
     problems: list[tuple[str, str]] = []
@@ -166,17 +167,17 @@ def read_run(run: Path, inside_only: bool = False) -> RunFiles:
         if optional and not (run / file).exists():
             return None
         try:
-            if inside_only and leads_out(run, file):
-                raise InputError("a link that leads out of the run folder")
+            if inside_only and is_outside(run, file):
+                raise InputError("a link out of the run folder")
             return read(run / file)
         except (InputError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            problems.append((file, in_words(error) if (run / file).exists() else "not there"))
+            problems.append((file, in_words(error) if (run / file).exists() else "missing"))
         return None
 
     volume = attempt(MAP, read_map)
     sharp = attempt(SHARP, read_map, optional=True)
     so_far = attempt(MAP_SO_FAR, read_map, optional=True) if volume is None else None
-    problems += [(file, "not there") for file in (HALF1, HALF2) if not (run / file).is_file()]
+    problems += [(file, "missing") for file in (HALF1, HALF2) if not (run / file).is_file()]
     curve = attempt(FSC, _read_curve)
     metrics, broken = attempt(METRICS, _read_metrics) or ((), "")
     if broken:
@@ -209,7 +210,7 @@ def _read_curve(path: Path) -> Curve:
         present = [name for name in FSC_COLUMNS if name in (table.fieldnames or ())]
         if present[:2] != list(FSC_COLUMNS[:2]):
             raise InputError(f"expected columns {FSC_COLUMNS[0]} and {FSC_COLUMNS[1]}")
-        # a row that is cut short has None in its last columns
+        # a truncated row has None in its last columns
         values = np.array([[float(row[name] or "nan") for name in present] for row in table], dtype=np.float64)
     if len(values) < 3 or not np.isfinite(values[:, :2]).all():
         raise InputError(f"{len(values)} shells, expected at least 3 with finite values")
@@ -218,7 +219,7 @@ def _read_curve(path: Path) -> Curve:
 
 
 def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str]:
-    """The records, and what is wrong with the lines that are not records ('' if nothing is)."""
+    """The records, and a message about invalid lines ('' if there are none)."""
     records: list[Record] = []
     bad: list[int] = []
     lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
@@ -232,7 +233,7 @@ def _read_metrics(path: Path) -> tuple[tuple[Record, ...], str]:
         else:
             bad.append(n)
     if bad == [len(lines)]:
-        return tuple(records), "the last line is incomplete and was left out"
+        return tuple(records), "the last line is incomplete and was skipped"
     return tuple(records), f"{len(bad)} lines could not be read, the first is line {bad[0]}" if bad else ""
 
 
@@ -244,7 +245,7 @@ def _read_object(path: Path) -> Record:
 
 
 def _open_images(run: Path, table: ParticleTable, config: Record) -> Particles:
-    """Image names are relative to --project, to the folder of the input or one above it, or to the run folder."""
+    """Open the particles of poses.star; image names are relative to --project, a parent of the input file or of the run."""
     _, name = parse_image_name(table, 0, str(table.particles["rlnImageName"].iloc[0]))
     project, source = config.get("project"), config.get("particles")
     folders = [Path(project)] if isinstance(project, str) and project else []

@@ -1,4 +1,4 @@
-"""Writes RUN/report.html: reads the run folder, draws the figures, renders the templates. The page loads nothing."""
+"""Writes RUN/report.html: reads the run folder, draws the figures, renders the templates. The page is self-contained."""
 
 import base64
 import hashlib
@@ -21,15 +21,17 @@ from ace_em.report import load
 from ace_em.report import summary as words
 from ace_em.report.charts import fsc_figure, loss_figure, round_figure, watch_figure
 from ace_em.report.figures import Drawn, map_figure, view_figure
+from ace_em.report.limits import limits
 from ace_em.report.load import CONFIG, EVALUATION, FSC, MAP, MAP_SO_FAR, METRICS, POSES, REPORT, SHARP, RunFiles, number
+from ace_em.report.numbers import show_crossings
 from ace_em.report.particles import extremes_card, histogram_card, triplet_card
-from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, show_crossings, summarise
+from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, summarise
 from ace_em.report.volume_view import EDGE, view_maps
 
 TEMPLATES = Path(__file__).with_name("templates")
-# nothing may be loaded, and no script may run but those of the page, named by their hashes
+# no external resources; only the page's own scripts may run, identified by their hashes
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-# plotly reads pixels back from its canvas; browsers warn about that unless the canvas is made for it
+# plotly reads pixels back from its canvas; browsers warn unless willReadFrequently is set
 _READ_BACK = """HTMLCanvasElement.prototype.getContext = ((get) => function (kind, options) {
   return get.call(this, kind, kind === "2d" ? { willReadFrequently: true, ...options } : options);
 })(HTMLCanvasElement.prototype.getContext);
@@ -38,13 +40,13 @@ _READ_BACK = """HTMLCanvasElement.prototype.getContext = ((get) => function (kin
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the page, rendered by the macro of its name in parts.html.j2, or by the macro 'figure' if it has a title.
+    """A part of the page. It is rendered by the macro of the same name in parts.html.j2, or by 'figure' if it has a title.
 
     Attributes
     ----------
     files : files of the run folder that it shows; the live page renders it again when they change.
-    values : argument of the macro, a ``Drawn`` for a figure; the part is empty when they are.
-    title, kind, alt : of a figure: heading, 'picture' or 'chart' (inverted in the dark scheme), text for screen readers.
+    values : function that computes the argument of the macro (a ``Drawn`` for a figure); if that is empty, so is the part.
+    title, kind, alt : heading, 'picture' or 'chart' (inverted in the dark scheme), and alternative text of a figure.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Part:
     alt: str = ""
 
     def html(self, run: RunFiles, summary: Summary, so_far: bool = False) -> Markup:
-        """Render the part; a figure that cannot be made says why, except ``so_far`` while the run goes on."""
+        """Render the part; a failed figure shows the reason, except for an unfinished run (``so_far``)."""
         macros: Any = templates().get_template("parts.html.j2").module
         try:
             values = self.values(run, summary)
@@ -67,11 +69,11 @@ class Part:
 
 @cache
 def templates() -> Environment:
-    """The templates: autoescaped, and an undefined variable is an error."""
+    """The template environment: autoescaping, and an error for undefined variables."""
     loader = FileSystemLoader(TEMPLATES)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
-    # text and command-line options, alternately
+    # split into text and command-line options, alternating
     made.filters["options"] = lambda text: re.split(r"(--\w[\w.-]*\w)", text)
     made.globals |= {"css": (TEMPLATES / "style.css").read_text(encoding="utf-8"), "edge": EDGE}
     return made
@@ -79,7 +81,7 @@ def templates() -> Environment:
 
 @cache
 def script(name: str) -> str:
-    """Text of viewer.js, live.js, or plotly.js (5 MB, from the installed package; it may stand in a script element)."""
+    """Text of viewer.js, live.js, or plotly.js (5 MB, from the installed package)."""
     if name == "plotly.js":
         from plotly.offline import get_plotlyjs
 
@@ -88,11 +90,11 @@ def script(name: str) -> str:
 
 
 def write_report(run: Path) -> Path:
-    """Write ``RUN/report.html`` for a run, finished or not; the path of the page."""
+    """Write RUN/report.html for a run, finished or not; returns its path."""
     files = load.read_run(run)
     if not any((run / file).exists() for file in _RECORDS):
-        # the report.html in it may be of another program
-        raise InputError(f"{run}: not the folder of a run: neither {' nor '.join(_RECORDS)} is in it")
+        # a report.html there may belong to another program
+        raise InputError(f"{run}: not the folder of a run: contains neither {' nor '.join(_RECORDS)}")
     page = render(files)
     with replace_atomically(run / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -100,13 +102,13 @@ def write_report(run: Path) -> Path:
 
 
 def render(run: RunFiles) -> str:
-    """The page as text."""
+    """HTML of the report."""
     summary = summarise(run)
     try:
         maps = view_maps(run)
     except (InputError, OSError, ValueError):
         maps = []
-    # plotly is most of the page: only with a map
+    # plotly, most of the page size, is included only with a map
     scripts = [script("plotly.js"), script("viewer.js")] if maps else []
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     policy = _POLICY + ("; script-src " + " ".join(f"'sha256-{value}'" for value in hashes) if scripts else "")
@@ -117,7 +119,7 @@ def render(run: RunFiles) -> str:
 
 def layout(run: Path) -> dict[str, Any]:
     """Values of the page and of the live page: title and order of the parts."""
-    # many run folders have the same name: the folder above is shown too
+    # run folders often have the same name, so the parent folder is shown too
     title = "/".join(run.resolve().parts[-2:]).lstrip("/")
     return {"title": title, "grid": [part.name for part in GRID], "below": [part.name for part in BELOW]}
 
@@ -137,9 +139,9 @@ def _map(run: RunFiles, summary: Summary) -> Drawn:
     shown = run.map or run.so_far
     if shown is None:
         raise run.missing(MAP)
-    views = "Density is white. Seen along x: y to the right, z up; along y: x right, z up; along z: x right, y up."
+    views = "Density is white. Along x: y to the right, z up; along y: x to the right, z up; along z: x to the right, y up."
     if run.map is None:
-        return Drawn(map_figure(shown, None), f"The map so far, current.mrc. {views}")
+        return Drawn(map_figure(shown, None), f"Current map, current.mrc. {views}")
     if run.sharp is None:
         return Drawn(map_figure(shown, None), views)
     end = run.last("end")
@@ -155,31 +157,31 @@ def _fsc(run: RunFiles, summary: Summary) -> Drawn:
     curve, common, evaluation = run.curve, shared(run), run.evaluation or {}
     if curve is None:
         raise run.missing(FSC)
-    caption = f"Half-map FSC in the ball around the particle: {show_crossings(summary.crossings)}."
+    caption = f"Half-map FSC inside the spherical mask: {show_crossings(summary.crossings)}."
     if curve.features is not None:
         without = crossing_angstrom(curve.frequency_per_angstrom, curve.features, 0.143)
         caption += (
             f" After subtraction of the radial mean of each half-map: {show_crossings({0.143: without})}. If this curve falls "
-            "much earlier than the other, the map is a ball or a shell without features."
+            "off much earlier, the map is a ball or a shell without features."
         )
     if curve.corrected is not None:
         caption += (
-            f" Masked, corrected by phase randomisation: {show_crossings(summary.corrected_crossings)}. The curve of randomised "
-            "phases is the effect of the mask alone."
+            f" Masked, corrected by phase randomisation: {show_crossings(summary.corrected_crossings)}. The curve with "
+            "randomised phases shows the effect of the mask alone."
         )
     if common is not None:
         caption += (
-            f" Grey: both half-sets began from one map, cut at {common.cut_angstrom:.3g} Å. Light grey: the soft edge of the cut "
-            f"and the spherical mask extend the agreement to about {common.reach_angstrom:.3g} Å; beyond it they are independent."
+            f" Grey: both half-sets started from one map, low-passed at {common.cut_angstrom:.3g} Å. Light grey: the soft edge "
+            f"of the filter and the mask correlate them to about {common.reach_angstrom:.3g} Å; beyond that they are independent."
         )
     if run.autoencoder_only:
-        caption += " Both half-maps have the poses of one network: where these are wrong, the half-maps still agree."
+        caption += " All poses come from one network, so the half-maps agree even where the poses are wrong."
     truth = None
     if isinstance(values := evaluation.get("fsc_truth"), list) and values:
         truth = load.column([{"fsc": value} for value in values], "fsc")
         against = crossings_of(np.arange(len(truth)) * curve.frequency_per_angstrom[1], truth)
-        hand = "rotated and mirrored" if evaluation.get("hand") == "mirrored" else "rotated"
-        caption += f" Long dashes: volume.mrc, {hand} onto the truth, against the truth: {show_crossings(against)}."
+        operation = "rotation and mirroring" if evaluation.get("hand") == "mirrored" else "rotation"
+        caption += f" Long dashes: volume.mrc against the truth, after {operation}: {show_crossings(against)}."
     return Drawn(fsc_figure(curve, summary.crossings, summary.corrected_crossings, truth, common), caption)
 
 
@@ -188,14 +190,14 @@ def _views(run: RunFiles, summary: Summary) -> Drawn:
         raise run.missing(POSES)
     group = point_group(run.symmetry)
     rotation = (group[:, None] @ load.rotations(run.table).double()).flatten(0, 1)
-    # some 25 views contribute at every point: noise of 20 %
+    # about 25 views contribute to every point, which gives 20 % noise
     spread = min(max(math.degrees(5 / len(rotation) ** 0.5), 5.0), 25.0)
     caption = (
-        f"Viewing directions in the frame of the map (Mollweide, equal areas), each spread over {spread:.0f}°: longitude is "
-        "RELION's rot, latitude 90° less its tilt."
+        f"Viewing directions in the frame of the map (Mollweide projection), smoothed over {spread:.0f}°: longitude is RELION's "
+        "rot, latitude is 90° minus its tilt."
     )
     if len(group) > 1:
-        caption += f" Every image counts at its {len(group)} equivalent views in {run.symmetry}."
+        caption += f" Every image is counted at its {len(group)} equivalent views in {run.symmetry}."
     return Drawn(view_figure(rotation, spread), caption)
 
 
@@ -203,8 +205,8 @@ def _losses(run: RunFiles, summary: Summary) -> Drawn:
     if not run.stage("ace"):
         raise InputError("metrics.jsonl has no entry of stage 1")
     caption = (
-        "The image loss includes more frequencies as the run proceeds and need not fall. If the PIP loss stays high, the map has "
-        "no features that distinguish views."
+        "The image loss includes more frequencies as training proceeds, so it need not decrease. If the PIP loss stays high, the "
+        "map has no features that distinguish views."
     )
     return Drawn(loss_figure(run.stage("ace")), caption)
 
@@ -222,17 +224,17 @@ def _rounds(run: RunFiles, summary: Summary) -> Drawn:
     caption = "From the top: median change of the poses in a round; share of stable poses; half-map FSC 0.143"
     if "ab initio search" in phases:
         caption += (
-            " (not independent in the ab initio search, where they share a reference); share of the signal that the map explains "
-            "(above 100 %: it fits noise). The ab initio search uses a new subset of the images each round, search and "
-            "refinement all images, in two half-sets"
+            " (not independent in the ab initio search, where they share a reference); share of the signal explained by the map "
+            "(above 100 % it fits noise). The ab initio search uses a new subset of the images in each round; search and "
+            "refinement use all images, in two half-sets"
         )
     if len(phases) > ("ab initio search" in phases):
-        caption += ". Pixels: the working box; a dotted vertical line where it changes. Open circles: limited by the working box"
+        caption += ". Pixels: the working box, dotted vertical lines where it changes. Open circles: limited by the working box"
     return Drawn(round_figure(phases, run.stage("start"), run.box_angstrom), f"{caption}.")
 
 
 def _of(values: Callable[[RunFiles], Any]) -> Callable[[RunFiles, Summary], Any]:
-    """For a part that needs no summary."""
+    """Adapt a function that needs no summary."""
     return lambda run, summary: values(run)
 
 
@@ -242,13 +244,11 @@ _IMAGES = (MAP, POSES, CONFIG)
 PROBLEMS = Part("problems", (*_RESULTS, EVALUATION, *load.MAPS), _problems)
 TOP = (Part("outcome", _RESULTS, _outcome), Part("tiles", (*_RESULTS, MAP, EVALUATION), words.tiles), PROBLEMS)
 GRID = (
-    Part("map", (MAP, SHARP, MAP_SO_FAR), _map, "The map", "picture", "central slices and projections of the map"),
+    Part("map", (MAP, SHARP, MAP_SO_FAR), _map, "Map", "picture", "central slices and projections of the map"),
     Part("fsc", (FSC, EVALUATION, CONFIG), _fsc, "Resolution", "chart", "Fourier shell correlation of the half-maps"),
     Part("views", (POSES, CONFIG), _views, "Views", "picture", "distribution of viewing directions"),
     Part("losses", (METRICS,), _losses, "Stage 1: losses", "chart", "image loss and PIP loss over steps"),
-    Part(
-        "rounds", _RECORDS, _rounds, "Poses, round by round", "chart", "pose change, stable share, resolution, signal explained"
-    ),
+    Part("rounds", _RECORDS, _rounds, "Convergence by round", "chart", "pose change, stable share, resolution, signal explained"),
     Part("histograms", (POSES,), _of(histogram_card), "Particles", "chart", "histograms of defocus, shift and pose probability"),
     Part("triplets", _IMAGES, _of(triplet_card), "Images and predictions", "picture", "input, prediction, clean projection"),
     Part("extremes", _IMAGES, _of(extremes_card), "Best and worst particles", "picture", "best and worst images and predictions"),
@@ -256,7 +256,7 @@ GRID = (
 )
 BELOW = (
     Part("provenance", (METRICS,), _of(words.provenance)),
-    Part("limits", _RECORDS, _of(words.limits)),
+    Part("limits", _RECORDS, _of(limits)),
     Part("settings", (CONFIG,), _of(lambda run: run.config_text)),
 )
 PARTS = (*TOP, *GRID, *BELOW)

@@ -1,4 +1,4 @@
-"""Figures of single particles: images beside the projections of the map, the best and the worst, histograms over all."""
+"""Figures of particles: images with projections of the map, best and worst particles, histograms."""
 
 import math
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.report.figures import Drawn, histogram_figure, image_grid
 from ace_em.report.load import CONFIDENT, MAP, POSES, Map, RunFiles
-from ace_em.report.summary import show_share
+from ace_em.report.numbers import show_share
 
 LOW_PASS_ANGSTROM = 20.0
 MAX_BOX = 128
-"""Edge of the images on the page; the padded transform of a larger map takes gigabytes."""
+"""Largest box of the images on the page; the padded transform of a larger map would take gigabytes."""
 CONFIDENCE = "aceConfidence"
 COMPARED, SHOWN = 300, 4
-"""Particles that are compared for the best and the worst, and how many of each are shown."""
+"""Particles that are ranked, and how many of the best and the worst are shown."""
 _EXTENT_TOLERANCE = 0.02
 _BLOCK = 100
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """Images (n, n) of one particle.
+    """Image and projections (n, n) of one particle.
 
     Attributes
     ----------
-    row : of the particle in poses.star, from 1.
-    name : of its image there.
-    image : the input, protein white, low-passed.
+    row : row in poses.star, from 1.
+    name : image name.
+    image : input image, protein white, low-passed.
     predicted : projection of the map with CTF and shift.
     clean : projection without CTF and shift.
     correlation : of ``image`` and ``predicted``.
@@ -59,12 +59,12 @@ def triplets(particles: Particles, volume: Map, sign: float, rows: np.ndarray) -
     Parameters
     ----------
     particles : with refined poses.
-    volume : map whose box has the same edge in Angstrom as the images.
-    sign : +1 when the protein is white on disk, -1 when it is black.
+    volume : map with the same box edge in Angstrom as the images.
+    sign : +1 if the protein is white on disk, -1 if black.
     """
     extent = particles.box * particles.pixel_size_angstrom
     if abs(volume.volume.shape[0] * volume.pixel_size_angstrom / extent - 1) > _EXTENT_TOLERANCE:
-        raise InputError(f"the images are {extent:.0f} Angstrom wide, the map is not: they cannot be compared")
+        raise InputError(f"the map has a different box than the images ({extent:.0f} Angstrom): they cannot be compared")
     poses = particles.poses()
     if poses is None:
         raise InputError("poses.star has no angles")
@@ -92,14 +92,14 @@ def evenly(n: int, of: int) -> np.ndarray:
 
 
 def _correlations(a: Tensor, b: Tensor) -> np.ndarray:
-    """Correlation of images (n, box, box) pair by pair, (n,)."""
+    """Correlation (n,) of pairs of images (n, box, box)."""
     a, b = (x.flatten(1) - x.mean((1, 2))[:, None] for x in (a, b))
     scale = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp(min=1e-20)
     return np.asarray(((a * b).sum(1) / scale).numpy(), dtype=np.float64)
 
 
 def _compared(run: RunFiles, n: int) -> list[Triplet]:
-    """Up to ``n`` particles of the run, spread evenly over the set."""
+    """Up to ``n`` particles of the run, spread evenly over the data set."""
     if run.map is None:
         raise run.missing(MAP)
     if run.particles is None:
@@ -109,11 +109,11 @@ def _compared(run: RunFiles, n: int) -> list[Triplet]:
 
 
 def triplet_card(run: RunFiles) -> Drawn:
-    """Five particles spread evenly over the set: input, prediction, clean projection."""
+    """Five particles spread evenly over the data set: input, prediction, clean projection."""
     shown = _compared(run, 5)
     caption = (
-        f"Particles spread evenly over the set. Input: protein white, low-passed at {LOW_PASS_ANGSTROM:g} Å for display. "
-        "Predicted: projection of the map at the pose of the particle, with CTF and shift; r is its correlation with the input. "
+        f"Particles spread evenly over the data set. Input: protein white, low-passed at {LOW_PASS_ANGSTROM:g} Å for display. "
+        "Predicted: projection of the map at the particle's pose, with CTF and shift; r is its correlation with the input. "
         "Clean projection: without CTF and shift. Every image has its own grey scale; y points up."
     )
     images, notes = (
@@ -138,12 +138,12 @@ def extremes_card(run: RunFiles) -> Drawn:
     found = _compared(run, COMPARED)
     best, worst = extremes(found)
     caption = (
-        f"Of {len(found)} particles spread evenly over the set, those whose images correlate best and worst with the prediction; "
-        f"median r = {np.median([t.correlation for t in found]):.2f}. A low r may mean junk or a wrong pose, but also low "
-        "defocus or thick ice. poses.star has the probability of every pose."
+        f"The best and worst correlations between image and prediction among {len(found)} particles spread evenly over the set; "
+        f"median r = {np.median([t.correlation for t in found]):.2f}. A low r can mean junk or a wrong pose, but also low "
+        "defocus or thick ice. poses.star contains the probability of every pose."
     )
     pairs = list(zip(best, worst, strict=True))
-    images = [[picture for t in pair for picture in (t.image, t.predicted)] for pair in pairs]
+    images = [[image for t in pair for image in (t.image, t.predicted)] for pair in pairs]
     notes = [[note for t in pair for note in (f"#{t.row}", f"r = {t.correlation:.2f}")] for pair in pairs]
     rows = [("", "row of poses.star", "image", "r")]
     rows += [(name, str(t.row), t.name, f"{t.correlation:.2f}") for name, of in (("best", best), ("worst", worst)) for t in of]
@@ -152,7 +152,7 @@ def extremes_card(run: RunFiles) -> Drawn:
 
 
 def particle_numbers(table: ParticleTable) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Numbers of N particles; None for a column that is not in the table.
+    """Defocus, pose probability and shift of N particles; None for a missing column.
 
     Returns
     -------
@@ -177,10 +177,10 @@ def histogram_card(run: RunFiles) -> Drawn:
     if run.table is None:
         raise run.missing(POSES)
     defocus, confidence, shift = particle_numbers(run.table)
-    caption = f"All {len(run.table):,} particles; dashed: the median."
+    caption = f"All {len(run.table):,} particles; dashed line: median."
     if defocus is not None:
         low, high = np.percentile(defocus, [1, 99])
-        caption += f" Defocus: 98 % are between {low:.2f} and {high:.2f} µm."
+        caption += f" Defocus: 98 % of the values are between {low:.2f} and {high:.2f} µm."
     if confidence is not None:
         least = run.setting("predict", "confident")
         least = 0.9 if math.isnan(least) else least
@@ -189,6 +189,6 @@ def histogram_card(run: RunFiles) -> Drawn:
         caption += ", which are in confident.star." if run.readable(CONFIDENT) else "; 0 for all in a run that has not converged."
     if shift is not None:
         caption += (
-            " Shift: of the particle from the centre of its image. A cloud off the origin means that the picks are off centre."
+            " Shift: from the centre of the image to the particle. A cloud off the origin means that the picks are off centre."
         )
     return Drawn(histogram_figure(defocus, confidence, shift), caption)

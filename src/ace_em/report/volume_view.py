@@ -1,4 +1,4 @@
-"""The maps for the 3-D view of the page: resampled, quantised to 8 bits, with the range of the level slider."""
+"""Maps for the 3-D view of the page: resampled, quantised to 8 bits, with the range of the level slider."""
 
 import base64
 import math
@@ -14,11 +14,11 @@ from ace_em.maths.fourier import fourier_resize
 from ace_em.report.load import HALF1, HALF2, MAP, MAP_SO_FAR, SHARP, Map, RunFiles, read_map
 
 EDGE = 56
-"""Voxels an edge: an iso-surface takes some 10 ms, four maps add a megabyte to the page."""
+"""Voxels per edge. An iso-surface then takes about 10 ms, and four maps add a megabyte to the page."""
 FLOOR_SD, LEAST_LEVEL_SD = -2.0, 1.0
-"""Lowest value that is quantised and lowest level of the slider, in standard deviations of the map."""
+"""Lowest quantised value and lowest slider level, in standard deviations of the map."""
 LABELS = {
-    MAP_SO_FAR: "map so far",
+    MAP_SO_FAR: "current map",
     MAP: "map",
     SHARP: "map, sharpened and masked",
     HALF1: "half-map 1",
@@ -47,12 +47,12 @@ class Region:
 
 
 def default_level(scores: np.ndarray) -> float:
-    """First level of the slider, for a map in standard deviations: Otsu's threshold, at least 2, at most 0.6 of the maximum."""
+    """Initial slider level of a map in standard deviations: Otsu's threshold, at least 2, at most 0.6 of the maximum."""
     counts, edges = np.histogram(scores, 400)
     below, centres = np.cumsum(counts), (edges[1:] + edges[:-1]) / 2
     moment, n = np.cumsum(counts * centres), counts.sum()
     between = (moment[-1] * below / n - moment) ** 2 / np.maximum(below * (n - below), 1)
-    # thresholds in a gap of the histogram are equally good: the middle one
+    # thresholds in a gap of the histogram are equivalent: take the middle
     otsu = float(centres[between >= between.max() * (1 - 1e-6)].mean())
     return min(max(otsu, 2.0), 0.6 * float(scores.max()))
 
@@ -62,9 +62,9 @@ def _scores(volume: np.ndarray) -> np.ndarray:
     return np.asarray((volume - volume.mean()) / max(float(volume.std()), 1e-12))
 
 
-def pack(file: str, held: Map, region: Region) -> dict[str, object]:
-    """One map for the script of the page: 8-bit values (base64, x fastest) and their scale in standard deviations."""
-    scores = region.cut(_scores(held.volume))
+def pack(file: str, volume: Map, region: Region) -> dict[str, object]:
+    """A map for the script of the page: 8-bit values (base64, x fastest) and their scale in standard deviations."""
+    scores = region.cut(_scores(volume.volume))
     top = max(float(scores.max()), LEAST_LEVEL_SD + 0.5)
     step = (top - FLOOR_SD) / 255
     values = np.clip((scores - FLOOR_SD) / step, 0, 255).round().astype(np.uint8)
@@ -72,7 +72,7 @@ def pack(file: str, held: Map, region: Region) -> dict[str, object]:
         "name": Path(file).stem,
         "label": f"{LABELS[file]} ({file})",
         "n": scores.shape[0],
-        "edge_angstrom": round(float(region.share * held.volume.shape[0] * held.pixel_size_angstrom), 1),
+        "edge_angstrom": round(float(region.share * volume.volume.shape[0] * volume.pixel_size_angstrom), 1),
         "floor_sd": FLOOR_SD,
         "step_sd": round(step, 6),
         "level_sd": round(max(default_level(scores), LEAST_LEVEL_SD), 1),
@@ -83,22 +83,22 @@ def pack(file: str, held: Map, region: Region) -> dict[str, object]:
 
 
 def _region(volume: np.ndarray) -> Region:
-    """The cube around 99 % of the voxels above the first level, with a margin."""
+    """The cube around 99 % of the voxels above the initial level, with a margin."""
     scores = _scores(volume)
     reach = np.abs(np.argwhere(scores > default_level(scores)) - volume.shape[0] // 2).max(1)
     return Region(min(1.0, (2.4 * float(np.percentile(reach, 99)) + 4) / volume.shape[0]) if reach.size else 1.0)
 
 
 def view_maps(run: RunFiles) -> list[dict[str, object]]:
-    """The maps of the run, packed; of an unfinished run, the map so far. Empty when there is no map to show."""
-    found = {file: held for file, held in ((MAP, run.map), (SHARP, run.sharp), (MAP_SO_FAR, run.so_far)) if held is not None}
+    """The packed maps of the run; the current map of an unfinished run. Empty if there is no map."""
+    found = {file: map_ for file, map_ in ((MAP, run.map), (SHARP, run.sharp), (MAP_SO_FAR, run.so_far)) if map_ is not None}
     if not found:
         return []
     for file in (HALF1, HALF2) if run.map is not None else ():
-        # without a half-map the others are still shown
+        # an unreadable half-map does not hide the other maps
         with suppress(InputError, OSError):
             if run.readable(file):
                 found[file] = read_map(run.path / file)
-    # the sharpened map is masked: noise does not widen the cube
+    # prefer the sharpened map: it is masked, so noise does not enlarge the cube
     region = _region((run.sharp or next(iter(found.values()))).volume)
     return [pack(file, found[file], region) for file in LABELS if file in found and np.ptp(found[file].volume) > 0]

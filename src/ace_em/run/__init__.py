@@ -1,1 +1,1 @@
-"""A run of `ace-em reconstruct` from its plan to its results."""
+"""A run of ``ace-em reconstruct``: plan, stages, checkpoints, results."""

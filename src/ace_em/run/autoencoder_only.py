@@ -1,4 +1,4 @@
-"""Stage 1 alone, as published: the decoder's map and the encoder's poses are the result."""
+"""Stage 1 alone, as published: the result is the map of the decoder and the poses of the encoder."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,23 +12,24 @@ from ace_em.refinement.explained import explained_share
 from ace_em.refinement.half_sets import HalfSetState, first_state, inserted_halves
 from ace_em.refinement.pose_refinement import reference_on, refine_poses
 from ace_em.run.context import RunContext
+from ace_em.run.half_sets import half_sets_of
 from ace_em.run.pose_watch import PoseWatch
-from ace_em.run.stages import Trained, half_sets_of, train_start
+from ace_em.run.starts import Trained, train_start
 
 
 @dataclass(frozen=True)
 class AutoencoderResult:
-    """The end of the training, and how far the poses that were watched turned last."""
+    """The trained networks, and the last change in degrees of the monitored poses."""
 
     trained: Trained
     moved_deg: Tensor
 
 
 def autoencoder_only(stack: ParticleStack, context: RunContext) -> tuple[HalfSetState, dict[str, Tensor]]:
-    """Train once on all images; the decoder's volume, every image's pose, and half-maps from those poses; the networks.
+    """Train once on all images. Returns the decoder's map, all poses and half-maps at these poses, and the networks' weights.
 
-    The poses of both halves come from one network: their FSC says how much the images agree under these poses, not that
-    the poses are right. ``moved_deg`` of the state is that of some images over the last twentieth of the training.
+    The poses of both halves come from one network, so the half-map FSC is no evidence that they are correct. ``moved_deg`` of
+    the state is the change for some of the images over the last twentieth of the training.
     """
     plan, checkpoint = context.plan, context.checkpoint
     done = checkpoint.load_done(AutoencoderResult, "autoencoder")
@@ -40,7 +41,7 @@ def autoencoder_only(stack: ParticleStack, context: RunContext) -> tuple[HalfSet
     unknown = torch.empty(0)
     state = first_state(stack, trained.pose, Halves(*[unknown] * 6), stack.box / 2)
     halves = dataclasses.replace(reconstruct_halves(*inserted_halves(sets, state), sets.mask), combined=trained.volume)
-    # no steps: the residuals at the poses as they are
+    # steps=0: residuals at unchanged poses
     residual = refine_poses(reference_on(plan.search_device, trained.volume), stack, trained.pose, steps=0).residual
     explained = explained_share(stack.power(), residual, stack.noise_power())
     return dataclasses.replace(state, halves=halves, moved_deg=done.moved_deg, explained=explained), trained.networks

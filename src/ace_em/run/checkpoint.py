@@ -1,7 +1,7 @@
-"""The progress of a run, saved in RUN/checkpoint.pt, so that a resumed run ends as if it had never stopped.
+"""Checkpoint of a run, RUN/checkpoint.pt: a resumed run gives the same result, bit for bit, as an uninterrupted one.
 
-A run is a sequence of steps with names. The checkpoint holds the results of those that are done, and the last saved state of
-the present one, from which the same code takes the same steps, bit for bit. Images are not in it: they are read again.
+A run is a sequence of named steps. The checkpoint contains the results of finished steps and the last saved state of the current
+one. Images are not saved; they are read again.
 """
 
 import os
@@ -19,19 +19,19 @@ FORMAT = 3
 
 
 class StopRequested(KeyboardInterrupt):
-    """The file RUN/stop was made."""
+    """The file RUN/stop exists."""
 
 
 @dataclass
 class Checkpoint:
-    """Which steps are done, and the state of the present one.
+    """Results of finished steps, and the state of the current step.
 
     Attributes
     ----------
-    fingerprint : of the particles; a checkpoint of others is refused.
-    every_s : least time between two writes, apart from those at the end of a step.
+    fingerprint : of the particles; a checkpoint for other particles is refused.
+    every_s : minimum time between two writes, except at the end of a step.
     done : results by name.
-    present : the name of the present step, and its last saved state.
+    present : name of the current step, and its last saved state.
     """
 
     run: RunFolder
@@ -44,11 +44,11 @@ class Checkpoint:
     _unsaved: Plain = None
 
     def reload(self) -> bool:
-        """Load the last checkpoint, and drop the records that came after it; False if there is none.
+        """Load the last checkpoint and discard later records; False if there is no checkpoint.
 
         Raises
         ------
-        InputError : the checkpoint is of another version, or of other particles.
+        InputError : the checkpoint is from another version or for other particles.
         """
         state = self.run.read_checkpoint()
         if state is None:
@@ -58,7 +58,7 @@ class Checkpoint:
             raise InputError(f"{self.run.checkpoint}: written by another version of ace-em; expected format {FORMAT}")
         if state["fingerprint"] != self.fingerprint:
             raise InputError(
-                f"{self.run.path}: the run there is of other particles: {_differences(state['fingerprint'], self.fingerprint)}"
+                f"{self.run.path}: the run there has other particles: {_differences(state['fingerprint'], self.fingerprint)}"
             )
         self.done = state["done"]
         self.present = (state["name"], state["state"]) if state["name"] else None
@@ -67,44 +67,44 @@ class Checkpoint:
         return True
 
     def load_done(self, kind: type[T], name: str) -> T | None:
-        """The result of a step that is done; None if it is not."""
+        """The result of a finished step; None if it is not finished."""
         return unpacked(kind, self.done[name]) if name in self.done else None
 
     def load_progress(self, name: str) -> Plain | None:
-        """The saved state of a step that was begun; None if it was not."""
+        """The saved state of an unfinished step; None if there is none."""
         return self.present[1] if self.present is not None and self.present[0] == name else None
 
     def save_progress(self, name: str, state: object) -> None:
-        """A state that the step can be resumed from. It is written every ``every_s`` seconds, or when a stop is requested."""
+        """Save a state from which the step can be resumed; written every ``every_s`` seconds and when a stop is requested."""
         self.present = (name, packed(state))
-        self._note()
+        self._snapshot()
         self.raise_if_stop_requested()
         if time.monotonic() - self._saved_at >= self.every_s:
             self.flush()
 
     def raise_if_stop_requested(self) -> None:
-        """End the run when RUN/stop is there; the last saved state is written on the way out."""
+        """Raise StopRequested if RUN/stop exists; the last saved state is written before the run exits."""
         if self.run.stop.exists():
             raise StopRequested
 
     def save_done(self, name: str, result: object, instead_of: str = "") -> None:
-        """A step is done; results whose names begin with ``instead_of`` are no longer needed."""
+        """Save the result of a step; results whose names begin with ``instead_of`` are deleted."""
         if instead_of:
             self.done = {key: value for key, value in self.done.items() if not key.startswith(instead_of)}
         self.done[name] = packed(result)
         self.present = None
-        self._note()
+        self._snapshot()
         self.flush()
 
     def where(self) -> str:
-        """Where the run is, in words."""
+        """Progress of the run, for messages."""
         if self.present is not None:
             step = self.present[1].get("training", {}).get("step")
             return f"in {self.present[0]}" + (f", after update {step}" if step else "")
         return f"after {list(self.done)[-1]}" if self.done else "before the training"
 
-    def _note(self) -> None:
-        """The state of now, which ``flush`` writes: records and time go on."""
+    def _snapshot(self) -> None:
+        """Keep the current state for ``flush``: later records and time are not part of it."""
         name, state = self.present or ("", None)
         self._unsaved = {
             "format": FORMAT,
@@ -117,7 +117,7 @@ class Checkpoint:
         }
 
     def flush(self) -> None:
-        """Write the last saved state if that has not been done."""
+        """Write the last saved state, unless it has been written."""
         if self._unsaved is not None:
             self.run.write_checkpoint(self._unsaved)
             self._unsaved, self._saved_at = None, time.monotonic()

@@ -1,4 +1,4 @@
-"""What every stage of a run is given."""
+"""The context of a run that every stage receives."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ SHOW_MAP_EVERY_S = 60.0
 
 @dataclass
 class RunContext:
-    """Plan, settings, half-sets (N,) of 1 and 2, and where results, messages and progress go."""
+    """Plan, settings, half-sets (N,) of 1 and 2, and the run folder, reporter and checkpoint."""
 
     plan: Plan
     config: RunConfig
@@ -27,11 +27,11 @@ class RunContext:
     _shown_at: float = field(default=-SHOW_MAP_EVERY_S)
 
     def show(self, volume: Tensor) -> None:
-        """Write the map so far, once a minute, for the live page."""
+        """Write the current map for the live page, at most once a minute."""
         if time.monotonic() - self._shown_at >= SHOW_MAP_EVERY_S:
             self.run.write_current_map(volume, self.plan.box_angstrom / volume.shape[-1])
             self._shown_at = time.monotonic()
 
     def show_fsc(self, fsc: Tensor) -> None:
-        """Write the FSC so far, shell by shell (n // 2 + 1,)."""
+        """Write the current FSC, one value per shell (n // 2 + 1,)."""
         self.run.write_fsc({"fsc": fsc}, self.plan.box_angstrom)

@@ -1,4 +1,4 @@
-"""Memory and time that a run is expected to take, and the memory there is."""
+"""Expected memory and time of a run, and the available memory."""
 
 import math
 from pathlib import Path
@@ -10,15 +10,12 @@ from ace_em.data.particle_stack import BLOCK_BYTES
 
 
 def available_bytes() -> float:
-    """Memory that this process may still take: free in the system, and left by its control group (a container, a job)."""
+    """Memory available to this process: free in the system, and within the limit of its control group (container, batch job)."""
     return min(psutil.virtual_memory().available, _group_bytes(Path("/sys/fs/cgroup")))
 
 
 def _group_bytes(root: Path) -> float:
-    """The least that the control groups (version 2) of this process have left; infinite where they set no limit.
-
-    psutil knows the machine's memory only.
-    """
+    """Memory left under the limits of the process's control groups (version 2), which psutil ignores; infinite without."""
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -39,7 +36,7 @@ def _group_bytes(root: Path) -> float:
 
 
 def _file_cache(folder: Path) -> float:
-    """Bytes that a group holds of files, which the system takes back when they are needed."""
+    """File cache of a control group in bytes; the system frees it when memory is needed."""
     counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     return float(counts.get("inactive_file", 0)) + float(counts.get("active_file", 0))
 
@@ -50,31 +47,31 @@ def image_bytes(n: int, box: int) -> float:
 
 
 def expected_memory(n: int, working_box: int, boxes: list[int], allowed: float) -> float:
-    """Bytes of memory at the peak, which is in the search or in a back-projection.
+    """Peak memory in bytes, which is reached in the search or in a back-projection.
 
-    Both have the program, the table and the images of one box (or a block of them and a copy, where those are in a file). The
-    search has its blocks of scores beside, the back-projection the padded maps of two halves and their transforms. Fitted
-    to runs at 32 to 256 px (``benchmarks/memory.py``, 2026-11-25).
+    Both need the program, the particle table and the images of one box (or two blocks of them, if the images are in a scratch
+    file). The search also needs blocks of scores, the back-projection the padded half-maps and their transforms. Fitted to runs
+    at 32 to 256 px (``benchmarks/memory.py``, 2026-11-25).
     """
 
-    def held(box: int) -> float:
+    def images(box: int) -> float:
         size = image_bytes(n, box)
         return size if size <= allowed else min(size, 2 * BLOCK_BYTES)
 
-    searching = 1.05 * 2**30 + held(working_box)
-    reconstructing = max(0.7 * 2**30 + held(box) + 10.5 * 4 * (2 * box) ** 3 for box in boxes)
+    searching = 1.05 * 2**30 + images(working_box)
+    reconstructing = max(0.7 * 2**30 + images(box) + 10.5 * 4 * (2 * box) ** 3 for box in boxes)
     return max(searching, reconstructing) + 1200 * n
 
 
 def stage_seconds(n: int, working_box: int, boxes: list[int], config: RunConfig) -> dict[str, float]:
-    """Time of each stage on one free server core: costs per image and coefficient, fitted to the benchmarks of 2026-11-23."""
+    """Seconds of each stage on one idle server core; costs per image and coefficient fitted to the benchmarks of 2026-11-23."""
     ace, box = config.ace, working_box
     coefficients = math.pi / 2 * (box / 2) ** 2
     passes = (2 if ace.symmetric_loss != "none" else 1) + ace.pip
     resnet = 2.2e-3 * (box / 32) ** 2
     per_step = ace.batch * passes * (resnet if ace.encoder == "resnet" else (coefficients + 400) * 2.2e-7)
     if ace.decoder == "fouriernet":
-        # frequencies that go through the network with gradients: those of the grid, or of every image
+        # network evaluations with gradient: the coefficients of the grid, or of every image
         lattice = ace.fouriernet.projector == "lattice"
         per_step += 3e-5 * (2 / 3 * math.pi * (box / 2) ** 3 if lattice else ace.batch * passes * coefficients)
     training = ace.steps * per_step
@@ -86,7 +83,7 @@ def stage_seconds(n: int, working_box: int, boxes: list[int], config: RunConfig)
         "search": coefficients * 1.5e-5 * n,
         "refinement": n * sum(b**2 for b in boxes) * 1.1e-6,
         "confidence": judging,
-        # poses to images and back, without a gradient of the decoder
+        # PIP without a gradient of the decoder
         "encoder": config.predict.steps * ace.batch * (coefficients + 400) * 1.9e-7,
         "results": 4.0 + (n * coefficients * 1e-6 if config.predict.steps else 0.0),
     }

@@ -1,4 +1,4 @@
-"""How long a run is expected to take."""
+"""Expected time of a run."""
 
 
 def clock(seconds: float) -> str:
@@ -9,13 +9,13 @@ def clock(seconds: float) -> str:
 
 
 class Expectation:
-    """The time of a run's stages, corrected by those that are done: the rest is expected to go at their pace.
+    """Expected time of the stages; the remaining stages are scaled by the pace of the finished ones.
 
     Attributes
     ----------
-    planned : seconds of each stage on a machine that was timed.
-    known : whether this machine is like that; otherwise the end is not known before a stage is done.
-    end_s : when the run is expected to end, in seconds from its start; None while that is not known.
+    planned : seconds of each stage on the machine of the benchmarks.
+    known : whether such times exist for this device; otherwise the end is unknown until a stage is done.
+    end_s : expected end of the run in seconds from its start; None while unknown.
     """
 
     def __init__(self, planned: dict[str, float], known: bool) -> None:
@@ -24,14 +24,14 @@ class Expectation:
         self.end_s = sum(planned.values()) if known else None
 
     def once_more(self, stage: str) -> None:
-        """A stage will be repeated."""
+        """Add another pass of a stage."""
         self.ahead[stage] = self.ahead.get(stage, 0.0) + self.planned[stage]
 
     def past(self, stage: str, elapsed_s: float) -> None:
-        """A stage is done, ``elapsed_s`` after the start, and so are those before it, which a resumed run skips."""
+        """Mark a stage as done at ``elapsed_s``, and all stages before it, which a resumed run skips."""
         planned = list(self.planned)
         for earlier in planned[: planned.index(stage) + 1] if stage in planned else []:
             self.behind_s += self.ahead.pop(earlier, 0.0)
-        # where the plan knew nothing, the finished stages ran on another device than those to come
+        # on a device without benchmarks the pace of one stage does not predict the others
         pace = min(max(elapsed_s / max(self.behind_s, 1e-9), 0.1), 10.0) if self.known else 1.0
         self.end_s = elapsed_s + pace * sum(self.ahead.values())

@@ -1,4 +1,4 @@
-"""A finished run against the truth: the paper's metrics, and the bound that true poses would give."""
+"""Evaluation of a finished run against ground truth: the metrics of the paper, and their bound at true poses."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from ace_em.run.reporter import Reporter
 from ace_em.run.validate import choose_device, group_of
 
 READ_AT_A_TIME = 5000
-"""Images that are read before they are inserted; fewer where they would take more than ``READ_BYTES``."""
+"""Images read at a time for the insertion; fewer if they would exceed ``READ_BYTES``."""
 READ_BYTES = 2**30
 
 
@@ -42,13 +42,13 @@ class Evaluation:
 
     Attributes
     ----------
-    fsc05_px, fsc05_angstrom : where volume.mrc's FSC with the true volume falls below 0.5, pixels of the map and Angstrom.
-    bound_px : the same for the map of the same images at their true poses, no symmetry imposed.
+    fsc05_px, fsc05_angstrom : resolution at which the FSC of volume.mrc with the true volume falls below 0.5.
+    bound_px : fsc05_px of the map reconstructed at the true poses, without symmetry.
     rot_mean, rot_median : squared Frobenius norm of the rotation error.
     trans : mean squared shift error, pixels^2 of the images.
-    within_10deg, coverage : shares.
-    hand : 'same' or 'mirrored': which hand the run found, compared with the truth.
-    fsc_truth : FSC of volume.mrc with the truth, shell by shell.
+    within_10deg, coverage : share of poses within 10 degrees, and of the view sphere that is covered.
+    hand : 'same' or 'mirrored', relative to the truth.
+    fsc_truth : FSC of volume.mrc with the true volume, one value per shell.
     """
 
     fsc05_px: float
@@ -64,11 +64,11 @@ class Evaluation:
 
 
 def matched_poses(estimate: Particles, truth: Particles) -> tuple[Pose, Pose, list[int]]:
-    """Poses of the particles that both have, matched by image name, and their rows in ``truth``."""
+    """Estimated and true poses, matched by image name, and their rows in ``truth``."""
     row_of = {name: row for row, name in enumerate(truth.image_names)}
     missing = [name for name in estimate.image_names if name not in row_of]
     if missing:
-        raise InputError(f"{truth.table.path}: no particle {missing[0]}; expected every image of {estimate.table.path}")
+        raise InputError(f"{truth.table.path}: no particle {missing[0]}; expected all images of {estimate.table.path}")
     rows = [row_of[name] for name in estimate.image_names]
     poses = [p.poses() for p in (estimate, truth)]
     for particles, pose in zip((estimate, truth), poses, strict=True):
@@ -86,14 +86,14 @@ def bound(
     device: torch.device = CPU,
     on_block: Callable[[int], None] = lambda done: None,
 ) -> float:
-    """Shell at which the map of the images at ``pose`` falls below FSC 0.5 with the true volume (n, n, n).
+    """Shell at which the FSC between the map of the images at ``pose`` and the true volume (n, n, n) falls below 0.5.
 
     Parameters
     ----------
     pose : poses in the true frame, pixels of the images; the true ones give the bound.
     rows : their rows in ``truth``.
-    device : where the images are inserted.
-    on_block : told how many images are done.
+    device : for the insertion of the images.
+    on_block : called with the number of images done.
     """
     box = volume.shape[-1]
     look = survey(truth)
@@ -103,7 +103,7 @@ def bound(
     for start in range(0, len(rows), block):
         some = slice(start, start + block)
         stack = read_stack(truth, look, box, rows=np.array(rows[some]))
-        # every other image is of the first half
+        # even rows are the first half
         halves = [torch.arange(first, len(stack), 2) for first in (0, 1)]
         inserted = [accumulate(stack, at_box[some], half, device=device) for half in halves]
         sums = [a + b for a, b in zip(sums, inserted, strict=True)] if sums else inserted
@@ -114,33 +114,33 @@ def bound(
 
 
 def _read_at_a_time(box: int) -> int:
-    """An even number of images, so that the next ones begin with the first half."""
+    """Images read at a time; an even number, so that every block starts with the first half."""
     most = min(READ_AT_A_TIME, READ_BYTES // (12 * len(HalfPlane.within(box))))
     return max(2, most // 2 * 2)
 
 
 def insertion_device(name: str) -> torch.device:
-    """Where the images of the bound are inserted for a ``--device``; the CPU in place of Apple's, where it was never tried."""
+    """Device for the insertion of images; the CPU instead of MPS, where insertion is untested."""
     device = choose_device(name)
     return torch.device(device if device == "cuda" else "cpu")
 
 
 def run_settings(run: RunFolder) -> dict[str, Any]:
-    """The settings that a run was made with; none when its config.yaml is gone."""
+    """Settings of a run from its config.yaml; empty without that file."""
     import yaml
 
     return yaml.safe_load(run.config.read_text()) or {} if run.config.is_file() else {}
 
 
 def evaluate(run_path: Path, truth_path: Path, device: torch.device = CPU, reporter: Reporter | None = None) -> Evaluation:
-    """Compare RUN/ with the folder that ``simulate`` made (truth.star, volume.mrc); writes evaluation.json.
+    """Compare RUN/ with a simulated data set (truth.star, volume.mrc); writes evaluation.json.
 
-    Poses of a run with ``--symmetry`` count as right up to its point group.
+    Poses are compared up to the point group of the run.
 
     Parameters
     ----------
-    device : where the images of the bound are inserted.
-    reporter : shows the progress; None shows none.
+    device : for the insertion of images at their true poses.
+    reporter : for progress; None for no messages.
     """
     reporter = Reporter(mode="quiet") if reporter is None else reporter
     run = RunFolder(run_path)

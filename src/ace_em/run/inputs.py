@@ -1,4 +1,4 @@
-"""The particles, half-sets and images that a run is made from."""
+"""Inputs of a run: particles, half-sets and images."""
 
 import dataclasses
 import hashlib
@@ -20,13 +20,13 @@ from ace_em.run.plan import Plan
 from ace_em.run.reporter import Reporter
 
 PATHS = ("subset", "exclude", "passthrough", "project", "scratch")
-"""Settings that are paths, or several separated by commas."""
+"""Settings with a path, or several separated by commas."""
 
 
 def open_particles(path: Path, config: RunConfig) -> Particles:
-    """The particles that the settings choose."""
+    """Open a particle file and select particles by the settings."""
     if config.project and not Path(config.project).is_dir():
-        raise InputError(f"--project {config.project}: no such folder; expected the one that image paths are relative to")
+        raise InputError(f"--project {config.project}: no such folder; expected the folder that image paths are relative to")
     passthrough = [Path(p) for p in config.passthrough.split(",") if p]
     table = read_particle_table(path, passthrough)
     rows = selected_rows(table, config.subset, config.exclude, config.max_particles, config.seed)
@@ -36,7 +36,7 @@ def open_particles(path: Path, config: RunConfig) -> Particles:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The settings with absolute paths: config.yaml may be used from another folder."""
+    """The settings with absolute paths, so that config.yaml can be used from another folder."""
 
     def absolute(paths: str) -> str:
         return ",".join(str(Path(path).absolute()) for path in paths.split(",") if path)
@@ -46,7 +46,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def chosen_half_sets(particles: Particles, seed: int) -> np.ndarray:
-    """The half-sets (N,) of the input's rlnRandomSubset if it has two of similar size, otherwise random halves."""
+    """Half-sets (N,) from rlnRandomSubset if it has two of similar size, otherwise random ones."""
     given = particles.half_sets()
     if given is not None and set(np.unique(given)) == {1, 2} and np.bincount(given)[1:].min() > len(given) / 4:
         return given
@@ -54,15 +54,15 @@ def chosen_half_sets(particles: Particles, seed: int) -> np.ndarray:
 
 
 def fingerprint(particles: Particles) -> dict[str, Any]:
-    """What identifies a set of particles, wherever its files are."""
+    """Identity of a particle set, independent of file paths."""
     names = hashlib.sha256("\n".join(particles.image_names).encode()).hexdigest()[:16]
     return {"particles": len(particles), "box": particles.box, "pixel size": particles.pixel_size_angstrom, "image names": names}
 
 
 def read_images(plan: Plan, box: int, config: RunConfig, out: Path, reporter: Reporter) -> ParticleStack:
-    """All particles at a working box: in memory, or in a scratch file when they are more than memory may hold.
+    """All particles at a working box, in memory or, if they do not fit, in a scratch file.
 
-    ``out`` is the folder of the run, which need not exist yet.
+    ``out`` is the folder of the run, which may not exist yet.
     """
     scratch = None if plan.fits(box) else scratch_folder(config, out)
     with reporter.task(f"reading images at {box} px", len(plan.particles)) as task:
@@ -70,12 +70,12 @@ def read_images(plan: Plan, box: int, config: RunConfig, out: Path, reporter: Re
 
 
 def scratch_folder(config: RunConfig, out: Path) -> Path:
-    """Where images go that do not fit into memory."""
+    """Folder for the scratch file."""
     return Path(config.scratch) if config.scratch else next(p for p in (out, *out.absolute().parents) if p.is_dir())
 
 
 def refuse_small_disk(plan: Plan, config: RunConfig, out: Path) -> None:
-    """Refuse, before the run, a disk without room for the largest of its scratch files; there is one at a time."""
+    """Raise InputError before the run if the disk is too small for its largest scratch file; only one exists at a time."""
     boxes = [box for box in (plan.working_box, *plan.boxes) if not plan.fits(box)]
     if boxes:
         refuse_small_folder(scratch_folder(config, out), scratch_bytes(len(plan.particles), max(boxes)))

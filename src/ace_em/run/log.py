@@ -1,4 +1,4 @@
-"""Messages and records of a run's rounds: a line for the user, and one for metrics.jsonl."""
+"""Messages and records of training steps and rounds: a line for the user and a record for metrics.jsonl."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from ace_em.run.reporter import Reporter
 from ace_em.training.loop import Progress
 
 NO_LOSS = torch.zeros(())
-"""Of a task that an update did not train."""
+"""Loss of a task that was not trained in an update."""
 
 
 def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, reporter: Reporter) -> str:
-    """Record a training step; returns the words beside the progress bar."""
+    """Record a training step; returns the status text of the progress bar."""
     image, pose = (progress.losses.get(name, NO_LOSS).item() for name in ("image", "pose"))
     band = plan.box_angstrom / min(progress.band, plan.working_box / 2)
     reporter.record(
@@ -32,14 +32,14 @@ def ace_step(progress: Progress, start: int, plan: Plan, config: RunConfig, repo
 
 
 def encoder_step(progress: Progress, steps: int, reporter: Reporter) -> str:
-    """Record a step of the encoder's training on the map; returns the words beside the progress bar."""
+    """Record a step of the encoder training on the map; returns the status text of the progress bar."""
     pose = progress.losses["pose"].item()
     reporter.record("encoder", step=progress.step, steps=steps, pip_loss=round(pose, 5))
     return f"pose loss {pose:.3f}"
 
 
 def poses_watched(step: int, moved_deg: Tensor, config: RunConfig, reporter: Reporter) -> None:
-    """How far the encoder's poses turned since they were last compared."""
+    """Report the change of the encoder's poses since the last check."""
     stable = (moved_deg < config.search.stable_deg).float().mean().item()
     moved = moved_deg.median().item()
     reporter.say(f"step {step} of {config.ace.steps}: {stable:.0%} of poses stable, median move {moved:.1f} deg")
@@ -47,7 +47,7 @@ def poses_watched(step: int, moved_deg: Tensor, config: RunConfig, reporter: Rep
 
 
 def ab_initio_round(state: Round, start: int, plan: Plan, reporter: Reporter) -> None:
-    """A round on a random subset."""
+    """Report a round of the ab initio search."""
     band, resolution = plan.box_angstrom / state.band, plan.box_angstrom / state.fsc143_shell
     moved = state.moved_deg.median().item()
     images = without_particle(state.shown + state.in_second) + in_second_map(state.in_second)
@@ -76,14 +76,14 @@ def in_second_map(share: float) -> str:
 
 
 def without_particle(shown: float) -> str:
-    """The end of a sentence: how many images show no particle, if more than a few."""
+    """End of a message: share of images without a particle, if at least 0.5 %."""
     return f"; {1 - shown:.0%} of the images show no particle" if shown < 0.995 else ""
 
 
 def start_judged(start: int, held_out: HeldOut, n: int, reporter: Reporter) -> None:
-    """How well a start's map explains the held-out images."""
+    """Report how well the map of a start explains held-out images."""
     share, z = held_out.explained, held_out.against_null
-    of_noise = f"(noise allows {held_out.expected:.0%}) " if held_out.expected > 0 else ""
+    of_noise = f"(expected {held_out.expected:.0%}) " if held_out.expected > 0 else ""
     signal = f"explains {share:.1%} of the signal {of_noise}in" if share < 1.5 else "fits"
     reporter.say(f"start {start}: the map {signal} {n} held-out images; against a map of random phases z = {z:.0f}")
     reporter.record(
@@ -99,13 +99,13 @@ def start_judged(start: int, held_out: HeldOut, n: int, reporter: Reporter) -> N
 def half_set_round(
     stage: str, state: HalfSetState, number: int, box: int, plan: Plan, config: RunConfig, reporter: Reporter
 ) -> None:
-    """A round of search or refinement, ``stage`` 'search' or 'refine'."""
+    """Report a round of search or refinement; ``stage`` is 'search' or 'refine'."""
     resolution, moved = plan.box_angstrom / state.fsc143_shell, state.particles_moved_deg.median().item()
     stable, shown = state.stable_share(config.search.stable_deg), state.shown.float().mean().item()
     name = "search of all images" if stage == "search" else f"refinement at {box} px"
-    # the first round at a box makes maps from the poses there are
-    as_they_were = stage == "refine" and number == 1
-    poses = "poses unchanged" if as_they_were else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
+    # the first round at a box only reconstructs maps at the existing poses
+    poses_unchanged = stage == "refine" and number == 1
+    poses = "poses unchanged" if poses_unchanged else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
     at = in_angstrom(plan.box_angstrom, state.fsc143_shell, len(state.halves.fsc))
     reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {at}, {poses}{without_particle(shown)}")
     reporter.record(
@@ -113,9 +113,9 @@ def half_set_round(
         box=box,
         round=number,
         band_angstrom=round(plan.box_angstrom / state.band, 2),
-        stable=None if as_they_were else round(stable, 4),
-        moved_median_deg=None if as_they_were else round(moved, 4),
-        explained=None if as_they_were else round(state.explained, 4),
+        stable=None if poses_unchanged else round(stable, 4),
+        moved_median_deg=None if poses_unchanged else round(moved, 4),
+        explained=None if poses_unchanged else round(state.explained, 4),
         fsc143_angstrom=round(resolution, 3),
         intensity_scale_sd=round(state.intensity_scale.std().item(), 4),
         shown=round(shown, 4),
@@ -123,15 +123,15 @@ def half_set_round(
 
 
 def defocus_fitted(state: HalfSetState, at_limit: int, plan: Plan, reporter: Reporter) -> None:
-    """How much the defocus changed, and the half-maps' FSC with it."""
+    """Report the change of the defocus and the resulting half-map FSC."""
     sd, resolution = state.defocus_offset_angstrom.std().item(), plan.box_angstrom / state.fsc143_shell
     reporter.say(
-        f"defocus changed by {sd:.0f} A (standard deviation); {at_limit} particles at the limit of the range keep theirs; "
+        f"defocus changed by {sd:.0f} A (standard deviation); {at_limit} particles at the limit of the range were not changed; "
         f"half-map FSC 0.143 at {in_angstrom(plan.box_angstrom, state.fsc143_shell, len(state.halves.fsc))}"
     )
     reporter.record("defocus", sd_angstrom=round(sd, 1), at_limit=at_limit, fsc143_angstrom=round(resolution, 3))
 
 
 def in_angstrom(box_angstrom: float, shell: float, n_shells: int) -> str:
-    """A resolution in words: ``8.63 A``, or ``8.50 A or better`` where the curve does not fall below the threshold."""
+    """A resolution as text: ``8.63 A``, or ``8.50 A or better`` if the curve does not fall below the threshold."""
     return f"{box_angstrom / shell:.2f} A" + (" or better" if shell >= n_shells - 1 else "")

@@ -1,4 +1,4 @@
-"""From particles to RUN/: the stages in order, from the beginning or from where a run stopped."""
+"""``ace-em reconstruct``: all stages from particles to RUN/, from the start or from a checkpoint."""
 
 import dataclasses
 import platform
@@ -24,7 +24,9 @@ from ace_em.run.autoencoder_only import autoencoder_only
 from ace_em.run.checkpoint import Checkpoint
 from ace_em.run.context import RunContext
 from ace_em.run.convergence import Verdict, judge, judge_autoencoder
+from ace_em.run.encoder import new_predictor, train_encoder
 from ace_em.run.folder import RunFolder
+from ace_em.run.half_sets import half_sets_of, judge_poses, refine, search
 from ace_em.run.inputs import (
     chosen_half_sets,
     fingerprint,
@@ -36,24 +38,24 @@ from ace_em.run.inputs import (
 from ace_em.run.plan import Plan, announce, make_plan, record_survey
 from ace_em.run.reporter import Mode, RecordFile, Reporter, StatusFile
 from ace_em.run.results import Outcome, say_end, write_results
-from ace_em.run.stages import Start, best_start, half_sets_of, judge_poses, new_predictor, refine, search, train_encoder
+from ace_em.run.starts import Start, best_start
 from ace_em.run.validate import check
 
 MAY_CHANGE = {"device", "threads", "memory", "scratch", "checkpoint_s", "project", "passthrough"}
-"""Settings that a resumed run may change: they do not change its result."""
+"""Settings that may change on --resume, because they do not affect the result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked for beside the settings.
+    """Arguments of a run apart from its settings.
 
     Attributes
     ----------
-    particles, out : the particle file, and the folder of the run.
-    overwrite, resume : replace an earlier run there, or resume it.
+    particles, out : particle file, and folder of the run.
+    overwrite, resume : replace or resume an earlier run in the folder.
     mode : of the messages.
-    command : the line as typed, for the report.
-    write_report : called with the folder, before the last lines are said; None writes no page.
+    command : command line as typed, for the report.
+    write_report : called with the folder at the end of the run; None writes no report.
     """
 
     particles: Path
@@ -66,12 +68,12 @@ class Request:
 
 
 def reconstruct(request: Request, config: RunConfig) -> Verdict:
-    """Particles to RUN/; says whether the run converged.
+    """Run or resume a reconstruction; returns the verdict.
 
     Raises
     ------
     InputError
-        before anything is written, when the input or an option is wrong.
+        if the input or an option is wrong; nothing is written then.
     """
     check(config)
     config = with_absolute_paths(config)
@@ -88,7 +90,7 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
             [request.particles, *map(Path, (config.subset, config.exclude, *config.passthrough.split(",")))]
         )
     particles = open_particles(request.particles, config)
-    # a .cs file may hold what poses.star cannot
+    # names in a .cs file may not be writable to poses.star
     refuse_unwritable(particles.table)
     if not resumed:
         run.refuse_if_overwriting(list(particles.stack_paths))
@@ -98,15 +100,15 @@ def reconstruct(request: Request, config: RunConfig) -> Verdict:
     if resumed:
         with run.locked():
             return resume(plan, config, run, request, reporter)
-    # every image is read, and a bad one refused, before the folder is made
+    # read all images before the folder is made: a bad one raises InputError
     stack = read_images(plan, plan.working_box, config, request.out, reporter)
     run = RunFolder.create(request.out, request.overwrite)
     with run.locked():
         run.write_config({"particles": str(request.particles.resolve()), **dataclasses.asdict(config)})
         checkpoint = Checkpoint(run, reporter, fingerprint(particles), config.checkpoint_s)
-        with watched(checkpoint, reporter, request, plan):
+        with recorded(checkpoint, reporter, request, plan):
             record_survey(plan, reporter)
-            return carry_out(plan, config, checkpoint, reporter, stack, request)
+            return run_stages(plan, config, checkpoint, reporter, stack, request)
 
 
 def resume(plan: Plan, config: RunConfig, run: RunFolder, request: Request, reporter: Reporter) -> Verdict:
@@ -114,32 +116,33 @@ def resume(plan: Plan, config: RunConfig, run: RunFolder, request: Request, repo
     run.reopen()
     checkpoint = Checkpoint(run, reporter, fingerprint(plan.particles), config.checkpoint_s)
     found = checkpoint.reload()
-    reporter.say(f"resuming {run.path}: {checkpoint.where()}" if found else f"{run.path} has no checkpoint yet: from the start")
-    with watched(checkpoint, reporter, request, plan):
+    start = checkpoint.where() if found else "no checkpoint yet, starting from the beginning"
+    reporter.say(f"resuming {run.path}: {start}")
+    with recorded(checkpoint, reporter, request, plan):
         if not found:
             record_survey(plan, reporter)
-        return carry_out(plan, config, checkpoint, reporter, None, request)
+        return run_stages(plan, config, checkpoint, reporter, None, request)
 
 
 def refuse_other_settings(run: RunFolder, config: RunConfig) -> None:
-    """A resumed run keeps its settings."""
+    """Raise InputError if a setting differs from that of the run to be resumed."""
     try:
         old = yaml.safe_load(run.config.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{run.config}: cannot be read; without its settings the run cannot be resumed") from error
+        raise InputError(f"{run.config}: cannot be read; the run cannot be resumed without its settings") from error
     for name, value in flat(config).items():
         value, before = list(value) if isinstance(value, tuple) else value, old
         for part in name.split("."):
             before = before.get(part, value) if isinstance(before, dict) else value
         if name not in MAY_CHANGE and before != value:
             raise InputError(
-                f"{option(name)} {value}: the run in {run.path} was begun with {before}; --resume keeps its settings"
+                f"{option(name)} {value}: the run in {run.path} was started with {before}, which --resume cannot change"
             )
 
 
 @contextmanager
-def watched(checkpoint: Checkpoint, reporter: Reporter, request: Request, plan: Plan) -> Iterator[None]:
-    """Records go to the run's folder; however the work ends, its last saved state and its status are written."""
+def recorded(checkpoint: Checkpoint, reporter: Reporter, request: Request, plan: Plan) -> Iterator[None]:
+    """Send records to the run folder; on any exit write the last saved state and the status."""
     run = checkpoint.run
     reporter.records, reporter.status = RecordFile(run.metrics), StatusFile(run.status)
     record_begin(reporter, request, plan)
@@ -149,20 +152,20 @@ def watched(checkpoint: Checkpoint, reporter: Reporter, request: Request, plan: 
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         run.stop.unlink(missing_ok=True)
-        # a message for people, or the name of an error that was not foreseen
+        # our own message, or the type of an unexpected error
         message = str(error) if isinstance(error, InputError | Diverged | OSError) else type(error).__name__
         reporter.write_status("stopped" if stopped else "failed", "" if stopped else message)
         checkpoint.flush()
         if stopped:
             reporter.say(f"stopped {checkpoint.where()}; the same command with --resume continues from there", always=True)
         raise
-    for left in (run.current_map, run.stop):
-        left.unlink(missing_ok=True)
+    for leftover in (run.current_map, run.stop):
+        leftover.unlink(missing_ok=True)
     reporter.write_status("finished")
 
 
 def record_begin(reporter: Reporter, request: Request, plan: Plan) -> None:
-    """The command, versions and machine, so that a run can be repeated."""
+    """Record command, versions and machine, so that the run can be reproduced."""
     packages = ("ace-em", "torch", "numpy", "lightning-fabric", "torch-ctf")
     reporter.record(
         "begin",
@@ -178,19 +181,19 @@ def record_begin(reporter: Reporter, request: Request, plan: Plan) -> None:
     )
 
 
-def carry_out(
+def run_stages(
     plan: Plan, config: RunConfig, checkpoint: Checkpoint, reporter: Reporter, stack: ParticleStack | None, request: Request
 ) -> Verdict:
-    """The stages; those that the checkpoint holds are not repeated. ``stack`` is at the working box, if it was read."""
+    """Run the stages that the checkpoint does not contain. ``stack`` is at the working box; None if not yet read."""
     verdict = checkpoint.load_done(Verdict, "end")
     if verdict is not None:
-        reporter.say(f"nothing to do, the run is finished: {verdict.message}", always=True)
+        reporter.say(f"the run is already finished: {verdict.message}", always=True)
         return verdict
     half_set = chosen_half_sets(plan.particles, config.seed)
     given = plan.particles.half_sets()
     if given is not None and not np.array_equal(given, half_set):
         counts = f"{(given == 1).sum()} and {(given == 2).sum()}"
-        reporter.say(f"rlnRandomSubset has {counts} particles, too uneven for half-maps: random halves are used")
+        reporter.say(f"rlnRandomSubset has {counts} particles, too uneven for half-maps: using random halves")
     context = RunContext(plan, config, torch.from_numpy(half_set), checkpoint.run, reporter, checkpoint)
     outcome = (autoencoder_stages if config.stages == "ace" else all_stages)(context, stack)
     write_results(plan, outcome, config, checkpoint.run, reporter)
@@ -202,7 +205,7 @@ def carry_out(
 
 
 def all_stages(context: RunContext, stack: ParticleStack | None) -> Outcome:
-    """The autoencoder and the ab initio search until a start is good, then search and refinement in half-sets."""
+    """Random starts until one is good, then search and refinement in half-sets, confidence, and the encoder."""
     plan, config, checkpoint, reporter = context.plan, context.config, context.checkpoint, context.reporter
     start, searched = checkpoint.load_done(Start, "kept"), checkpoint.load_done(HalfSetState, "search")
     if start is None or searched is None:
@@ -223,24 +226,24 @@ def all_stages(context: RunContext, stack: ParticleStack | None) -> Outcome:
     del sets
     verdict = judge(plan, config, start.held_out, searched, last, features_fsc)
     reporter.past("confidence")
-    predictor = predictor_of(last, start.networks, context)
+    predictor = encoder_for_new_particles(last, start.networks, context)
     reporter.past("encoder")
     return Outcome(last, context.half_set.numpy(), unfiltered, verdict, evidence, predictor)
 
 
-def predictor_of(last: HalfSetState, networks: dict[str, torch.Tensor], context: RunContext) -> Predictor | None:
-    """Stage 4. No map or pose depends on it, so it may fail."""
+def encoder_for_new_particles(last: HalfSetState, networks: dict[str, torch.Tensor], context: RunContext) -> Predictor | None:
+    """Stage 4; None if it is off or diverged. No map or pose depends on it."""
     if context.config.predict.steps == 0:
         return None
     try:
         return train_encoder(last, networks, context)
     except Diverged as error:
-        context.reporter.say(f"no encoder for new particles: {error}", always=True)
+        context.reporter.say(f"no encoder for ace-em predict: {error}", always=True)
         return None
 
 
 def autoencoder_stages(context: RunContext, stack: ParticleStack | None) -> Outcome:
-    """Stage 1 as published: its map and the encoder's poses are the result."""
+    """Stage 1 alone, as published: the result is the decoder's map and the encoder's poses."""
     plan, config = context.plan, context.config
     stack = stack or read_images(plan, plan.working_box, config, context.run.path, context.reporter)
     last, networks = autoencoder_only(stack, context)
@@ -249,7 +252,7 @@ def autoencoder_stages(context: RunContext, stack: ParticleStack | None) -> Outc
     verdict = judge_autoencoder(last, expected, config)
     sets = half_sets_of(stack, context)
     evidence = judge_poses(sets, last, context)
-    # encoder and map were trained together: there is nothing to train
+    # the encoder was trained together with the map, so there is no stage 4
     predictor = new_predictor(last, networks, context) if config.predict.steps else None
     unfiltered = unfiltered_halves(sets, last)
     return Outcome(last, context.half_set.numpy(), unfiltered, verdict, evidence, predictor)

@@ -1,4 +1,4 @@
-"""What a run will do, settled before it starts: images surveyed, boxes, device, expected time and memory."""
+"""Plan of a run, made before it starts: survey of the images, boxes, device, expected time and memory."""
 
 import dataclasses
 import math
@@ -21,24 +21,25 @@ from ace_em.run.reporter import Reporter
 from ace_em.run.validate import choose_device, group_of
 
 LARGEST_DEFAULT_BOX = 128
-LEAST_PARTICLES = 100
-LITTLE_DEFOCUS_ANGSTROM = 2500.0
+MIN_PARTICLES = 100
+LOW_DEFOCUS_ANGSTROM = 2500.0
 UNCLEAR_CONTRAST = 5.0
-"""Standard deviations of the measured contrast below which it may be chance."""
+"""z-score below which the measured contrast is not significant."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run will do.
+    """Plan of a run.
 
     Attributes
     ----------
-    look : of the survey.
-    working_box : of stages 1 and 2; ``boxes`` those of the refinement, the last one that of the final maps.
+    look : survey of the images.
+    working_box : box of stages 1 and 2.
+    boxes : boxes of the refinement; the last one is that of the final maps.
     group : (g, 3, 3) point group.
-    image_memory_bytes : what the images of one box may take.
+    image_memory_bytes : limit for the images of one box.
     stage_s : expected seconds of each stage.
-    memory_bytes : expected at the peak.
+    memory_bytes : expected peak memory.
     """
 
     particles: Particles
@@ -55,12 +56,12 @@ class Plan:
 
     @property
     def expected_s(self) -> float | None:
-        """Time of a run whose first start is good; None on devices that were never timed."""
+        """Expected time if the first start is good; None on devices without benchmarks."""
         return sum(self.stage_s.values()) if self.device == "cpu" else None
 
     @property
     def search_device(self) -> torch.device:
-        """Where poses are searched and refined: beside Apple's devices, where that was never tried, the CPU."""
+        """Device of pose search and refinement: the CPU instead of MPS, where they are untested."""
         return torch.device(self.device if self.device == "cuda" else "cpu")
 
     @property
@@ -71,35 +72,35 @@ class Plan:
         return self.diameter_angstrom / self.box_angstrom * box
 
     def fits(self, box: int) -> bool:
-        """Whether the images of a box may be in memory all at once."""
+        """Whether all images of a box fit within the memory limit."""
         return image_bytes(len(self.particles), box) <= self.image_memory_bytes
 
     @property
     def independent(self) -> float:
-        """Share of an image's coefficients that are independent of each other."""
+        """Share of independent Fourier coefficients of a masked image."""
         return disc_share(self.particles.box)
 
     def mask(self, box: int) -> Tensor:
-        """Soft ball that holds the particle."""
+        """Soft spherical mask around the particle."""
         return soft_ball(box, ball_radius_px(box, self.diameter_px(box)))
 
     def search_space(self, box: int, config: RunConfig) -> SearchSpace:
-        """The poses that are searched at a box, symmetric copies left out."""
+        """Search space at a box, one asymmetric unit."""
         return SearchSpace(box, self.diameter_px(box), config.search, self.group, self.independent)
 
     def poses_tried(self, config: RunConfig) -> int:
-        """For every image, by the finest search."""
+        """Number of poses per image in the finest search."""
         space = self.search_space(self.working_box, config)
         return len(space.grid(space.band(config.search.last_band), torch.Generator()))
 
 
 def free_threads() -> int:
-    """Cores this process may run on."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def even_box(least: float) -> int:
-    """The next even box of at least 24 whose FFT is fast (no prime factor above 5)."""
+    """Smallest even box of at least ``least`` and 24 with a fast FFT (no prime factor above 5)."""
     box = max(24, 2 * math.ceil(least / 2))
     while _largest_prime_factor(box) > 5:
         box += 2
@@ -116,10 +117,10 @@ def _largest_prime_factor(n: int) -> int:
 
 
 def make_plan(particles: Particles, config: RunConfig) -> Plan:
-    """Survey the images and fix boxes, device and threads."""
-    if len(particles) < LEAST_PARTICLES:
-        raise InputError(f"{particles.table.path}: {len(particles)} particles; expected at least {LEAST_PARTICLES}")
-    particles.half_sets()  # a column that cannot be used is refused before anything is made
+    """Survey the images and choose boxes, device and threads."""
+    if len(particles) < MIN_PARTICLES:
+        raise InputError(f"{particles.table.path}: {len(particles)} particles; expected at least {MIN_PARTICLES}")
+    particles.half_sets()  # raises InputError for an invalid column
     sign = {"auto": None, "white": 1.0, "black": -1.0}[config.contrast]
     threads = config.threads or free_threads()
     torch.set_num_threads(threads)
@@ -130,7 +131,7 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
     diameter = config.diameter or look.diameter_angstrom
     box_angstrom = particles.box * particles.pixel_size_angstrom
     if not 4 * particles.pixel_size_angstrom <= diameter <= 1.5 * box_angstrom:
-        raise InputError(f"--diameter {diameter:g}: expected Angstrom, no more than 1.5 times the box of {box_angstrom:.0f} A")
+        raise InputError(f"--diameter {diameter:g}: expected Angstrom, at most 1.5 times the box of {box_angstrom:.0f} A")
     shells_per_band = box_angstrom / diameter
     final = config.final_box or min(particles.box, LARGEST_DEFAULT_BOX)
     if not 16 <= final <= particles.box:
@@ -156,44 +157,44 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
 
 
 def sign_of_file(particles: Particles, look: Survey, config: RunConfig) -> float | None:
-    """The contrast that a cryoSPARC file gives, where it is used: neither the images nor the user say."""
+    """Contrast from a cryoSPARC file; None if the user gives it or the images show it clearly."""
     unclear = config.contrast == "auto" and abs(look.contrast_z) < UNCLEAR_CONTRAST
     return particles.sign_on_disk if unclear else None
 
 
 def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
-    """The plan, before anything long starts."""
+    """Report the plan."""
     p, look = plan.particles, plan.look
     colour = "white" if look.sign > 0 else "black"
     from_file = sign_of_file(p, look, config) is not None
     how = "as given" if config.contrast != "auto" else "from the file" if from_file else "measured"
     reporter.say(f"{p.table.path}: {len(p)} particles, {p.box} px at {p.pixel_size_angstrom:g} A/px")
-    reporter.say(f"protein is {colour} ({how}, z = {look.contrast_z:+.0f}), signal over noise {look.snr:.3f}")
+    reporter.say(f"protein is {colour} ({how}, z = {look.contrast_z:+.0f}), signal-to-noise ratio {look.snr:.3f}")
     if config.contrast == "auto" and abs(look.contrast_z) < UNCLEAR_CONTRAST and not from_file:
-        reporter.say("the contrast is not clear from the images; if the map is inverted, give --contrast")
+        reporter.say("the contrast is not clear from the images; if the map is inverted, set --contrast")
     reporter.say(
         f"diameter about {plan.diameter_angstrom:.0f} A; working box {plan.working_box} px, final box {plan.boxes[-1]} px"
     )
     other = p.stack_of_another_pixel_size
     if other is not None:
         stack, size = other
-        said = f"{p.table.path} says {p.pixel_size_angstrom:.4g} A/px, but the header of {stack} says {size:.4g}"
-        reporter.say(f"{said}: the {p.pixel_size_angstrom:.4g} of the table is used", always=True)
+        sizes = f"{p.pixel_size_angstrom:.4g} A/px in {p.table.path}, but {size:.4g} in the header of {stack}"
+        reporter.say(f"pixel size {sizes}: using {p.pixel_size_angstrom:.4g}", always=True)
     defocus = p.ctf.defocus_u_angstrom.median().item()
-    if defocus < LITTLE_DEFOCUS_ANGSTROM:
-        reporter.say(f"the median defocus is {defocus:.0f} A, which is low: is the column in nanometre?", always=True)
+    if defocus < LOW_DEFOCUS_ANGSTROM:
+        reporter.say(f"the median defocus is only {defocus:.0f} A: is the column in nanometres?", always=True)
     not_used = not_in_the_model(p.table)
     if not_used:
-        reporter.say(f"not in the image model, so not corrected: {', '.join(not_used)}")
+        reporter.say(f"not corrected, because not part of the image model: {', '.join(not_used)}")
     if config.stages == "ace":
         reporter.say(f"the autoencoder alone (preset {config.preset}): no search, no refinement")
-    hope = " if the first start is good" if config.stages == "all" else ""
+    condition = " if the first start is good" if config.stages == "all" else ""
     time = "time not known on this device"
     if plan.expected_s is not None:
-        time = f"about {clock(plan.expected_s)} on free server cores{hope}"
+        time = f"about {clock(plan.expected_s)} on idle server cores{condition}"
     memory = plan.memory_bytes / 2**30
     if len(look.noise.variance) > 1:
-        reporter.say(f"{len(look.noise.variance)} noise spectra, one for each large optics group")
+        reporter.say(f"{len(look.noise.variance)} noise spectra, one per large optics group")
     reporter.say(f"on {plan.device}, {plan.threads} thread(s), seed {config.seed}; {time}; {memory:.1f} GiB of memory")
     for box in dict.fromkeys((plan.working_box, *plan.boxes)):
         if not plan.fits(box):
@@ -203,7 +204,7 @@ def announce(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
 
 
 def record_survey(plan: Plan, reporter: Reporter) -> None:
-    """What was found out about the images, as a record."""
+    """Record the survey of the images."""
     reporter.record(
         "survey",
         n_particles=len(plan.particles),

@@ -1,4 +1,4 @@
-"""How stable the encoder's poses are while stage 1 trains alone: no later stage tells."""
+"""Stability of the encoder's poses during stage 1, the convergence test of a run without later stages."""
 
 import torch
 from torch import Tensor
@@ -13,20 +13,20 @@ from ace_em.training.infer import encode
 from ace_em.training.loop import Progress
 
 WATCHED = 500
-"""Images whose poses are compared while the training goes on."""
-LOOKS = 20
-"""How often."""
+"""Images whose poses are monitored."""
+CHECKS = 20
+"""Number of checks during the training."""
 
 
 class PoseWatch:
-    """How far the poses of some images turn while the training goes on.
+    """Change of the poses of some images during the training.
 
-    ``moved_deg`` is between the last two looks; 180 before there were two.
+    ``moved_deg`` is the angle between the last two checks; 180 before the second check.
     """
 
     def __init__(self, stack: ParticleStack, context: RunContext) -> None:
         self.stack = stack.subset(slice(0, WATCHED))
-        self.every = max(1, context.config.ace.steps // LOOKS)
+        self.every = max(1, context.config.ace.steps // CHECKS)
         self.context = context
         self.rotation: Tensor | None = None
         self.moved_deg = torch.full((len(self.stack),), 180.0)
@@ -45,5 +45,5 @@ class PoseWatch:
         return [self.rotation, self.moved_deg]
 
     def load(self, state: Plain) -> None:
-        """Take up a packed state."""
+        """Restore a packed state."""
         self.rotation, self.moved_deg = state

@@ -1,4 +1,4 @@
-"""``ace-em predict``: poses of particles that a run has not seen, from its encoder and one local step, block by block."""
+"""``ace-em predict``: poses of new particles from the encoder of a run and local refinement."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ from ace_em.run.plan import free_threads
 from ace_em.run.reporter import Reporter
 
 FEWEST_SURVEYED = 20
-"""Images that their contrast is measured from."""
+"""Fewest images for a measurement of the contrast."""
 SURE_CONTRAST = 5.0
-"""The contrast of the new images is taken as measured when it is as many standard deviations from none."""
+"""z-score from which the measured contrast of the new images is used."""
 
 
 def predict(
@@ -32,12 +32,12 @@ def predict(
     reporter: Reporter,
     needed: Sequence[Path] = (),
 ) -> None:
-    """Write ``out`` (.star or .cs): the particles with poses in the frame of the run's map; ``needed`` files are never replaced.
+    """Write ``out`` (.star or .cs): the particles with poses in the frame of the run's map. ``needed`` files are not replaced.
 
     Raises
     ------
     InputError
-        when the run keeps no encoder, or the images are not of its box and pixel size.
+        if the run has no encoder, or the images differ from it in box or pixel size.
     """
     check_output(out, overwrite, run, [particles.table.path, *particles.stack_paths, *needed])
     if threads < 0:
@@ -56,20 +56,20 @@ def predict(
     reporter.say(f"{table.path}: {len(particles)} particles; protein is {colour} ({how})")
     with reporter.heartbeat(), reporter.task("predicting poses", len(particles)) as task:
         found = predictor.predict(particles, sign=sign, on_block=task.update)
-    done = posed_table(particles, predictor.handed(found.pose), None)
+    posed = posed_table(particles, predictor.in_map_frame(found.pose), None)
     probability = predictor.probability(found)
-    done = with_confidence(done, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
-    write_particle_table(out, done, particles.box, sign)
+    posed = with_confidence(posed, probability.numpy(), found.gap.numpy(), found.spread_deg.numpy())
+    write_particle_table(out, posed, particles.box, sign)
     if not predictor.converged:
-        reporter.say(f"the run in {run} did not converge: the probability of every pose is written as 0", always=True)
+        reporter.say(f"the run in {run} did not converge: all pose probabilities are written as 0", always=True)
     sure, least = (probability >= predictor.config.confident).float().mean().item(), predictor.config.confident
     rate = len(particles) / max(reporter.elapsed_s, 1e-9)
-    reporter.say(f"{sure:.0%} of the poses are at least {100 * least:.4g}% probable; {rate:.0f} particles a second")
+    reporter.say(f"{sure:.0%} of the poses are at least {100 * least:.4g}% probable; {rate:.0f} particles/s")
     reporter.say(f"{out} written after {clock(reporter.elapsed_s)}")
 
 
 def check_output(out: Path, overwrite: bool, run: Path, needed: Sequence[Path]) -> None:
-    """Refuse a name that is no table's, that cannot be written, or whose file is still needed."""
+    """Raise InputError for an output name with a wrong suffix, that cannot be written, or that is an input."""
     if out.suffix.lower() not in (".star", ".cs"):
         raise InputError(f"{out}: expected a name that ends in .star or .cs")
     if not out.absolute().parent.is_dir():
@@ -82,7 +82,7 @@ def check_output(out: Path, overwrite: bool, run: Path, needed: Sequence[Path]) 
 
 
 def contrast_of(particles: Particles, predictor: Predictor, contrast: str) -> tuple[float, str]:
-    """+1 for white protein, -1 for black, and where that is from: the user, the images, the file, or the run."""
+    """+1 for white protein, -1 for black, and the source: user, images, particle file or run."""
     if contrast != "auto":
         return (1.0 if contrast == "white" else -1.0), "as given"
     look = survey(particles) if len(particles) >= FEWEST_SURVEYED else None

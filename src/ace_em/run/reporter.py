@@ -1,4 +1,4 @@
-"""What a run tells while it runs: text on a terminal or in a log, records and a status file for programs."""
+"""Progress of a run: text on a terminal or in a log, records in metrics.jsonl, and a status file."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ace_em.run.eta import Expectation, clock
 
 EVERY_S = 10.0
-"""A log gets a line at least this often."""
+"""Longest time between two lines of a log."""
 STATUS_EVERY_S = 2.0
 
 Mode = Literal["text", "quiet", "json"]
@@ -23,7 +23,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 
 class Console:
-    """Lines on a stream: 'text' for people, 'quiet' for what must be known only, 'json' for one object a line."""
+    """Messages on a stream: 'text', 'quiet' (important messages only) or 'json' (one object per line)."""
 
     def __init__(self, stream: Any = None, mode: Mode = "text") -> None:
         from rich.console import Console as RichConsole
@@ -34,15 +34,16 @@ class Console:
 
     @property
     def has_bars(self) -> bool:
-        """Whether progress is shown by bars: on a terminal, in text mode."""
+        """Whether to show progress bars: on a terminal in text mode."""
         return self.rich.is_terminal and self.mode == "text"
 
     @property
-    def line_is_due(self) -> bool:
+    def needs_line(self) -> bool:
+        """Whether no line has been written for ``EVERY_S``."""
         return not self.has_bars and time.monotonic() - self.line_at >= EVERY_S
 
     def say(self, text: str, elapsed_s: float, always: bool = False) -> None:
-        """A message; with its time where no terminal shows it. ``always``: in quiet mode too."""
+        """Print a message, with the elapsed time if not on a terminal; ``always``: in quiet mode too."""
         self.line_at = time.monotonic()
         if self.mode == "json":
             self.print_json(elapsed_s, message=text)
@@ -57,7 +58,7 @@ class Console:
 
 
 class RecordFile:
-    """RUN/metrics.jsonl: one JSON object a line, appended whole, so that a reader never sees half of one."""
+    """RUN/metrics.jsonl: one JSON object per line, each appended in one write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +69,7 @@ class RecordFile:
 
 
 class StatusFile:
-    """RUN/status.json: the present state of a run, for `ace-em watch`. No result depends on it, so a full disk is no error."""
+    """RUN/status.json: current state of a run, for ``ace-em watch``. No result depends on it, so write errors are ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +77,8 @@ class StatusFile:
         self._lock = threading.Lock()
 
     @property
-    def is_due(self) -> bool:
+    def needs_update(self) -> bool:
+        """Whether the file is older than ``STATUS_EVERY_S``."""
         return time.monotonic() - self.written_at >= STATUS_EVERY_S
 
     def write(self, values: dict[str, Any]) -> None:
@@ -90,13 +92,13 @@ class StatusFile:
 
 
 class Reporter:
-    """Where a run's messages, progress and records go.
+    """Sends messages, progress and records of a run to the console and its files.
 
     Attributes
     ----------
     console : for the user.
-    records, status : the run's files; None before there are any.
-    expected : how long the whole run is expected to take.
+    records, status : files of the run; None before they exist.
+    expected : expected time of the run.
     """
 
     def __init__(self, stream: Any = None, mode: Mode = "text") -> None:
@@ -112,19 +114,19 @@ class Reporter:
         return time.monotonic() - self._started
 
     def resume_from(self, elapsed_s: float) -> None:
-        """Count the time that a resumed run has taken before."""
+        """Add the time before a run was resumed."""
         self._started = time.monotonic() - elapsed_s
 
     def past(self, stage: str) -> None:
-        """A stage of the plan is done."""
+        """Mark a stage of the plan as done."""
         self.expected.past(stage, self.elapsed_s)
 
     def say(self, text: str, always: bool = False) -> None:
-        """One line for the user; ``always``: in quiet mode too."""
+        """Print one line; ``always``: in quiet mode too."""
         self.console.say(text, self.elapsed_s, always)
 
     def record(self, stage: str, **values: Any) -> None:
-        """One record of a stage."""
+        """Append a record of a stage."""
         if self.records is not None:
             self.records.append({"stage": stage, "time_s": round(self.elapsed_s, 2), **values})
         if self.console.mode == "json":
@@ -132,7 +134,7 @@ class Reporter:
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator["Task"]:
-        """A piece of work whose progress is counted."""
+        """A task with counted progress."""
         if not self.console.has_bars:
             yield Task(self, name, total)
             return
@@ -143,19 +145,19 @@ class Reporter:
             yield Task(self, name, total, bar)
 
     def working(self, task: str, done: int, total: int, status: str) -> None:
-        """The progress of the present piece of work."""
+        """Set the progress of the current task."""
         self._task = {"task": task, "done": done, "total": total, "status": status}
-        self._write_when_due()
+        self._update_status()
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Keep status and log up to date through a long step that reports no progress of its own."""
+        """Update status and log during long steps that report no progress."""
         over = threading.Event()
 
         def beat() -> None:
             while not over.wait(min(STATUS_EVERY_S, EVERY_S) / 2):
-                self._write_when_due()
-                self.line_when_due()
+                self._update_status()
+                self.update_log()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -165,28 +167,28 @@ class Reporter:
             over.set()
             thread.join()
 
-    def line_when_due(self) -> None:
-        """Off a terminal, the progress of the present piece of work, when nothing has been said for a while."""
-        if not self.console.line_is_due:
+    def update_log(self) -> None:
+        """Without progress bars, print the progress of the current task if no line was written for ``EVERY_S``."""
+        if not self.console.needs_line:
             return
         if self.console.mode == "json":
             self.console.print_json(self.elapsed_s, **self._task)
         elif self._task["task"]:
             self.say("{task}: {done} of {total} {status}".format(**self._task).rstrip())
 
-    def _write_when_due(self) -> None:
-        if self.status is not None and self.status.is_due:
+    def _update_status(self) -> None:
+        if self.status is not None and self.status.needs_update:
             self.write_status("running")
 
     def write_status(self, state: State, message: str = "") -> None:
-        """The run's state and progress, into its status file."""
+        """Write state and progress to the status file."""
         if self.status is not None:
             times = {"elapsed_s": round(self.elapsed_s, 1), "expected_s": self.expected.end_s}
             self.status.write({"state": state, **self._task, **times, "message": message})
 
 
 class Task:
-    """A piece of work in progress; ``update`` may be called often."""
+    """A running task; ``update`` may be called often."""
 
     def __init__(self, reporter: Reporter, name: str, total: int, bar: Any = None) -> None:
         self.reporter, self.name, self.total, self.bar = reporter, name, total, bar
@@ -194,9 +196,9 @@ class Task:
         reporter.working(name, 0, total, "")
 
     def update(self, done: int, status: str = "") -> None:
-        """``done`` of ``total`` are finished; ``status`` is a few words on how it goes."""
+        """Set the number of finished items and a short status text."""
         self.reporter.working(self.name, done, self.total, status)
         if self.bar is not None:
             self.bar.update(self.row, completed=done, status=status)
         else:
-            self.reporter.line_when_due()
+            self.reporter.update_log()

@@ -1,4 +1,4 @@
-"""The end of a run: maps, FSC, poses and the last record."""
+"""Results of a run: maps, FSC, poses and the last record."""
 
 import dataclasses
 import math
@@ -30,19 +30,19 @@ MASK_LOW_PASS_ANGSTROM = 15.0
 MASK_DILATE_ANGSTROM = 6.0
 MASK_EDGE_ANGSTROM = 12.0
 BASELINE_PARTICLES = 2000
-"""Particles whose residuals stand for those of right poses."""
+"""Particles whose residuals define the baseline of correct poses."""
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of a run, (n, n, n) each, and the poses (N,) they have.
+    """Maps of a run, (n, n, n) each, and the poses (N,) in their frame.
 
     Attributes
     ----------
     combined : of all images.
-    half1, half2 : the halves without any prior.
-    damped1, damped2 : the halves with a weak prior. Where views are few the others are mostly noise, which a mask smears over its
-        shell; so the FSC and the sharpened map come from these.
+    half1, half2 : half-maps without a prior.
+    damped1, damped2 : half-maps with a weak prior, used for the FSC and the sharpened map. Without a prior, directions with few
+        views are mostly noise, which a mask spreads over the whole shell.
     """
 
     combined: torch.Tensor
@@ -53,15 +53,15 @@ class Maps:
     pose: Pose
 
     def scaled(self, factor: float) -> "Maps":
-        """With the grey values multiplied by ``factor``."""
+        """Maps with grey values multiplied by ``factor``."""
         return dataclasses.replace(self, **{name: getattr(self, name) * factor for name in MAPS})
 
     def mirrored(self, symmetry: str) -> "Maps":
-        """The other hand: maps reflected along z, poses ``J R J``, and turned back onto the point group's axes."""
+        """The other hand: maps reflected along z, poses ``J R J``, both rotated back to the axes of the point group."""
         turn = mirrored_axes(symmetry).float()
         frame = Frame(turn, mirrored=True, origin_px=torch.zeros(3))
         maps = {name: getattr(self, name) for name in MAPS}
-        # reflected voxel by voxel where no turn is needed: nothing is interpolated
+        # without a rotation the voxels are reflected, with no interpolation
         if torch.equal(turn, torch.eye(3)):
             turned = {name: reflect(volume) for name, volume in maps.items()}
         else:
@@ -73,14 +73,14 @@ MAPS = ("combined", "half1", "half2", "damped1", "damped2")
 
 
 def reflect(volume: torch.Tensor) -> torch.Tensor:
-    """Volume (n, n, n) reflected along z about its centre; the plane of an even box that has no partner stays."""
+    """Volume (n, n, n) reflected along z about its centre; in an even box the plane z = 0 stays in place."""
     n = volume.shape[0]
     z = torch.arange(n)
     return volume[(2 * (n // 2) - z) % n]
 
 
 def mask_of(volume: torch.Tensor, plan: Plan, pixel_size: float) -> torch.Tensor:
-    """A soft mask from the map of both halves."""
+    """Soft mask from the combined map."""
     box = volume.shape[-1]
     shell = min(plan.box_angstrom / MASK_LOW_PASS_ANGSTROM, 0.8 * box / 2)
     dilate, edge = MASK_DILATE_ANGSTROM / pixel_size, max(MASK_EDGE_ANGSTROM / pixel_size, 3.0)
@@ -89,15 +89,15 @@ def mask_of(volume: torch.Tensor, plan: Plan, pixel_size: float) -> torch.Tensor
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run's stages.
+    """Outcome of the stages of a run.
 
     Attributes
     ----------
-    last : the end of the refinement.
-    half_set : (N,) the half 1 or 2 of every particle.
-    unfiltered : the half-maps (box, box, box) of the last box without any prior.
+    last : state after the refinement.
+    half_set : (N,) half-set, 1 or 2, of every particle.
+    unfiltered : half-maps (box, box, box) of the last box without a prior.
     evidence : for and against the poses.
-    predictor : for the poses of new particles, if one was kept.
+    predictor : of poses of new particles; None without stage 4.
     """
 
     last: HalfSetState
@@ -109,13 +109,13 @@ class Outcome:
 
 
 def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolder, reporter: Reporter) -> None:
-    """Every result that RUN/ holds at the end, but the report."""
+    """Write all results to RUN/ except the report."""
     last, verdict, box = outcome.last, outcome.verdict, plan.boxes[-1]
     pixel_size = plan.box_angstrom / box
-    own = last.pose.rescaled(plan.particles.box / box)
-    # grey values of the normalised images (noise of deviation 1), as RELION has them
+    pose = last.pose.rescaled(plan.particles.box / box)
+    # grey values in units of the normalised images (noise of standard deviation 1), as in RELION
     halves = last.halves
-    maps = Maps(halves.combined, *outcome.unfiltered, halves.weak1, halves.weak2, own).scaled((box / plan.particles.box) ** 3)
+    maps = Maps(halves.combined, *outcome.unfiltered, halves.weak1, halves.weak2, pose).scaled((box / plan.particles.box) ** 3)
     if config.flip_hand:
         maps = maps.mirrored(config.symmetry)
     ball = plan.mask(box)
@@ -147,41 +147,41 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     probability = written_probability(outcome, config, reporter)
     spread_deg = None
     if outcome.predictor is not None:
-        spread_deg = save_predictor(outcome.predictor, outcome, own, plan, run, reporter)
+        spread_deg = save_predictor(outcome.predictor, outcome, pose, plan, run, reporter)
     table = with_confidence(table, probability.numpy(), outcome.evidence.gap.numpy(), spread_deg)
     run.write_poses(table, (probability >= config.predict.confident).numpy() if verdict.converged else None)
     say_resolution(plan, halves.fsc, final, verdict, reporter)
 
 
 def say_end(verdict: Verdict, run: RunFolder, reporter: Reporter) -> None:
-    """The last lines for the user."""
+    """Print the verdict and the files written."""
     reporter.say(verdict.message, always=True)
-    reporter.say("projections do not determine the hand; --flip-hand gives the other one")
+    reporter.say("the hand is not determined by projections; --flip-hand gives the other one")
     took = f"{clock(reporter.elapsed_s)}{peak_memory()}"
     reporter.say(f"{run.volume}, {run.poses}, {run.path / 'report.html'} written after {took}")
 
 
 def peak_memory() -> str:
-    """The most memory that this process has had, in words; nothing where the system does not tell."""
+    """Peak memory of this process as text; empty where the system does not report it."""
     try:
         import resource
     except ImportError:  # not on Windows
         return ""
     # Linux counts kilobytes, macOS bytes
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB of memory at the peak"
+    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB peak memory"
 
 
 def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter) -> torch.Tensor:
-    """Probability (N,) of each pose; 0 for those of a run that has not converged, which the user is told."""
+    """Probability (N,) of each pose, all 0 if the run did not converge; also reports it."""
     found, shown, least = outcome.evidence, outcome.last.shown, config.predict.confident
     baseline = ResidualBaseline.of(found.residual_z[shown])
     probability = pose_probability(found.log_odds_against, found.residual_z, baseline)
     arrangement = arrangement_probability(found.explained, found.expected, config.search)
     if arrangement < 1:
         reporter.say(
-            f"the map of each half explains {found.explained:.0%} of the signal in the other, where noise allows "
-            f"{found.expected:.0%}: the probability of every pose is multiplied by {arrangement:.2f}"
+            f"each half-map explains {found.explained:.0%} of the signal in the other half-set "
+            f"(expected {found.expected:.0%}): all pose probabilities are multiplied by {arrangement:.2f}"
         )
     probability = arrangement * probability
     share = (probability >= least).float().mean().item()
@@ -190,30 +190,30 @@ def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter)
     if outcome.verdict.converged:
         reporter.say(f"{share:.0%} of the poses are at least {100 * least:.4g}% probable: confident.star")
         return probability
-    reporter.say("the run did not converge: the probability of every pose is written as 0, and there is no confident.star")
+    reporter.say("the run did not converge: all pose probabilities are written as 0 and there is no confident.star")
     return torch.zeros_like(probability)
 
 
 def save_predictor(
     predictor: Predictor, outcome: Outcome, pose: Pose, plan: Plan, run: RunFolder, reporter: Reporter
 ) -> np.ndarray:
-    """Write RUN/encoder.pt; angles (N,) in degrees between the poses and the encoder's hypotheses.
+    """Write RUN/encoder.pt. Returns median angles (N,) in degrees between the poses and the encoder's hypotheses.
 
-    ``pose`` (N,) is in the run's frame before its hand was flipped, in pixels of the images.
+    ``pose`` (N,) is in the frame before ``flip_hand``, in pixels of the images.
     """
     rows = torch.nonzero(outcome.last.shown)[:, 0].numpy()
     some = rows[:: math.ceil(len(rows) / BASELINE_PARTICLES)]
     predictor = dataclasses.replace(predictor, converged=outcome.verdict.converged)
     predictor.with_baseline(plan.particles, pose, some).save(run.encoder)
-    with reporter.task("comparing poses with the encoder's", len(plan.particles)) as task:
+    with reporter.task("comparing poses with the encoder", len(plan.particles)) as task:
         return predictor.spread_deg(plan.particles, pose, task.update, plan.search_device).numpy()
 
 
 def say_resolution(plan: Plan, fsc: torch.Tensor, final: PostProcessed, verdict: Verdict, reporter: Reporter) -> None:
-    """The last record, and the resolution inside the mask; ``fsc`` is that of the written half-maps."""
+    """Report the resolution inside the mask and write the last record; ``fsc`` is that of the half-maps."""
     n_shells = len(fsc)
     masked = in_angstrom(plan.box_angstrom, final.resolution_shell, n_shells)
-    reporter.say(f"inside a mask made from the map, phase-randomised: FSC 0.143 at {masked}. {final.b_factor_note}")
+    reporter.say(f"masked, corrected by phase randomisation: FSC 0.143 at {masked}. {final.b_factor_note}")
     reporter.record(
         "end",
         converged=verdict.converged,

@@ -1,4 +1,4 @@
-"""Settings that make no run, refused before anything is read."""
+"""Checks of the settings before any file is read."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from ace_em.models.choice import DECODERS, ENCODERS
 
 
 def group_of(name: str) -> Tensor:
-    """The point group of ``--symmetry``, (g, 3, 3)."""
+    """Point group (g, 3, 3) of ``--symmetry``; InputError for an unknown name."""
     try:
         return point_group(name).float()
     except ValueError as error:
@@ -22,27 +22,27 @@ def group_of(name: str) -> Tensor:
 
 
 def choose_device(name: str) -> str:
-    """``auto`` takes what is there: CUDA, then Apple's MPS, then the CPU."""
+    """Device for ``--device``; ``auto`` prefers CUDA, then MPS, then the CPU."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(d for d in ("cuda", "mps", "cpu") if available[d])
     if not available[name]:
-        raise InputError(f"--device {name}: no such device here; expected auto or cpu")
+        raise InputError(f"--device {name}: this device is not available; expected auto or cpu")
     return name
 
 
 def check(config: RunConfig) -> None:
-    """Refuse settings that make no run.
+    """Raise InputError for invalid settings.
 
     Raises
     ------
-    InputError : names the option, its value and what is expected.
+    InputError : names the option, its value and the expected values.
     """
     for kind, chosen, known in (("encoder", config.ace.encoder, set(ENCODERS)), ("decoder", config.ace.decoder, set(DECODERS))):
         if chosen not in known:
             raise InputError(f"--ace.{kind} {chosen}: expected one of {', '.join(sorted(known))}")
     if len(group_of(config.symmetry)) > 1 and config.stages == "ace":
-        raise InputError(f"--symmetry {config.symmetry}: the autoencoder alone imposes none; expected C1, or --stages all")
+        raise InputError(f"--symmetry {config.symmetry}: stage 1 alone does not impose symmetry; expected C1, or --stages all")
     ace, search, refinement, predict = config.ace, config.search, config.refine, config.predict
     rules = {
         "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
@@ -87,8 +87,8 @@ def check(config: RunConfig) -> None:
         "predict.hypotheses": (predict.hypotheses, predict.hypotheses >= 1, "1 or more"),
         "predict.bands": (list(predict.bands), all(band > 0 for band in predict.bands), "numbers above 0"),
     }
-    for name, (value, fine, expected) in rules.items():
-        if not fine:
+    for name, (value, valid, expected) in rules.items():
+        if not valid:
             raise InputError(f"{option(name)} {value}: expected {expected}")
     if config.scratch and not (Path(config.scratch).is_dir() and os.access(config.scratch, os.W_OK)):
-        raise InputError(f"--scratch {config.scratch}: expected a folder that can be written to")
+        raise InputError(f"--scratch {config.scratch}: expected a writable folder")

@@ -1,4 +1,4 @@
-// The live page: asks every 2 s for the state of the run, and for those parts that have changed.
+// The live page: requests the state of the run every 2 s, and the parts that have changed.
 "use strict";
 (() => {
   const EVERY_MS = 2000, AFTER_FAILURE_MS = 6000;
@@ -7,7 +7,7 @@
   const viewer = aceViewer.mount(find("#maps"));
   const [stop, ask, silent] = [find("#stop"), find("#ask"), find("#silent")];
   let timer = 0, updating = false;
-  // the token is in a cookie now; the address may be shown to others
+  // the token is now in a cookie: remove it from the visible address
   if (location.search) history.replaceState(null, "", location.pathname);
 
   function say(selector, text) {
@@ -21,7 +21,7 @@
     const day = end && end.toDateString() !== new Date().toDateString() ? { weekday: "short" } : {};
     const at = end ? `; expected end ${end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...day })}` : "";
     find("#status").className = `live ${status.state}`;
-    say(".headline", status.stop_asked ? "The run was asked to stop: it saves a checkpoint first" : status.headline);
+    say(".headline", status.stop_asked ? "Stopping: the run saves a checkpoint first" : status.headline);
     say(".task", [status.task, status.words].filter(Boolean).join("  ·  "));
     say(".time", status.time && status.time + at);
     say(".message", status.message);
@@ -58,8 +58,8 @@
   }
 
   function fail(error) {
-    silent.textContent = error.message === "token" ? "This page is of an earlier server: open the address that ace-em watch printed."
-      : "No answer from ace-em watch. The run does not depend on it.";
+    silent.textContent = error.message === "token" ? "The server was restarted: open the address printed by ace-em watch."
+      : "No response from ace-em watch. The run itself is not affected.";
     silent.hidden = false;
   }
 
@@ -69,7 +69,7 @@
       const { status, versions } = await (await get("/api/state")).json();
       showStatus(status);
       silent.hidden = true;
-      // figures may take seconds: the status does not wait for them
+      // figures may take seconds, so the status does not wait for them
       if (!updating) {
         updating = true;
         update(versions).catch(fail).finally(() => { updating = false; });
@@ -90,7 +90,7 @@
       if (answer.ok) showStatus(said.status);
       else say(".message", said.detail);
     } catch {
-      say(".message", "No answer: the run was not asked to stop.");
+      say(".message", "No response: the stop request was not sent.");
     } finally {
       stop.disabled = false;
     }

@@ -1,11 +1,11 @@
 // The map in three dimensions: an iso-surface found by surface nets and drawn by plotly, which is loaded before this file.
 "use strict";
 const aceViewer = (() => {
-  // pairs of a cell's corners that share an edge; corner c stands at x = c & 1, y = c >> 1 & 1, z = c >> 2
+  // pairs of corners of a cell that share an edge; corner c is at x = c & 1, y = c >> 1 & 1, z = c >> 2
   const EDGES = [1, 2, 4].flatMap((step) => [0, 1, 2, 3, 4, 5, 6, 7].filter((c) => !(c & step)).map((c) => [c, c | step]));
   const EYE = { x: 0.85, y: 0.85, z: 0.6 };
   const TURN = { ArrowLeft: [-0.2, 0], ArrowRight: [0.2, 0], ArrowUp: [0, 0.2], ArrowDown: [0, -0.2] };
-  // its shades tell the shape: no hue has to be told from another, on white or on black
+  // one colour: the shading shows the shape, on white or black
   const LOOK = { type: "mesh3d", color: "#58a9dc", hoverinfo: "skip", lightposition: { x: 2e4, y: 3e4, z: 6e4 },
     lighting: { ambient: 0.3, diffuse: 0.6, specular: 0.1, roughness: 0.5, fresnel: 0.05 } };
 
@@ -47,7 +47,7 @@ const aceViewer = (() => {
       for (let axis = 0; axis < 3; axis++) {
         const u = (axis + 1) % 3, v = (axis + 2) % 3;
         if (at[u] === 0 || at[v] === 0 || (inside & 1) === (inside >> (1 << axis) & 1)) continue;
-        // so wound that it faces the lower side
+        // winding order: the face points to the lower side
         const [su, sv] = inside & 1 ? [stride[v], stride[u]] : [stride[u], stride[v]];
         const here = vertex[cell], one = vertex[cell - su], far = vertex[cell - su - sv], two = vertex[cell - sv];
         i.push(here, here);
