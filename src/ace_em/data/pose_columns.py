@@ -3,13 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ace_em.data.particles import Particles
 from ace_em.io.particle_table import ParticleTable
 from ace_em.io.star import with_defocus_offset, with_poses
+from ace_em.physics.image_content import Content
 from ace_em.physics.pose import Pose, rotmat_to_relion_angles
 
 PROBABILITY, GAP, SPREAD = "aceConfidence", "aceLikelihoodGap", "aceHypothesisSpread"
+PARTICLE, CONTENT = "aceParticleProbability", "aceImageContent"
+CONTENTS = ("particle", "noise", "other")
+"""Values of the column ``aceImageContent``."""
 MOST_GAP = 1000.0
 """Cap of the likelihood gap, also written if no other pose was found."""
 
@@ -37,4 +42,13 @@ def with_confidence(
     columns = [(PROBABILITY, probability, 6), (GAP, gap, 3), *([] if spread_deg is None else [(SPREAD, spread_deg, 2)])]
     for name, values, digits in columns:
         particles[name] = [f"{value:.{digits}f}" for value in values]
+    return replace(table, particles=particles)
+
+
+def with_content(table: ParticleTable, content: Content) -> ParticleTable:
+    """Add columns: probability that an image shows the particle, and what it shows most probably."""
+    particles = table.particles.copy()
+    particles[PARTICLE] = [f"{value:.6f}" for value in content.particle.tolist()]
+    probability = torch.stack([content.particle, content.empty, content.other], 1)
+    particles[CONTENT] = [CONTENTS[kind] for kind in probability.argmax(1).tolist()]
     return replace(table, particles=particles)

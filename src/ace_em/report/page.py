@@ -24,7 +24,7 @@ from ace_em.report.figures import Drawn, map_figure, view_figure
 from ace_em.report.limits import limits
 from ace_em.report.load import CONFIG, EVALUATION, FSC, MAP, MAP_SO_FAR, METRICS, POSES, REPORT, SHARP, RunFiles, number
 from ace_em.report.numbers import show_crossings
-from ace_em.report.particles import extremes_card, histogram_card, triplet_card
+from ace_em.report.particles import extremes_card, histogram_card, rejected_card, triplet_card
 from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, summarise
 from ace_em.report.volume_view import EDGE, view_maps
 
@@ -252,6 +252,9 @@ GRID = (
     Part("histograms", (POSES,), _of(histogram_card), "Particles", "chart", "histograms of defocus, shift and pose probability"),
     Part("triplets", _IMAGES, _of(triplet_card), "Images and predictions", "picture", "input, prediction, clean projection"),
     Part("extremes", _IMAGES, _of(extremes_card), "Best and worst particles", "picture", "best and worst images and predictions"),
+    Part(
+        "rejected", _IMAGES, _of(rejected_card), "Images without the particle", "picture", "noise and other images, predictions"
+    ),
     Part("evaluation", (EVALUATION,), _of(words.scores)),
 )
 BELOW = (

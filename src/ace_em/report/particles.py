@@ -24,7 +24,9 @@ from ace_em.report.numbers import show_share
 LOW_PASS_ANGSTROM = 20.0
 MAX_BOX = 128
 """Largest box of the images on the page; the padded transform of a larger map would take gigabytes."""
-CONFIDENCE = "aceConfidence"
+CONFIDENCE, PARTICLE, CONTENT = "aceConfidence", "aceParticleProbability", "aceImageContent"
+REJECTED = 4
+"""Images without the particle that are shown of each kind."""
 COMPARED, SHOWN = 300, 4
 """Particles that are ranked, and how many of the best and the worst are shown."""
 _EXTENT_TOLERANCE = 0.02
@@ -149,6 +151,36 @@ def extremes_card(run: RunFiles) -> Drawn:
     rows += [(name, str(t.row), t.name, f"{t.correlation:.2f}") for name, of in (("best", best), ("worst", worst)) for t in of]
     titles = [["best: input", "predicted", "worst: input", "predicted"]]
     return Drawn(image_grid(images, titles, notes=notes), caption, rows)
+
+
+def rejected_card(run: RunFiles) -> Drawn | None:
+    """Images that show noise alone or something else, with the projections that fit them best; None if there are none."""
+    if run.table is None:
+        raise run.missing(POSES)
+    if run.map is None or run.particles is None or not run.table.has_column(CONTENT):
+        return None
+    contrast = run.last("survey").get("contrast", run.config.get("contrast"))
+    content, probability = run.table.particles[CONTENT], numeric_column(run.table, PARTICLE)
+    columns, titles, table = [], [], [("", "row of poses.star", "image", "probability of the particle")]
+    for kind, title in (("other", "something else"), ("noise", "noise alone")):
+        rows = np.flatnonzero(content == kind)
+        if len(rows) == 0:
+            continue
+        some = rows[evenly(REJECTED, len(rows))]
+        shown = triplets(run.particles, run.map, -1.0 if contrast == "black" else 1.0, some)
+        columns += [[t.image for t in shown], [t.predicted for t in shown]]
+        titles += [f"{title}: input", "predicted"]
+        table += [(title, str(t.row), t.name, f"{probability[t.row - 1]:.3f}") for t in shown]
+    if not columns:
+        return None
+    n = min(len(column) for column in columns)
+    shares = {kind: show_share(float((content == kind).mean())) for kind in ("noise", "other")}
+    caption = (
+        f"Images that are in no map: {shares['noise']} of all show noise alone, {shares['other']} something else (another particle, "
+        "a carbon edge, ice). The projection is the best that the map has for them. "
+        "aceParticleProbability in poses.star is the probability that an image shows the particle."
+    )
+    return Drawn(image_grid([[column[i] for column in columns] for i in range(n)], [titles]), caption, table)
 
 
 def particle_numbers(table: ParticleTable) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from ace_em.config import RunConfig
-from ace_em.data.pose_columns import posed_table, with_confidence
+from ace_em.data.pose_columns import posed_table, with_confidence, with_content
 from ace_em.inference.confidence import Evidence, ResidualBaseline, arrangement_probability, pose_probability
 from ace_em.inference.predictor import Predictor
 from ace_em.maths.point_group import mirrored_axes
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
 from ace_em.metrics.fsc import resolution_shell
+from ace_em.physics.image_content import Content
 from ace_em.physics.pose import Pose
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.mask import soft_mask
@@ -29,6 +30,8 @@ from ace_em.run.reporter import Reporter
 MASK_LOW_PASS_ANGSTROM = 15.0
 MASK_DILATE_ANGSTROM = 6.0
 MASK_EDGE_ANGSTROM = 12.0
+SAID_FROM = 0.005
+"""Share of images without the particle from which on it is reported."""
 BASELINE_PARTICLES = 2000
 """Particles whose residuals define the baseline of correct poses."""
 
@@ -144,11 +147,13 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
     run.write_fsc(curves, plan.box_angstrom)
     defocus = last.defocus_offset_angstrom.numpy() if config.refine.defocus else None
     table = posed_table(plan.particles, maps.pose, outcome.half_set, defocus)
+    report_content(last.content, reporter)
     probability = written_probability(outcome, config, reporter)
     spread_deg = None
     if outcome.predictor is not None:
         spread_deg = save_predictor(outcome.predictor, outcome, pose, plan, run, reporter)
     table = with_confidence(table, probability.numpy(), outcome.evidence.gap.numpy(), spread_deg)
+    table = with_content(table, last.content)
     run.write_poses(table, (probability >= config.predict.confident).numpy() if verdict.converged else None)
     say_resolution(plan, halves.fsc, final, verdict, reporter)
 
@@ -172,6 +177,14 @@ def peak_memory() -> str:
     return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB peak memory"
 
 
+def report_content(content: Content, reporter: Reporter) -> None:
+    """Report how many images show the particle, noise alone and something else."""
+    noise, other = content.empty.mean().item(), content.other.mean().item()
+    reporter.record("content", particle=round(content.particle.mean().item(), 4), noise=round(noise, 4), other=round(other, 4))
+    if noise + other > SAID_FROM:
+        reporter.say(f"{noise + other:.0%} of the images show no particle: {noise:.0%} noise alone, {other:.0%} something else")
+
+
 def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter) -> torch.Tensor:
     """Probability (N,) of each pose, all 0 if the run did not converge; also reports it."""
     found, shown, least = outcome.evidence, outcome.last.shown, config.predict.confident
@@ -183,7 +196,8 @@ def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter)
             f"each half-map explains {found.explained:.0%} of the signal in the other half-set "
             f"(expected {found.expected:.0%}): all pose probabilities are multiplied by {arrangement:.2f}"
         )
-    probability = arrangement * probability
+    # an image without the particle has no right pose
+    probability = torch.minimum(arrangement * probability, outcome.last.content.particle)
     share = (probability >= least).float().mean().item()
     shares = {"explained": round(found.explained, 4), "expected": round(found.expected, 4)}
     reporter.record("confidence", share=round(share, 4) if outcome.verdict.converged else 0.0, at_least=least, **shares)
