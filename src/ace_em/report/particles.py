@@ -176,8 +176,8 @@ def rejected_card(run: RunFiles) -> Drawn | None:
     n = min(len(column) for column in columns)
     shares = {kind: show_share(float((content == kind).mean())) for kind in ("noise", "other")}
     caption = (
-        f"Images that are in no map: {shares['noise']} of all show noise alone, {shares['other']} something else (another particle, "
-        "a carbon edge, ice). The projection is the best that the map has for them. "
+        f"Images that are in no map: {shares['noise']} of all show noise alone, {shares['other']} something else (another "
+        "particle, a carbon edge, ice). Predicted: the projection of the map that fits best. "
         "aceParticleProbability in poses.star is the probability that an image shows the particle."
     )
     return Drawn(image_grid([[column[i] for column in columns] for i in range(n)], [titles]), caption, table)
