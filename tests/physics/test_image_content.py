@@ -50,7 +50,7 @@ def test_particles_noise_and_others_are_told_apart() -> None:
     assert (particles > 0.5).float().mean() > 0.98
     assert of_noise.max() < 0.1 and edges.max() < 0.01
     assert (others > 0.5).float().mean() < 0.03
-    assert content.empty[600:800].mean() > 0.9 and content.other[1000:].min() > 0.99
+    assert content.empty[600:800].mean() > 0.85 and content.other[1000:].min() > 0.99
 
 
 def test_probabilities_are_as_often_right_as_they_say() -> None:
