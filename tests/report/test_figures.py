@@ -12,13 +12,15 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
+from ace_em.data.pose_columns import with_content
 from ace_em.io.star import read_particle_star, write_star
 from ace_em.maths.rotations import healpix_centres
+from ace_em.physics.image_content import Content
 from ace_em.report.charts import fsc_figure, round_figure
 from ace_em.report.figures import histogram_figure, nice_length, png, smoothed_views
 from ace_em.report.load import read_run
 from ace_em.report.page import render
-from ace_em.report.particles import Triplet, evenly, extremes, particle_numbers, triplets
+from ace_em.report.particles import Triplet, evenly, extremes, particle_numbers, rejected_card, triplets
 from ace_em.report.summary import shared
 
 
@@ -150,6 +152,25 @@ def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytes
     settings = yaml.safe_load((run / "config.yaml").read_text()) | {"predict": {"confident": 0.8}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     assert "at least 0.8 for 10.0 % of the particles" in render(read_run(run))
+
+
+def test_images_without_the_particle_are_shown(run: Path) -> None:
+    """Two of noise and three of something else; none where every image shows the particle."""
+    assert rejected_card(read_run(run)) is None
+    table = read_particle_star(run / "poses.star")
+    kinds = torch.tensor([[1.0, 0, 0]] * 15 + [[0.1, 0.9, 0.0]] * 2 + [[0.2, 0.0, 0.8]] * 3)
+    write_star(run / "poses.star", with_content(table, Content(*kinds.T)))
+    card = rejected_card(read_run(run))
+    assert card is not None and "10.0 % of all show noise alone, 15.0 % something else" in card.caption
+    assert [row[:2] for row in card.table[1:]] == [("something else", str(n)) for n in (18, 19, 20)] + [
+        ("noise alone", str(n)) for n in (16, 17)
+    ]
+    assert {row[3] for row in card.table[1:]} == {"0.200", "0.100"}
+    assert "Images without the particle" in render(read_run(run))
+    # all of one kind
+    write_star(run / "poses.star", with_content(table, Content(*torch.tensor([[0.0, 1.0, 0.0]] * 20).T)))
+    card = rejected_card(read_run(run))
+    assert card is not None and len(card.table) == 5
 
 
 def test_smoothed_views_are_one_when_uniform_and_peak_where_all_look() -> None:

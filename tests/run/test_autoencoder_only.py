@@ -38,7 +38,7 @@ def test_a_preset_leaves_a_whole_run(data: Path, tmp_path: Path, name: str) -> N
     records = reconstruct(data, run, "--preset", name, *TINY, codes=(3,))
     given_only = {"evaluation.json", "stop", ".lock", "current.mrc", "poses.cs", "confident.cs", "confident.star"}
     assert {p.name for p in run.iterdir()} == set(FILES) - given_only
-    assert list(dict.fromkeys(r["stage"] for r in records)) == ["begin", "survey", "watch", "ace", "confidence", "end"]
+    assert list(dict.fromkeys(r["stage"] for r in records)) == ["begin", "survey", "watch", "ace", "content", "confidence", "end"]
     assert [r["step"] for r in records if r["stage"] == "watch"] == [2, 3]
     # a network of three steps knows nothing, and the run says so
     assert records[-1]["converged"] is False and "explains" in records[-1]["message"]

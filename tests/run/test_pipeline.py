@@ -58,7 +58,13 @@ FILES = {
     "encoder.pt",
     "report.html",
 }
-CONFIDENCE_COLUMNS = ["aceConfidence", "aceLikelihoodGap", "aceHypothesisSpread"]
+CONFIDENCE_COLUMNS = [
+    "aceConfidence",
+    "aceLikelihoodGap",
+    "aceHypothesisSpread",
+    "aceParticleProbability",
+    "aceImageContent",
+]
 POSE_COLUMNS = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
 # half of the signal is beyond a band that a small run can be searched in
 SMALL = [
@@ -136,7 +142,20 @@ def test_every_file_and_no_other(run: Path) -> None:
 def test_records_tell_the_stages_in_order(run: Path) -> None:
     records = records_of(run)
     stages = list(dict.fromkeys(r["stage"] for r in records))
-    assert stages == ["begin", "survey", "ace", "ab_initio", "start", "kept", "search", "refine", "encoder", "confidence", "end"]
+    assert stages == [
+        "begin",
+        "survey",
+        "ace",
+        "ab_initio",
+        "start",
+        "kept",
+        "search",
+        "refine",
+        "encoder",
+        "content",
+        "confidence",
+        "end",
+    ]
     times = [r["time_s"] for r in records]
     assert times == sorted(times) and times[0] >= 0
     survey, end = records[1], records[-1]

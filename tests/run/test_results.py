@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from ace_em.maths.fourier import radius_grid
 from ace_em.maths.half_plane import HalfPlane
 from ace_em.maths.point_group import mirrored_axes, point_group
 from ace_em.maths.slices import volume_to_ft
+from ace_em.physics.image_content import Content
 from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement.half_sets import change_box
 from ace_em.run.folder import RunFolder
 from ace_em.run.plan import Plan
-from ace_em.run.results import MAPS, Maps, mask_of, reflect
+from ace_em.run.reporter import RecordFile, Reporter
+from ace_em.run.results import MAPS, Maps, mask_of, reflect, report_content
 from ace_em.simulation.density import density_map
 from ace_em.simulation.structure import Atoms
 from volumes import symmetrise_volume
@@ -30,6 +33,17 @@ def lumps(box: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     position = torch.randn(20, 3, generator=generator).clamp(-1.5, 1.5) * torch.tensor([0.17, 0.15, 0.13]) * box
     return density_map(Atoms(position, torch.rand(20, generator=generator) - 0.5), box, 1.0, 4.0)
+
+
+def test_images_without_the_particle_are_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    reporter = Reporter()
+    reporter.records = RecordFile(tmp_path / "metrics.jsonl")
+    report_content(Content(*torch.tensor([[1.0, 0, 0]] * 7 + [[0, 1.0, 0]] * 2 + [[0, 0, 1.0]]).T), reporter)
+    report_content(Content.of_particles(10, torch.ones(1)), reporter)
+    said = [line for text in capsys.readouterr() for line in text.splitlines() if "particle" in line]
+    assert len(said) == 1 and said[0].endswith("30% of the images show no particle: 20% noise alone, 10% something else")
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["particle"], r["noise"], r["other"]) for r in records] == [(0.7, 0.2, 0.1), (1.0, 0.0, 0.0)]
 
 
 NO_POSE = Pose(torch.eye(3)[None], torch.zeros(1, 2))
