@@ -5,6 +5,7 @@ every pose anew. What the halves share lies below that band (and in the starting
 beyond it each half-map is made from its own images alone, so that agreement there is evidence.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -54,6 +55,7 @@ class HalfSets:
     group : (g, 3, 3) point group.
     device : where images are brought block by block; poses and maps are on the CPU.
     test : tells images that show no particle, within each half by itself.
+    content_band : last shell that it looks at: beyond it, small differences of the noise between images outweigh the signal.
     """
 
     stack: ParticleStack
@@ -62,6 +64,7 @@ class HalfSets:
     group: Tensor
     device: torch.device = CPU
     test: ContentTest = ContentTest()
+    content_band: float = math.inf
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -180,7 +183,7 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
             done = sum(len(p.residual) for p in parts)
             parts.append(update(reference, inner.subset(some).in_memory(), state.pose[some], some, done))
         found.append(LocalResult.cat(parts))
-        shells = shell_power(reference, inner.subset(mine), found[-1].pose)
+        shells = shell_power(reference, inner.band(min(band, sets.content_band)).subset(mine), found[-1].pose)
         content.append(sets.test.content(shells, found[-1].of_grid))
         shown = content[-1].shows_particle
         left.append(residuals(reference, stack, found[-1].pose[shown], mine[shown]))

@@ -252,9 +252,7 @@ GRID = (
     Part("histograms", (POSES,), _of(histogram_card), "Particles", "chart", "histograms of defocus, shift and pose probability"),
     Part("triplets", _IMAGES, _of(triplet_card), "Images and predictions", "picture", "input, prediction, clean projection"),
     Part("extremes", _IMAGES, _of(extremes_card), "Best and worst particles", "picture", "best and worst images and predictions"),
-    Part(
-        "rejected", _IMAGES, _of(rejected_card), "Images without the particle", "picture", "noise, other images, predictions"
-    ),
+    Part("rejected", _IMAGES, _of(rejected_card), "Images without the particle", "picture", "noise, other images, predictions"),
     Part("evaluation", (EVALUATION,), _of(words.scores)),
 )
 BELOW = (

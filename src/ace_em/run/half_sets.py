@@ -58,7 +58,8 @@ def half_sets_of(stack: ParticleStack, context: RunContext) -> HalfSets:
     """The half-sets at the stack's box."""
     plan = context.plan
     test = ContentTest(plan.poses_tried(context.config), plan.independent)
-    return HalfSets(stack, context.half_set, plan.mask(stack.box), plan.group, plan.search_device, test)
+    band = plan.search_space(stack.box, context.config).band(context.config.search.last_band)
+    return HalfSets(stack, context.half_set, plan.mask(stack.box), plan.group, plan.search_device, test, band)
 
 
 def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetState:
