@@ -67,19 +67,47 @@ def test_the_stages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said.out == said.err == ""
 
 
+def test_what_is_read_can_be_written_and_read_again(folder: Path, tmp_path: Path) -> None:
+    """Poses of a stack, in its pixels, reach the STAR file in Angstrom; a map keeps its grey values at another box."""
+    particles, truth = (ace_em.read_particles(folder / name) for name in ("particles.star", "truth.star"))
+    pose = truth.poses()
+    assert pose is not None
+    at_box = pose.rescaled(16 / particles.box)
+    ace_em.write_poses(tmp_path / "poses.star", particles, at_box.rescaled(particles.box / 16))
+    written = ace_em.read_particles(tmp_path / "poses.star", project=folder)
+    again = written.poses()
+    assert again is not None and written.image_names == truth.image_names
+    assert torch.allclose(again.rotation, pose.rotation, atol=1e-5)
+    assert torch.allclose(again.shift_px, pose.shift_px, atol=1e-5)
+
+    whole, pixel_size = ace_em.read_map(folder / "volume.mrc")
+    small, pixel_size_small = ace_em.read_map(folder / "volume.mrc", box=16)
+    assert small.shape == (16, 16, 16) and pixel_size_small == pytest.approx(pixel_size * 24 / 16)
+    assert small.mean().item() == pytest.approx(whole.mean().item(), rel=1e-4)
+
+
+def test_a_set_is_simulated_from_paths_given_as_text(tmp_path: Path) -> None:
+    config = SimulationConfig(n=2, box=24, pixel_size=20.0, resolution=45)
+    ace_em.simulate(str(STRUCTURE), str(tmp_path / "set"), config)
+    assert len(ace_em.read_particles(str(tmp_path / "set" / "particles.star"))) == 2
+
+
 def test_figures_show_in_a_notebook() -> None:
     generator = torch.Generator().manual_seed(0)
     rotation, _ = torch.linalg.qr(torch.randn(50, 3, 3, generator=generator))
     figures: list[Any] = [
         plot.slices(torch.randn(8, 8, 8, generator=generator), "noise"),
         plot.images(torch.randn(7, 8, 8, generator=generator)),
+        plot.images(torch.randn(7, 8, 8, generator=generator).numpy()),
         plot.fsc({"halves": torch.linspace(1, 0, 9)}, 80.0),
+        plot.fsc(torch.linspace(1, 0, 9), 80.0, threshold=0.5),
         plot.views(rotation * torch.linalg.det(rotation)[:, None, None]),
         plot.losses({"ipi": [2.0, 1.0], "pip": [1.0, 0.5]}),
     ]
     for figure in figures:
         assert isinstance(figure, Figure) and figure._repr_png_().startswith(b"\x89PNG")
-    assert "(0.143 at " in figures[2].axes[0].get_legend().get_texts()[0].get_text()
+    said = [figures[i].axes[0].get_legend().get_texts()[0].get_text() for i in (3, 4)]
+    assert said == ["halves (0.143 at 11.7 A)", "FSC (0.5 at 20.0 A)"]
 
 
 def test_a_model_that_nobody_knows_is_refused() -> None:

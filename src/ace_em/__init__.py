@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ace_em.api import refine_half_sets as refine_half_sets
     from ace_em.api import train_autoencoder as train_autoencoder
     from ace_em.api import write_map as write_map
+    from ace_em.api import write_poses as write_poses
     from ace_em.config import AceConfig as AceConfig
     from ace_em.config import RefineConfig as RefineConfig
     from ace_em.config import RunConfig as RunConfig
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from ace_em.errors import InputError as InputError
     from ace_em.metrics.alignment import align_poses as align_poses
     from ace_em.metrics.alignment import apply_frame as apply_frame
+    from ace_em.metrics.alignment import turn_volume as turn_volume
     from ace_em.metrics.fsc import fourier_shell_correlation as fourier_shell_correlation
     from ace_em.metrics.fsc import resolution_shell as resolution_shell
     from ace_em.metrics.pose_error import pose_error as pose_error
     from ace_em.physics.pose import Pose as Pose
     from ace_em.presets import preset as preset
     from ace_em.simulation.write import simulate as simulate
+    from ace_em.training.infer import encode as encode
 
 _WHERE = {
     "ab_initio": "api",
@@ -49,6 +52,7 @@ _WHERE = {
     "refine_half_sets": "api",
     "train_autoencoder": "api",
     "write_map": "api",
+    "write_poses": "api",
     "AceConfig": "config",
     "RefineConfig": "config",
     "RunConfig": "config",
@@ -66,8 +70,10 @@ _WHERE = {
     "fourier_shell_correlation": "metrics.fsc",
     "pose_error": "metrics.pose_error",
     "resolution_shell": "metrics.fsc",
+    "turn_volume": "metrics.alignment",
     "Pose": "physics.pose",
     "simulate": "simulation.write",
+    "encode": "training.infer",
 }
 __all__ = ["__version__", "plot", *sorted(_WHERE)]
 

@@ -13,11 +13,14 @@ from torch import Tensor
 from ace_em.config import AceConfig, RefineConfig, RunConfig, SearchConfig
 from ace_em.data.particle_stack import ParticleStack
 from ace_em.data.particles import Particles
+from ace_em.data.pose_columns import posed_table
 from ace_em.data.preprocess import read_stack
 from ace_em.data.split import half_sets as random_halves
 from ace_em.data.survey import Survey
 from ace_em.data.survey import survey as look_at
 from ace_em.io.mrc import read_volume, write_volume
+from ace_em.io.star import write_star
+from ace_em.maths.fourier import fourier_resize
 from ace_em.maths.masks import ball_radius_px, disc_share, soft_ball
 from ace_em.maths.point_group import point_group
 from ace_em.physics.pose import Pose
@@ -59,15 +62,33 @@ def read_images(particles: Particles, box: int, look: Survey | None = None) -> P
     return read_stack(particles, look_at(particles) if look is None else look, box)
 
 
-def read_map(path: Path | str) -> tuple[Tensor, float]:
-    """Read a map (n, n, n), z, y, x order, and its pixel size in Angstrom."""
-    volume, pixel_size = read_volume(Path(path))
-    return torch.from_numpy(volume.copy()), pixel_size
+def read_map(path: Path | str, box: int | None = None) -> tuple[Tensor, float]:
+    """A map (n, n, n), z, y, x order, and its pixel size in Angstrom.
+
+    Parameters
+    ----------
+    box : edge in pixels that the map is Fourier-cropped or padded to; None: that of the file.
+    """
+    values, pixel_size = read_volume(Path(path))
+    volume = torch.from_numpy(values.copy())
+    if box is None:
+        return volume, pixel_size
+    return fourier_resize(volume, box, 3), pixel_size * len(volume) / box
 
 
 def write_map(path: Path | str, volume: Tensor, pixel_size_angstrom: float) -> None:
     """Write a map (n, n, n) as .mrc."""
     write_volume(Path(path), volume.detach().cpu().numpy(), pixel_size_angstrom)
+
+
+def write_poses(path: Path | str, particles: Particles, pose: Pose) -> None:
+    """Write the particles' table with other poses, as RELION .star.
+
+    Parameters
+    ----------
+    pose : (N,), shifts in pixels of the images on disk: ``pose.rescaled(particles.box / stack.box)`` of a stack's.
+    """
+    write_star(path, posed_table(particles, pose, None))
 
 
 def diameter_px(stack: ParticleStack, diameter_angstrom: float) -> float:
@@ -105,8 +126,8 @@ def ab_initio(
 
     Parameters
     ----------
-    volume : (box, box, box) initial map, such as ``training.model.decoder.volume()``.
-    pose : (N,) initial poses, such as those of :func:`ace_em.training.infer.encode`.
+    volume : (box, box, box) map to start from, such as ``training.model.decoder.volume()``.
+    pose : (N,) poses to start from, such as those of :func:`ace_em.encode`.
     """
     diameter = diameter_px(stack, diameter_angstrom)
     space = SearchSpace(stack.box, diameter, config, torch.eye(3)[None], disc_share(stack.box))

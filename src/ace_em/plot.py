@@ -44,31 +44,32 @@ def slices(volume: Tensor, title: str = "") -> "Figure":
     return figure
 
 
-def images(images: Tensor, columns: int = 6) -> "Figure":
+def images(images: Tensor | np.ndarray, columns: int = 6) -> "Figure":
     """Images (b, n, n), each with its own grey scale."""
     rows = -(-len(images) // columns)
     figure = _figure(1.4 * columns, 1.4 * rows)
-    for i, image in enumerate(images.detach().cpu().numpy()):
+    for i, image in enumerate(torch.as_tensor(images).detach().cpu().numpy()):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(image, cmap="gray", origin="lower")
         axes.set_axis_off()
     return figure
 
 
-def fsc(curves: Tensor | Mapping[str, Tensor], box_angstrom: float) -> "Figure":
-    """FSC curves (n // 2 + 1,), one or several by name, against resolution, with the threshold 0.143.
+def fsc(curves: Tensor | Mapping[str, Tensor], box_angstrom: float, threshold: float = 0.143) -> "Figure":
+    """FSC curves (n // 2 + 1,), one or several by name, against resolution.
 
     Parameters
     ----------
     box_angstrom : edge of the maps.
+    threshold : where resolutions are read off: 0.143 for half-maps, 0.5 for a map against the truth.
     """
     figure = _figure(5.5, 3.4)
     axes = figure.add_subplot()
     for name, curve in ({"FSC": curves} if isinstance(curves, Tensor) else curves).items():
         frequency = np.arange(len(curve)) / box_angstrom
-        at = box_angstrom / resolution_shell(curve, 0.143)
-        axes.plot(frequency[1:], curve[1:].cpu().numpy(), label=f"{name} (0.143 at {at:.1f} A)")
-    axes.axhline(0.143, color="grey", linewidth=1, linestyle=":")
+        at = box_angstrom / resolution_shell(curve, threshold)
+        axes.plot(frequency[1:], curve[1:].cpu().numpy(), label=f"{name} ({threshold:g} at {at:.1f} A)")
+    axes.axhline(threshold, color="grey", linewidth=1, linestyle=":")
     axes.set(xlabel="spatial frequency (1/A)", ylabel="FSC", ylim=(-0.1, 1.02))
     axes.legend()
     return figure

@@ -72,8 +72,8 @@ def poses_from_star(path: str, config: SimulationConfig) -> Pose:
 
 
 def simulate(
-    structure: Path,
-    out: Path,
+    structure: Path | str,
+    out: Path | str,
     config: SimulationConfig,
     poses: str | None = None,
     ctf: str | None = None,
@@ -92,6 +92,7 @@ def simulate(
     on_block : called with the number of images done.
     """
     check(config)
+    structure, out = Path(structure), Path(out)
     files = [out / name for name in ("particles.star", "particles.mrcs", "truth.star", "volume.mrc")]
     if not overwrite and any(f.exists() for f in files):
         raise InputError(f"{out}: holds {next(f for f in files if f.exists()).name}; expected a new folder (or give --overwrite)")
