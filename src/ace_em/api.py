@@ -23,6 +23,7 @@ from ace_em.io.star import write_star
 from ace_em.maths.fourier import fourier_resize
 from ace_em.maths.masks import ball_radius_px, disc_share, soft_ball
 from ace_em.maths.point_group import point_group
+from ace_em.physics.image_content import ContentTest
 from ace_em.physics.pose import Pose
 from ace_em.refinement import abinitio, half_sets
 from ace_em.refinement.abinitio import AbInitioSetup, Round
@@ -160,7 +161,9 @@ def refine_half_sets(
     space = SearchSpace(stack.box, diameter, search, group, disc_share(stack.box))
     mask = soft_ball(stack.box, ball_radius_px(stack.box, diameter))
     halves = torch.from_numpy(random_halves(len(stack), seed))
-    sets = HalfSets(stack, halves, mask, group, torch.device(device))
+    band = space.band(search.last_band)
+    test = ContentTest(len(space.grid(band, torch.Generator())), space.independent)
+    sets = HalfSets(stack, halves, mask, group, torch.device(device), test, band)
     history = [half_sets.shared_start(stack, volume.detach().cpu(), pose, space.band(search.shared_band))]
     yield from half_sets.search_half_sets(sets, history, space, torch.Generator().manual_seed(seed))
     yield from half_sets.refine_half_sets(sets, history[-1:], refine)
