@@ -154,7 +154,7 @@ def test_histograms_hold_the_columns_of_poses_star(run: Path, monkeypatch: pytes
     assert "at least 0.8 for 10.0 % of the particles" in render(read_run(run))
 
 
-def test_images_without_the_particle_are_shown(run: Path) -> None:
+def test_images_without_the_particle_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of noise and three of something else; none where every image shows the particle."""
     assert rejected_card(read_run(run)) is None
     table = read_particle_star(run / "poses.star")
@@ -167,6 +167,10 @@ def test_images_without_the_particle_are_shown(run: Path) -> None:
     ]
     assert {row[3] for row in card.table[1:]} == {"0.200", "0.100"}
     assert "Images without the particle" in render(read_run(run))
+    # and are in no other figure of the views
+    views: list[int] = []
+    monkeypatch.setattr("ace_em.report.page.view_figure", lambda rotation, spread: views.append(len(rotation)) or b"")
+    assert "Without the images that show no particle." in render(read_run(run)) and views == [4 * 15]
     # all of one kind
     write_star(run / "poses.star", with_content(table, Content(*torch.tensor([[0.0, 1.0, 0.0]] * 20).T)))
     card = rejected_card(read_run(run))

@@ -24,7 +24,7 @@ from ace_em.report.figures import Drawn, map_figure, view_figure
 from ace_em.report.limits import limits
 from ace_em.report.load import CONFIG, EVALUATION, FSC, MAP, MAP_SO_FAR, METRICS, POSES, REPORT, SHARP, RunFiles, number
 from ace_em.report.numbers import show_crossings
-from ace_em.report.particles import extremes_card, histogram_card, rejected_card, triplet_card
+from ace_em.report.particles import extremes_card, histogram_card, rejected_card, shows_particle, triplet_card
 from ace_em.report.summary import Summary, crossing_angstrom, crossings_of, shared, summarise
 from ace_em.report.volume_view import EDGE, view_maps
 
@@ -189,13 +189,16 @@ def _views(run: RunFiles, summary: Summary) -> Drawn:
     if run.table is None:
         raise run.missing(POSES)
     group = point_group(run.symmetry)
-    rotation = (group[:, None] @ load.rotations(run.table).double()).flatten(0, 1)
+    shown = shows_particle(run.table)
+    rotation = (group[:, None] @ load.rotations(run.table)[shown].double()).flatten(0, 1)
     # about 25 views contribute to every point, which gives 20 % noise
     spread = min(max(math.degrees(5 / len(rotation) ** 0.5), 5.0), 25.0)
     caption = (
         f"Viewing directions in the frame of the map (Mollweide projection), smoothed over {spread:.0f}°: longitude is RELION's "
         "rot, latitude is 90° minus its tilt."
     )
+    if not shown.all():
+        caption += " Without the images that show no particle."
     if len(group) > 1:
         caption += f" Every image is counted at its {len(group)} equivalent views in {run.symmetry}."
     return Drawn(view_figure(rotation, spread), caption)

@@ -153,6 +153,13 @@ def extremes_card(run: RunFiles) -> Drawn:
     return Drawn(image_grid(images, titles, notes=notes), caption, rows)
 
 
+def shows_particle(table: ParticleTable) -> Tensor:
+    """(N,) bool, the images that are in the maps; all in a table that does not say."""
+    if not table.has_column(CONTENT):
+        return torch.ones(len(table), dtype=torch.bool)
+    return torch.tensor((table.particles[CONTENT] == "particle").tolist())
+
+
 def rejected_card(run: RunFiles) -> Drawn | None:
     """Images that show noise alone or something else, with the projections that fit them best; None if there are none."""
     if run.table is None:
