@@ -1,7 +1,8 @@
-"""Stage 2, first part: the ab initio search, from stage 1's map to the right arrangement of views.
+"""Stage 2, first part: the ab initio search, which turns the map and poses of stage 1 into a correct initial model.
 
-Each round searches a fresh random subset: a small one is cheap, and the change of images moves the map out of half-right
-arrangements. Some images are held out of every subset: how well the map explains those decides how good a start is.
+Each round searches a new random subset of the particles. A small subset is cheap, and changing it helps the map escape local
+optima in which only part of the poses are right. Some particles are held out of all subsets; how well the map explains them
+ranks the starts.
 """
 
 import math
@@ -32,15 +33,17 @@ class Round:
     Attributes
     ----------
     number : from 1.
-    pose : (N,) poses at the working box; those of images outside the subset are from an earlier round.
-    halves : maps from two halves of the subset (their poses share a reference: the FSC sets the prior and is no evidence).
+    pose : (N,) poses at the working box. Images outside the subset keep the pose of an earlier round.
+    halves : maps from two halves of the subset. Their poses share a reference, so the halves are not independent: their FSC
+        sets the prior but does not measure the resolution.
     band : last shell searched.
-    moved_deg : change of orientation of the images of the subset.
-    stable : share of them that moved by less than ``stable_deg``.
-    explained : share of the subset's power above the noise, inside the band, that the map *before* the round accounts for at the
-        best poses; near 1 when it is right. Half-right arrangements can be perfectly stable: this share tells them.
-    shown : share of the subset that shows a particle. The other images are in no map, and ``stable`` and ``explained`` do not
-        count them.
+    moved_deg : (n,) change of orientation of each image of the subset.
+    stable : fraction of the subset that moved by less than ``stable_deg``.
+    explained : fraction of the subset's signal power (power above the noise, inside the band) explained by the map from before
+        the round at the best poses. It is near 1 for a correct map. A partly wrong set of poses can be perfectly stable, so
+        stability alone is not enough.
+    shown : fraction of the subset that shows a particle. Blank images enter no map and are excluded from ``stable`` and
+        ``explained``.
     """
 
     number: int
@@ -63,9 +66,9 @@ class AbInitioSetup:
 
     Attributes
     ----------
-    stack : the images, on the whole working half-plane, brought to ``device`` block by block; poses and maps are on the CPU.
-    mask : soft ball for the maps.
-    space : the poses that are searched.
+    stack : images on the full half-plane of the working box, moved to ``device`` in blocks. Poses and maps stay on the CPU.
+    mask : (box, box, box) soft spherical mask of the maps.
+    space : the poses to search.
     """
 
     stack: ParticleStack
@@ -75,15 +78,15 @@ class AbInitioSetup:
     device: torch.device = CPU
 
     def shown(self, stack: ParticleStack, found: LocalResult, grid: PoseGrid) -> Tensor:
-        """Which images (N,), searched on a grid, show a particle."""
+        """Whether each image searched on a grid shows a particle, (N,) bool."""
         blank = BlankTest(len(grid), self.space.independent)
         return blank.shown(stack.power() - found.residual, found.of_grid)
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
-    """Band of round ``number`` (from 1), in cycles per diameter: it grows from round to round."""
-    share = min(1.0, (number - 1) / max(1, config.ab_initio_rounds))
-    return config.first_band + (config.last_band - config.first_band) * share
+    """Band of round ``number`` (from 1), in cycles per particle diameter. It grows linearly with the rounds."""
+    fraction = min(1.0, (number - 1) / max(1, config.ab_initio_rounds))
+    return config.first_band + (config.last_band - config.first_band) * fraction
 
 
 def ab_initio(
@@ -95,15 +98,15 @@ def ab_initio(
     on_block: Callable[[int, int, int], None] = lambda number, total, done: None,
     history: list[Round] | None = None,
 ) -> Iterator[Round]:
-    """Yield the state after each round, until the map explains the images and no longer gains, or the rounds are used up.
+    """Yield the state after each round, until the search has converged or the maximum number of rounds is reached.
 
     Parameters
     ----------
-    volume : (box, box, box) reference to start from.
-    pose : (N,) of stage 1's encoder; its shifts centre the first search.
-    rows_seen : the subsets are drawn from these; the others are held out.
-    on_block : called with the round, the number of images it searches and how many are done.
-    history : rounds that were already made, to resume from the last; new ones are appended.
+    volume : (box, box, box) initial reference.
+    pose : (N,) poses from the encoder of stage 1. Their shifts centre the first search.
+    rows_seen : particles from which the subsets are drawn. The others are held out.
+    on_block : called with the round, the number of images to search and the number searched so far.
+    history : rounds already completed; the search resumes from the last. New rounds are appended.
     """
     config, stack = setup.config, setup.stack
     history = [] if history is None else history
@@ -132,29 +135,31 @@ def ab_initio(
 
 
 def without_old_maps(history: list[Round]) -> list[Round]:
-    """The rounds, all but the last without poses and maps, which are no longer needed."""
+    """The rounds; all but the last lose their poses and maps, which are no longer needed."""
     return [replace(r, pose=r.pose[:0], halves=r.halves.without_maps(), moved_deg=r.moved_deg[:0]) for r in history[:-1]] + [
         *history[-1:]
     ]
 
 
 def held_out_rows(n: int, config: SearchConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows held out of the ab initio search, a fifth of ``n`` at most, and the others."""
+    """Rows held out of the ab initio search, at most a fifth of ``n``, and the remaining rows."""
     order, n_held_out = torch.randperm(n, generator=generator), min(config.held_out, n // 5)
     return order[:n_held_out], order[n_held_out:]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How well a map explains images that it was not made from.
+    """How well a map explains images that were not used to make it.
 
     Attributes
     ----------
-    explained : the log-likelihood of those that show a particle, from that of noise alone (0) to that of the right map and
-        poses (1).
-    expected : what the right map of as many images would explain at least (see :func:`expected_share`).
-    against_null : by how many standard errors the map fits them better than one of the same radial mean and spectrum with random
-        phases. A search finds some likeness to anything, and every arrangement gives the radial mean.
+    explained : log-likelihood of the images that show a particle, scaled so that pure noise is 0 and the correct map and poses
+        are 1.
+    expected : lower bound of ``explained`` for a correct map made from the same number of images (see
+        :func:`expected_share`).
+    against_null : z-score of the improvement in fit over a null map, which has the same radial mean and power spectrum but
+        random phases. The null is needed because a search fits any map to noise to some extent, and because the radial mean
+        comes out the same for any set of poses.
     """
 
     explained: float
@@ -163,43 +168,43 @@ class HeldOut:
 
 
 def judge_held_out(setup: AbInitioSetup, last: Round, rows: Tensor, generator: torch.Generator) -> tuple[Round, HeldOut]:
-    """Search images that no round has searched; the state with their poses, and how well the map explains them."""
+    """Search the held-out images ``rows``. Return the state with their poses, and how well the map explains them."""
     grid = setup.space.grid(last.band, generator)
     stack, volume = setup.stack.subset(rows).band(last.band).in_memory(), last.halves.combined
     found = find_poses(reference_on(setup.device, volume), stack, last.pose[rows], grid, setup.config)
     radial = radial_mean(volume)
     null = radial + with_spectrum_of(features(randomise_phases(volume - radial, 1, generator) * setup.mask), volume - radial)
-    by_chance = find_poses(reference_on(setup.device, null), stack, last.pose[rows], grid, setup.config)
-    gain = by_chance.residual - found.residual
+    found_null = find_poses(reference_on(setup.device, null), stack, last.pose[rows], grid, setup.config)
+    gain = found_null.residual - found.residual
     z = gain.mean() / (gain.std() / len(gain) ** 0.5).clamp(min=1e-12)
-    n_made_from = min(setup.config.ab_initio_images, len(setup.stack) - len(rows))
+    n_subset = min(setup.config.ab_initio_images, len(setup.stack) - len(rows))
     shown = setup.shown(stack, found, grid)
     power, noise = stack.power()[shown], stack.noise_power()[shown]
     explained = explained_share(power, found.residual[shown], noise)
-    expected = expected_share(power, noise, len(stack.half_plane), last.band, max(1, round(n_made_from * last.shown)))
+    expected = expected_share(power, noise, len(stack.half_plane), last.band, max(1, round(n_subset * last.shown)))
     held_out = HeldOut(explained, expected, z.item())
     return replace(last, pose=_updated(last.pose, rows, found.pose)), held_out
 
 
 def expected_share(power: Tensor, noise: Tensor, n_coefficients: int, band: float, n_images: int) -> float:
-    """Share of held-out images' power above the noise that the right map, made from ``n_images`` others, explains at least.
+    """Least fraction of the signal power of held-out images that a correct map from ``n_images`` other images explains.
 
-    Such a map has noise of its own: a coefficient of shell r is seen by ``n_images / 2r`` images, which leaves
-    ``2 pi band^3 / 3 n_images`` times the noise of one coefficient in an image's half-plane. Twice that is allowed, and an
-    error of 3 % in the noise power.
+    The map itself is noisy. About ``n_images / 2r`` images contribute to a coefficient of shell r, so a slice of the map
+    carries ``2 pi band^3 / 3 n_images`` times the noise of one image coefficient, summed over the half-plane. The bound allows
+    twice that, plus a 3 % error of the noise power.
 
     Parameters
     ----------
     power : (N,) squared norms of the held-out images, inside the band.
     noise : (N,) expected squared norms of their noise.
-    n_coefficients : of an image, inside the band.
+    n_coefficients : coefficients per image inside the band.
     """
     allowed = 2 * (2 * math.pi * band**3 / (3 * n_images)) * noise.mean() / n_coefficients + 0.03 * noise.mean()
     return max(0.0, (1 - allowed / (power.mean() - noise.mean()).clamp(min=1e-6)).item())
 
 
 def with_spectrum_of(volume: Tensor, other: Tensor) -> Tensor:
-    """The volume (n, n, n) with each shell's power that of ``other``."""
+    """The volume (n, n, n), scaled shell by shell to the power of ``other``."""
     volume_ft, other_ft = centred_fft(volume, 3), centred_fft(other, 3)
     shells = radius_grid(volume.shape[-1], 3).round().long().flatten()
     n_shells = int(shells.max()) + 1
@@ -215,13 +220,18 @@ def _updated(pose: Pose, rows: Tensor, new: Pose) -> Pose:
 
 
 def explained_share(power: Tensor, residual: Tensor, noise: Tensor) -> float:
-    """``(power - residual) / (power - noise)``: means over images' squared norms, residuals and noise power, (N,) each."""
+    """``(power - residual) / (power - noise)``, each averaged over the images.
+
+    Parameters
+    ----------
+    power, residual, noise : (N,) squared norms of the images, of their residuals, and the expected noise power.
+    """
     mean = power.mean()
     return ((mean - residual.mean()) / (mean - noise.mean()).clamp(min=1e-6)).item()
 
 
 def finished(history: list[Round], config: SearchConfig) -> bool:
-    """After the set number of rounds; earlier once the map explains the images and no longer gains."""
+    """Whether to stop: after the maximum number of rounds, or once ``explained`` is high enough and has levelled off."""
     if len(history) >= config.ab_initio_rounds:
         return True
     explained = [r.explained for r in history[-4:]]

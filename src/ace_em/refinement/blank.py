@@ -1,8 +1,9 @@
-"""Images that show no particle, told by what their best pose explains.
+"""Detection of blank images (no particle) from the likelihood of their best pose.
 
-An image of noise fits any map somewhere by chance. Inserted there it writes its noise into the map, which then draws more
-noise to that view. So the empty image is a hypothesis beside all poses, and images for which it is the likeliest are left
-out of maps, noise, intensity scales and all that a map is judged by.
+A pure noise image fits any map at some pose by chance. Back-projected at that pose, it adds its noise to the map, and the map
+then attracts further noise images to the same view. The empty image is therefore tested as a hypothesis against all poses.
+Images for which it is the more probable are left out of the maps, the noise and intensity estimates, and the statistics by
+which a map is judged.
 """
 
 import math
@@ -12,51 +13,52 @@ import torch
 from torch import Tensor
 
 LEAST_SHOWN = 20
-"""With fewer images that show a particle there is nothing to tell them by: all are kept."""
+"""With fewer images that show a particle the test is unreliable, and all images are kept."""
 ITERATIONS = 200
+"""Maximum number of EM iterations for the fraction of images that show a particle."""
 
 
 @dataclass(frozen=True)
 class BlankTest:
-    """The empty image against the best of many poses.
+    """Likelihood ratio test of "shows the particle" against "blank".
 
     Attributes
     ----------
-    poses_tried : poses that the best one is the best of: each has that share of the prior of "shows the particle".
-    independent : share of an image's coefficients that are independent of each other; the disc about the particle makes
-        neighbours alike. A log-likelihood counts them all, and is that share of what it says.
+    poses_tried : number of poses searched. Each has a prior of ``1 / poses_tried`` given that the particle is there.
+    independent : fraction of the Fourier coefficients of an image that are independent. The circular mask correlates
+        neighbouring coefficients, so log-likelihoods summed over all coefficients are scaled by this fraction.
     """
 
     poses_tried: float = 1.0
     independent: float = 1.0
 
     def log_odds(self, gain: Tensor, log_sum: Tensor | None = None) -> Tensor:
-        """Log of the likelihood (N,) of "shows the particle" over "empty", both as likely before.
+        """Log-odds (N,) of "shows the particle" over "blank", with equal priors.
 
         Parameters
         ----------
-        gain : (N,) power of a whitened image less the residual that its best pose leaves, inside a band: the log-likelihood
-            of that pose less that of the empty image.
-        log_sum : (N,) log of the summed likelihoods of all poses tried. A weak image may fit many poses a little, where a
-            strong one has a peak that the grid steps over: the larger of the two counts.
+        gain : (N,) power of each whitened image minus the residual at its best pose, inside the band. This is the
+            log-likelihood of the best pose relative to that of a blank image.
+        log_sum : (N,) log of the likelihood summed over all poses tried. The larger of the two is used: a weak image fits
+            many poses about equally well, whereas the peak of a strong one may fall between the grid points.
         """
         best = self.independent * gain
         return (best if log_sum is None else torch.maximum(best, log_sum)) - math.log(self.poses_tried)
 
     def shown(self, gain: Tensor, log_sum: Tensor | None = None) -> Tensor:
-        """Which images (N,) more likely than not show the particle.
+        """Whether each image more probably shows the particle than not, (N,) bool.
 
-        The share of images that do is found beside (expectation-maximisation of a mixture of two). Where nearly all do, a
-        weak image is kept that one stack of junk would have dropped.
+        The fraction of images with a particle is the prior. It is estimated by expectation-maximisation of the two-component
+        mixture: a weak image is kept in a clean stack but rejected in a stack of mostly junk.
         """
-        log_odds, share = self.log_odds(gain, log_sum).double(), 0.5
+        log_odds, fraction = self.log_odds(gain, log_sum).double(), 0.5
         if len(gain) < LEAST_SHOWN:
             return torch.ones_like(gain, dtype=torch.bool)
-        least = 1 / (2 * len(gain))
+        minimum = 1 / (2 * len(gain))
         for _ in range(ITERATIONS):
-            probability = torch.sigmoid(log_odds + math.log(share / (1 - share)))
-            before, share = share, min(max(probability.mean().item(), least), 1 - least)
-            if abs(share - before) < 1e-6:
+            probability = torch.sigmoid(log_odds + math.log(fraction / (1 - fraction)))
+            previous, fraction = fraction, min(max(probability.mean().item(), minimum), 1 - minimum)
+            if abs(fraction - previous) < 1e-6:
                 break
-        shown = log_odds + math.log(share / (1 - share)) > 0
+        shown = log_odds + math.log(fraction / (1 - fraction)) > 0
         return shown if shown.sum() >= LEAST_SHOWN else torch.ones_like(shown)
