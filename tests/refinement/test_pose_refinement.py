@@ -165,7 +165,7 @@ def test_images_that_no_longer_move_are_left_alone(particle: Any, monkeypatch: p
     # nearly all are done long before the tries are used up
     assert steps[4] < 40 and steps[8] < 25 and sum(steps) < 10 * 60
     # and as good as if they had all been tried
-    monkeypatch.setattr(local, "STILL", 0.0)
+    monkeypatch.setattr(local, "CONVERGED", 0.0)
     steps.clear()
     patient = refine_poses(p.volume_ft, p.images, start, 30)
     assert sum(steps) > 20 * 60
@@ -185,7 +185,7 @@ def test_a_rejected_step_is_tried_again(particle: Any, monkeypatch: pytest.Monke
         return torch.where(uphill[:, None], -move, move) if len(damping_seen) == 1 else move
 
     monkeypatch.setattr(local, "damped_step", misled)
-    monkeypatch.setattr(local, "STILL", float("inf"))
+    monkeypatch.setattr(local, "CONVERGED", float("inf"))
     found = refine_poses(p.volume_ft, p.images, start, 6)
     assert steps == [60, 30]
     # taken back, and damped more
@@ -201,7 +201,7 @@ def test_move_of_the_rim(particle: Any) -> None:
     images = particle(1).images.band(5)
     moves = torch.tensor([[0.0, 0.1, 0, 0, 0], [0, 0, 0, 0.6, 0.8], [0.3, 0, 0.4, 0, 0.1]])
     assert float(images.half_plane.radius[-1]) == 5
-    assert local._rim_move(images.batch(slice(None)), moves).tolist() == pytest.approx([0.5, torch.pi / 2, 2.5])
+    assert local._edge_move(images.batch(slice(None)), moves).tolist() == pytest.approx([0.5, torch.pi / 2, 2.5])
 
 
 def test_the_best_of_several_starts_wins(particle: Any) -> None:

@@ -110,7 +110,7 @@ def test_b_factor_is_kept_in_a_sane_range() -> None:
     rising, note = guinier_b_factor(falling(noise(BOX, 0), -100), torch.ones(BOX // 2 + 1), 22, PIXEL)
     assert rising == 0 and "100 is outside" in note
     steep, note = guinier_b_factor(falling(noise(BOX, 0).double(), 1500), torch.ones(BOX // 2 + 1), 16, PIXEL)
-    assert steep == -1000 and "outside of -1000 to 0" in note
+    assert steep == -1000 and "outside the range -1000 to 0" in note
 
 
 def test_maps_without_a_particle() -> None:

@@ -1,7 +1,8 @@
-"""Stage 2, first part: the ab initio search, from stage 1's map to the right arrangement of views.
+"""Stage 2, first part: the ab initio search, which turns the map and poses of stage 1 into a correct initial model.
 
-Each round searches a fresh random subset: a small one is cheap, and the change of images moves the map out of half-right
-arrangements. Some images are held out of every subset: how well the map explains those decides how good a start is.
+Each round searches a new random subset of the particles. A small subset is cheap, and changing it helps the map escape local
+optima in which only part of the poses are right. Some particles are held out of all subsets; how well the map explains them
+ranks the starts.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,18 +38,20 @@ class Round:
     Attributes
     ----------
     number : from 1.
-    pose : (N,) poses at the working box; those of images outside the subset are from an earlier round.
-    halves : maps from two halves of the subset (their poses share a reference: the FSC sets the prior and is no evidence).
+    pose : (N,) poses at the working box. Images outside the subset keep the pose of an earlier round.
+    halves : maps from two halves of the subset. Their poses share a reference, so the halves are not independent: their FSC
+        sets the prior but does not measure the resolution.
     band : last shell searched.
-    moved_deg : change of orientation of the images of the subset.
-    stable : share of them that moved by less than ``stable_deg``.
-    explained : share of the subset's power above the noise, inside the band, that the map *before* the round accounts for at the
-        best poses; near 1 when it is right. Half-right arrangements can be perfectly stable: this share tells them.
-    expected : what noise lets the right map of as many images explain at least.
-    shown : share of the subset that is in the map. The other images show no particle, or fit the second map better, and
-        ``stable`` and ``explained`` do not count them.
-    in_second : share of the subset that is in the second map.
-    second : the second map (:mod:`ace_em.refinement.second_map`), where there is one.
+    moved_deg : (n,) change of orientation of each image of the subset.
+    stable : fraction of the subset that moved by less than ``stable_deg``.
+    explained : fraction of the subset's signal power (power above the noise, inside the band) explained by the map from before
+        the round at the best poses. It is near 1 for a correct map. A partly wrong set of poses can be perfectly stable, so
+        stability alone is not enough.
+    expected : least fraction that a correct map from as many images would explain (:func:`expected_share`).
+    shown : fraction of the subset that is in the map. The other images show no particle or fit the second map better; ``stable``
+        and ``explained`` exclude them.
+    in_second : fraction of the subset that is in the second map.
+    second : the second map (:mod:`ace_em.refinement.second_map`), if there is one.
     """
 
     number: int
@@ -80,9 +83,9 @@ class AbInitioSetup:
 
     Attributes
     ----------
-    stack : the images, on the whole working half-plane, brought to ``device`` block by block; poses and maps are on the CPU.
-    mask : soft ball for the maps.
-    space : the poses that are searched.
+    stack : images on the full half-plane of the working box, moved to ``device`` in blocks. Poses and maps stay on the CPU.
+    mask : (box, box, box) soft spherical mask of the maps.
+    space : the poses to search.
     """
 
     stack: ParticleStack
@@ -109,9 +112,9 @@ def subset_size(history: list[Round], config: SearchConfig) -> int:
 
 
 def band_per_diameter(number: int, config: SearchConfig) -> float:
-    """Band of round ``number`` (from 1), in cycles per diameter: it grows from round to round."""
-    share = min(1.0, (number - 1) / max(1, config.ab_initio_rounds))
-    return config.first_band + (config.last_band - config.first_band) * share
+    """Band of round ``number`` (from 1), in cycles per particle diameter. It grows linearly with the rounds."""
+    fraction = min(1.0, (number - 1) / max(1, config.ab_initio_rounds))
+    return config.first_band + (config.last_band - config.first_band) * fraction
 
 
 def ab_initio(
@@ -123,15 +126,15 @@ def ab_initio(
     on_block: Callable[[int, int, int], None] = lambda number, total, done: None,
     history: list[Round] | None = None,
 ) -> Iterator[Round]:
-    """Yield the state after each round, until the map explains the images and no longer gains, or the rounds are used up.
+    """Yield the state after each round, until the search has converged or the maximum number of rounds is reached.
 
     Parameters
     ----------
-    volume : (box, box, box) reference to start from.
-    pose : (N,) of stage 1's encoder; its shifts centre the first search.
-    rows_seen : the subsets are drawn from these; the others are held out.
-    on_block : called with the round, the number of images it searches and how many are done.
-    history : rounds that were already made, to resume from the last; new ones are appended.
+    volume : (box, box, box) initial reference.
+    pose : (N,) poses from the encoder of stage 1. Their shifts centre the first search.
+    rows_seen : particles from which the subsets are drawn. The others are held out.
+    on_block : called with the round, the number of images to search and the number searched so far.
+    history : rounds already completed; the search resumes from the last. New rounds are appended.
     """
     config, stack = setup.config, setup.stack
     history = [] if history is None else history
@@ -192,7 +195,7 @@ def of_first_map(setup: AbInitioSetup, last: Round, generator: torch.Generator) 
 
 
 def without_old_maps(history: list[Round]) -> list[Round]:
-    """The rounds, all but the last without poses and maps, which are no longer needed."""
+    """The rounds; all but the last lose their poses and maps, which are no longer needed."""
     old = history[:-1]
     return [
         *(replace(r, pose=r.pose[:0], halves=r.halves.without_maps(), moved_deg=r.moved_deg[:0], second=None) for r in old),
@@ -208,7 +211,7 @@ def updated_poses(pose: Pose, rows: Tensor, new: Pose) -> Pose:
 
 
 def stalled(history: list[Round], config: SearchConfig) -> bool:
-    """Whether the map explains less than noise allows and has gained next to nothing in two rounds."""
+    """Whether the map explains less than the noise allows and has hardly gained in two rounds."""
     if len(history) < 3 or history[-1].explained >= history[-1].expected - config.tolerance:
         return False
     explained = [r.explained for r in history]
@@ -216,9 +219,9 @@ def stalled(history: list[Round], config: SearchConfig) -> bool:
 
 
 def finished(history: list[Round], config: SearchConfig) -> bool:
-    """After the set number of rounds; earlier once the map explains the images and no longer gains.
+    """Whether to stop: after the maximum number of rounds, or once ``explained`` is high enough and has levelled off.
 
-    Beside a second map it also ends when the first explains too little and no longer gains: the next start will know which
+    With a second map it also stops once the first explains too little and has levelled off: the next start will know which
     images to leave out.
     """
     if len(history) >= config.ab_initio_rounds:

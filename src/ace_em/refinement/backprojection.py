@@ -19,7 +19,13 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Inserted images: ``grid`` (3, P + 1, P + 1, P / 2 + 1) of data (real, imaginary) and squared effective CTF, ``box``."""
+    """Sums of inserted images on the padded Fourier grid.
+
+    Attributes
+    ----------
+    grid : (3, P + 1, P + 1, P / 2 + 1), with P the padded size: data (real, imaginary) and squared effective CTF.
+    box : unpadded box in pixels.
+    """
 
     grid: Tensor
     box: int
@@ -31,12 +37,13 @@ class Accumulator:
 def accumulate(
     stack: ParticleStack, pose: Pose, rows: Tensor | None = None, pad: int = 2, device: torch.device = CPU
 ) -> Accumulator:
-    """Insert images at their poses (N,): sum of ``h conj(shift) y`` and of ``h^2``, ``h`` the effective CTF.
+    """Back-project images: sum ``h conj(shift) y`` and ``h^2`` at their poses, with ``h`` the effective CTF.
 
     Parameters
     ----------
-    rows : the images that are inserted; all by default.
-    device : where they are inserted, block by block; the result is where the poses are.
+    pose : (N,) poses of all images of the stack.
+    rows : images to insert; all by default.
+    device : device that inserts them, in blocks. The result is returned on the device of the poses.
     """
     size = padded_size(stack.box, pad)
     like = stack.intensity_scale
@@ -50,7 +57,7 @@ def accumulate(
 
 
 def _plane_shells(accumulator: Accumulator, z: int) -> Tensor:
-    """Integer shell (P + 1, P / 2 + 1) of the unpadded box of every voxel in a plane of the grid."""
+    """Shell of every voxel in plane ``z`` of the grid, (P + 1, P / 2 + 1) integers in shells of the unpadded box."""
     size = accumulator.grid.shape[1] - 1
     axis = frequencies(size + 1)
     x = torch.arange(size // 2 + 1, dtype=axis.dtype)
@@ -59,14 +66,14 @@ def _plane_shells(accumulator: Accumulator, z: int) -> Tensor:
 
 
 def wiener(accumulator: Accumulator, ssnr: Tensor) -> Tensor:
-    """Volume (box, box, box) of inserted images, regularised by the spectral signal-to-noise ratio.
+    """Wiener-filtered map (box, box, box) from inserted images.
 
     Parameters
     ----------
-    ssnr : (box // 2 + 1,) signal over noise power of the map, shell by shell; a shell of 0 is left out.
+    ssnr : (box // 2 + 1,) spectral signal-to-noise ratio of the map; shells with 0 are set to 0.
     """
     n_shells, power = accumulator.box // 2 + 1, accumulator.grid[2]
-    # 1 / tau^2 of the prior; the floor keeps empty voxels of a well-sampled shell finite
+    # 1 / tau^2 of the prior; the limit on the SSNR keeps empty voxels of a well-sampled shell finite
     prior = _mean_power(accumulator) / ssnr.clamp(min=1e-4, max=1e3)
     prior = torch.where(ssnr > 0, prior, torch.inf)
 
@@ -80,17 +87,24 @@ def wiener(accumulator: Accumulator, ssnr: Tensor) -> Tensor:
 
 
 def ssnr_from_fsc(fsc: Tensor, combined: bool) -> Tensor:
-    """SSNR of one half-map, ``FSC / (1 - FSC)``, or of the map of both halves, twice that (Rosenthal and Henderson 2003)."""
+    """SSNR from the half-map FSC (Rosenthal and Henderson 2003).
+
+    ``FSC / (1 - FSC)`` for one half-map, and twice that for the map of all particles (``combined``).
+    """
     fsc = fsc.clamp(0.0, 0.999)
     return fsc / (1 - fsc) * (2 if combined else 1)
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Two half-maps as references (Wiener-filtered, in the ball), the map of both, and the FSC between the halves.
+    """Two half-maps, the map of both halves, and the half-map FSC.
 
-    ``weak1`` and ``weak2`` are the halves over the whole box with a weak prior, :data:`WEAK_SSNR` in every shell: what the FSC
-    is measured from.
+    Attributes
+    ----------
+    half1, half2 : (box, box, box) half-maps for use as references: Wiener-filtered and masked with a soft ball.
+    combined : (box, box, box) map of both halves, filtered and masked likewise.
+    fsc : (box // 2 + 1,) FSC between ``weak1`` and ``weak2`` inside the ball.
+    weak1, weak2 : (box, box, box) unmasked half-maps with a weak prior, :data:`WEAK_SSNR` in every shell.
     """
 
     half1: Tensor
@@ -101,32 +115,32 @@ class Halves:
     weak2: Tensor
 
     def features_fsc(self, mask: Tensor) -> Tensor:
-        """FSC (n // 2 + 1,) between the halves inside a ball, without their radial means.
+        """FSC (n // 2 + 1,) between the half-maps inside a mask, with their radial means subtracted.
 
-        A ball or a shell looks the same from everywhere: any arrangement of poses gives it, so its FSC is no evidence for one.
+        The radial mean comes out the same for any set of poses, so its correlation says nothing about the poses.
         """
         return fourier_shell_correlation(*(features(half * mask) for half in (self.weak1, self.weak2)))
 
     def without_maps(self) -> "Halves":
-        """The FSC alone."""
-        nothing = torch.empty(0)
-        return Halves(nothing, nothing, nothing, self.fsc, nothing, nothing)
+        """Keep only the FSC."""
+        empty = torch.empty(0)
+        return Halves(empty, empty, empty, self.fsc, empty, empty)
 
 
 WEAK_SSNR = 20.0
-"""Spectral signal-to-noise ratio of the weak prior: it keeps voxels with few data finite, and damps well-sampled ones by 1/20."""
+"""SSNR of the weak prior. It keeps poorly sampled voxels finite and damps well-sampled ones by about 1/20."""
 
 
 def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halves:
-    """Maps of two halves and of both, with the prior that their FSC gives.
+    """Half-maps and combined map, Wiener-filtered with the SSNR from the half-map FSC.
 
     Parameters
     ----------
-    one, two : inserted halves.
-    mask : (box, box, box) soft ball inside which the FSC is measured and the references are kept.
+    one, two : inserted images of each half.
+    mask : (box, box, box) soft ball, applied to the half-maps before the FSC and to the references.
     """
     flat = torch.full((one.box // 2 + 1,), WEAK_SSNR)
-    # what the weak prior takes from well-sampled voxels is given back
+    # undo the damping of well-sampled voxels by the weak prior
     weak = [wiener(a, flat) * (1 + 1 / WEAK_SSNR) for a in (one, two)]
     fsc = fourier_shell_correlation(weak[0] * mask, weak[1] * mask)
     prior = fsc.clone()
@@ -138,10 +152,10 @@ def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halv
 
 
 def unfiltered_map(accumulator: Accumulator) -> Tensor:
-    """The map (box, box, box) of inserted images without a prior, as ``relion_reconstruct --skip_gridding`` makes it.
+    """Map (box, box, box) of inserted images without a prior, as from ``relion_reconstruct --skip_gridding``.
 
-    Data over weight, voxel by voxel. As in RELION's ``BackProjector::reconstruct``, a weight is no less than a thousandth of the
-    mean over its shell, so that voxels which hardly any image reaches stay finite; beyond Nyquist there is nothing.
+    Each voxel is its data divided by its weight. As in RELION's ``BackProjector::reconstruct``, the weight is at least a
+    thousandth of its shell mean, so that poorly sampled voxels stay finite. Beyond Nyquist the map is zero.
     """
     n_shells, power = accumulator.box // 2 + 1, accumulator.grid[2]
     mean = _mean_power(accumulator)
@@ -149,14 +163,14 @@ def unfiltered_map(accumulator: Accumulator) -> Tensor:
     def weight(z: int) -> Tensor:
         shells = _plane_shells(accumulator, z)
         inside = shells < n_shells
-        least = 1e-3 * mean[shells.clamp(max=n_shells - 1)]
-        return torch.where(inside, 1 / torch.maximum(power[z], least).clamp(min=1e-20), 0.0)
+        floor = 1e-3 * mean[shells.clamp(max=n_shells - 1)]
+        return torch.where(inside, 1 / torch.maximum(power[z], floor).clamp(min=1e-20), 0.0)
 
     return ft_to_volume(accumulator.grid, accumulator.box, weight)
 
 
 def _mean_power(accumulator: Accumulator) -> Tensor:
-    """Mean (box // 2 + 1,) of the squared effective CTF in each shell."""
+    """Mean squared effective CTF of each shell, (box // 2 + 1,)."""
     n_shells, power = accumulator.box // 2 + 1, accumulator.grid[2]
     sums = torch.zeros(2, n_shells)
     for z, plane in enumerate(power):

@@ -1,7 +1,8 @@
-"""Defocus of every particle, from how its image fits the map: one offset added to U and V; astigmatism stays as it is.
+"""Per-particle defocus refinement: one offset, added to both U and V, so that the astigmatism is unchanged.
 
-An offset d moves the CTF's argument by ``pi lambda k^2 d``. With Q the CTF a quarter of a wave on, the CTF at the offset is
-``C cos(pi lambda k^2 d) + Q sin(pi lambda k^2 d)``: the fit of all images at all offsets of a grid is a few matrix products.
+An offset d changes the phase of the CTF by ``pi lambda k^2 d``. With C the CTF and Q its quadrature (C with the phase advanced
+by 90 degrees), the CTF at the offset is ``C cos(pi lambda k^2 d) + Q sin(pi lambda k^2 d)``. All images can therefore be
+compared with the map at all offsets of a grid by a few matrix products.
 """
 
 import math
@@ -18,14 +19,20 @@ from ace_em.physics.pose import Pose
 
 BLOCK = 128
 STEP = 0.35
-"""Radians that the CTF's argument moves from one offset of the grid to the next, at the highest frequency."""
+"""Change of the CTF phase between neighbouring offsets of the grid at the highest frequency, in radians."""
 SCALE_SD = 1.0
-"""Prior spread of an image's intensity scale about its own: wide, so that an image may turn out to show nothing."""
+"""Prior standard deviation of the intensity scale, relative to the current scale. Wide, so that a blank image can scale to 0."""
 
 
 @dataclass(frozen=True)
 class DefocusFit:
-    """``offset_angstrom`` (N,) to add to U and V; ``at_limit`` images, best at the end of the range, have offset 0."""
+    """Fitted defocus offsets.
+
+    Attributes
+    ----------
+    offset_angstrom : (N,) to add to U and V.
+    at_limit : number of images with the best fit at a limit of the range; their offset is set to 0.
+    """
 
     offset_angstrom: Tensor
     at_limit: int
@@ -40,15 +47,16 @@ def refine_defocus(
     prior_sd_angstrom: float,
     earlier_angstrom: Tensor | None = None,
 ) -> DefocusFit:
-    """The most probable defocus of every image (N,), the map and its pose given.
+    """The most probable defocus offset of each image, given the map and the poses.
 
     Parameters
     ----------
-    volume_ft : the map, of these images' own half-set, on the device that does the work.
-    stack : images, cut to the band that counts.
-    range_angstrom : offsets from minus to plus this are tried.
-    prior_sd_angstrom : expected spread of the defocus about that of the file.
-    earlier_angstrom : (N,) offsets that earlier rounds added, so that the prior stays about the file's defocus.
+    volume_ft : map of the half-set that these images belong to, on the device to compute on.
+    stack : images, cut to the band to use.
+    pose : (N,) their poses.
+    range_angstrom : offsets from ``-range_angstrom`` to ``+range_angstrom`` are tried.
+    prior_sd_angstrom : standard deviation of a Gaussian prior, centred on the defocus of the input file.
+    earlier_angstrom : (N,) offsets added in earlier rounds, which keep the prior centred on the input defocus.
     """
     earlier, device = torch.zeros(len(stack)) if earlier_angstrom is None else earlier_angstrom, volume_ft.device
     voltage, best = stack.ctf.voltage_kv, torch.zeros(len(stack))
@@ -64,7 +72,7 @@ def refine_defocus(
 
 @dataclass(frozen=True)
 class OffsetGrid:
-    """Offsets (g,) in even steps, and ``phase`` (n, g), what each adds to the CTF's argument."""
+    """Evenly spaced defocus offsets (g,), and the change ``phase`` (n, g) of the CTF phase at each, in radians."""
 
     offset_angstrom: Tensor
     phase: Tensor
@@ -73,7 +81,7 @@ class OffsetGrid:
         return OffsetGrid(self.offset_angstrom.to(device), self.phase.to(device))
 
     def lowest(self, misfit: Tensor) -> Tensor:
-        """Offset (b,) at the vertex of the parabola about the least ``misfit`` (b, g); NaN where that is at an end."""
+        """Offset (b,) of the lowest ``misfit`` (b, g), by parabolic interpolation; NaN if it is at an end of the grid."""
         index = misfit.argmin(1)
         inside = index.clamp(1, misfit.shape[1] - 2)
         left, middle, right = (misfit.gather(1, inside[:, None] + i)[:, 0] for i in (-1, 0, 1))
@@ -93,20 +101,21 @@ def _grid(half_plane: HalfPlane, voltage_kv: Tensor, pixel_size_angstrom: float,
 
 
 def _misfit(volume_ft: VolumeFT, batch: Batch, pose: Pose, grid: OffsetGrid) -> Tensor:
-    """``|y - s p|^2 - |y|^2`` (b, g) of images y and predictions p at every offset, s the most probable scale for each.
+    """``|y - s p|^2 - |y|^2`` (b, g) of images y and projections p at each offset, with s the most probable scale at that offset.
 
-    With s held at 1, an image without a particle would go to the offset whose CTF hides the map best, whatever the prior of the
-    offset. Freeing it costs the others nothing that could be measured.
+    With s fixed at 1, a blank image would move to the offset at which the CTF suppresses the map most, regardless of the
+    prior on the offset. Fitting s has no measurable cost for the other images.
     """
     slices = central_slices(volume_ft, batch.half_plane, pose.rotation)
     product = (batch.image_ft * (slices * shift_phase(batch.half_plane, pose.shift_px)).conj()).real
     power = slices.abs().square()
-    now, ahead = batch.effective_ctf, batch.quadrature()
+    ctf, quadrature = batch.effective_ctf, batch.quadrature()
     cos, sin = torch.cos(grid.phase), torch.sin(grid.phase)
-    overlap = (product * now) @ cos + (product * ahead) @ sin
-    # (C cos + Q sin)^2 by the double angle
-    constant = (power * (now.square() + ahead.square())).sum(1, keepdim=True)
-    strength = (power * (now.square() - ahead.square())) @ (cos.square() - sin.square()) + (power * now * ahead) @ (4 * sin * cos)
+    overlap = (product * ctf) @ cos + (product * quadrature) @ sin
+    # (C cos + Q sin)^2 by the double-angle formulas
+    constant = (power * (ctf.square() + quadrature.square())).sum(1, keepdim=True)
+    in_phase, mixed = power * (ctf.square() - quadrature.square()), power * ctf * quadrature
+    strength = in_phase @ (cos.square() - sin.square()) + mixed @ (4 * sin * cos)
     strength = (constant + strength) / 2
     prior = 0.5 / SCALE_SD**2
     return prior - (overlap + prior).clamp(min=0).square() / (strength + prior)

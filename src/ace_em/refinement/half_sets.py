@@ -1,8 +1,8 @@
-"""Two half-sets searched and refined independently; their maps meet only for the FSC and a common frame.
+"""Independent search and refinement of two half-sets; the half-maps are compared only for the FSC and for a common frame.
 
-Both start from the ab initio map low-passed at the shared band, and forget the poses that made it: the first round searches
-every pose anew. What the halves share lies below that band (and in the starting shifts, which every round searches again);
-beyond it each half-map is made from its own images alone, so that agreement there is evidence.
+Both halves start from the ab initio map, low-passed at the shared band. The ab initio poses are discarded: the first round
+searches all poses from scratch. The halves share only the map below that band, and the starting shifts, which every round
+searches again. Beyond the band each half-map comes from its own images alone, so the FSC there is a valid resolution estimate.
 """
 
 import math
@@ -34,13 +34,13 @@ from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses
 from ace_em.refinement.symmetry import symmetrise
 
 GROWTH = 1.35
-"""A band may always grow by this factor from one round to the next."""
+"""Factor by which the band may always grow from one round to the next."""
 REACH = 0.5
-"""And to this over the poses' median move in radians: shell r sees poses about 1/r away."""
+"""The band may also grow to this over the median pose change in radians: at shell r, refinement converges within about 1/r."""
 
 PoseUpdate = Callable[[VolumeFT, ParticleStack, Pose, Tensor, int], LocalResult]
-"""New poses of a block of images: the reference, the images, their poses, their rows in the whole set, and how many images of
-the half-set came before them."""
+"""Function that finds new poses for a block of images. Its arguments are the reference, the images, their poses, their rows in
+the whole set, and the number of images of the half-set in earlier blocks."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class HalfSets:
 
     Attributes
     ----------
-    stack : all N images as they were read: noise of the survey, intensity scale 1, defocus of the file.
+    stack : all N images as read, with the noise of the survey, intensity scale 1 and the defocus of the input file.
     half_set : (N,) 1 or 2.
-    mask : (box, box, box) soft ball for maps.
+    mask : (box, box, box) soft ball for the maps.
     group : (g, 3, 3) point group.
-    device : where images are brought block by block; poses and maps are on the CPU.
-    test : tells images that show no particle, within each half by itself.
-    content_band : last shell that it looks at: beyond it, small differences of the noise between images outweigh the signal.
+    device : device to which images are moved in blocks. Poses and maps stay on the CPU.
+    test : test for images that show no particle, applied to each half separately.
+    content_band : last shell that the test looks at. Beyond it, small differences in noise between images outweigh the signal.
     """
 
     stack: ParticleStack
@@ -71,7 +71,7 @@ class HalfSets:
         return torch.nonzero(self.half_set == 1)[:, 0], torch.nonzero(self.half_set == 2)[:, 0]
 
     def stack_of(self, state: "HalfSetState") -> ParticleStack:
-        """The images with the noise, intensity scale and defocus that a state has found."""
+        """The images with the noise, intensity scales and defocus of a state."""
         stack = self.stack.with_noise(state.noise).with_intensity_scale(state.intensity_scale)
         return stack.with_ctf(stack.ctf.defocused(state.defocus_offset_angstrom))
 
@@ -82,15 +82,16 @@ class HalfSetState:
 
     Attributes
     ----------
-    pose : (N,).
-    halves : the half-maps, the map of both, their FSC.
-    band : last shell that the poses were fitted to.
-    moved_deg : (N,) change of orientation, up to the point group; of the first images only where no others are watched.
-    content : what the N images show. Those that show no particle are in no map, and nothing else here counts them.
-    explained : share of the power above the noise, inside the band, that each half's reference and poses accounted for.
+    pose : (N,) poses.
+    halves : half-maps, combined map and FSC.
+    band : last shell used to fit the poses.
+    moved_deg : (n,) change of orientation in the last round, modulo the point group. It holds the first n images only if a
+        caller tracks just those; otherwise n is N.
+    content : what each of the N images shows. Images without the particle enter no map and no statistic of this state.
+    explained : fraction of the signal power (power above the noise, inside the band) explained by the references and poses.
     noise : noise power of each group of images.
-    intensity_scale : (N,), 1 on average.
-    defocus_offset_angstrom : (N,) fitted, to add to the file's U and V.
+    intensity_scale : (N,) intensity scales with a mean of 1.
+    defocus_offset_angstrom : (N,) fitted offsets to add to the U and V of the input file.
     """
 
     pose: Pose
@@ -129,28 +130,35 @@ def low_pass(volume: Tensor, shell: float) -> Tensor:
 
 
 def change_box(volume: Tensor, box: int) -> Tensor:
-    """Resample keeping the transform's values (not the grey values): stacks of all working boxes share the full box's scale."""
+    """Resample a volume by cropping or padding its Fourier transform.
+
+    The Fourier coefficients keep their values, the voxel values do not: image stacks at all working boxes have the coefficients
+    of the full box.
+    """
     return centred_ifft(resize(centred_fft(volume, 3), box, 3), 3).real
 
 
 def first_state(stack: ParticleStack, pose: Pose, halves: Halves, band: float) -> HalfSetState:
-    """A state of poses and maps from elsewhere: nothing known of how stable they are, noise and scale as the stack has them."""
+    """State from given poses and maps, with the noise and intensity scales of the stack.
+
+    The stability of the poses is unknown, so all images count as moved by 180 degrees and as showing a particle.
+    """
     n = len(stack)
     moved, content = torch.full((n,), 180.0), Content.of_particles(n, pose.shift_px)
     return HalfSetState(pose, halves, band, moved, content, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n))
 
 
 def shared_start(stack: ParticleStack, volume: Tensor, pose: Pose, shell: float) -> HalfSetState:
-    """The state that both halves start from: one map, low-passed at ``shell``."""
+    """Starting state, in which both halves have the same map, low-passed at ``shell``."""
     common = low_pass(volume, shell)
     fsc = (torch.arange(volume.shape[-1] // 2 + 1) <= shell).float()
     return first_state(stack, pose, Halves(common, common, common, fsc, common, common), shell)
 
 
 def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate | None) -> HalfSetState:
-    """One round: new poses for each half from its own map, then noise and intensity scale from the residuals, then new maps.
+    """One round: new poses of each half against its own map, then noise and intensity scales from the residuals, then new maps.
 
-    Without an ``update`` the poses, and how far they moved last, stay.
+    With ``update`` None only the maps are made anew.
     """
     if update is not None:
         state = _with_new_poses(sets, state, band, update)
@@ -159,15 +167,15 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
 
 
 def inserted_halves(sets: HalfSets, state: HalfSetState) -> tuple[Accumulator, Accumulator]:
-    """The images of each half that show a particle, inserted at their poses, the point group imposed."""
+    """Back-project the images of each half that show a particle, and impose the point group."""
     stack = sets.stack_of(state)
-    rows = [mine[state.shown[mine]] for mine in sets.rows]
-    one, two = (symmetrise(accumulate(stack, state.pose, mine, device=sets.device), sets.group) for mine in rows)
+    rows = [half[state.shown[half]] for half in sets.rows]
+    one, two = (symmetrise(accumulate(stack, state.pose, half, device=sets.device), sets.group) for half in rows)
     return one, two
 
 
 def unfiltered_halves(sets: HalfSets, state: HalfSetState) -> tuple[Tensor, Tensor]:
-    """The half-maps (box, box, box) without any prior, for post-processing in another program."""
+    """Half-maps (box, box, box) without a prior, for post-processing in other programs."""
     one, two = inserted_halves(sets, state)
     return unfiltered_map(one), unfiltered_map(two)
 
@@ -176,18 +184,19 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
     stack, rows = sets.stack_of(state), sets.rows
     inner = stack.band(band)
     power = inner.power()
-    found, left, content = [], [], []
-    for volume, mine in zip((state.halves.half1, state.halves.half2), rows, strict=True):
+    found, statistics, content = [], [], []
+    for volume, half in zip((state.halves.half1, state.halves.half2), rows, strict=True):
         reference, parts = reference_on(sets.device, volume), list[LocalResult]()
-        for some in stack.blocks(mine):
+        for block in stack.blocks(half):
             done = sum(len(p.residual) for p in parts)
-            parts.append(update(reference, inner.subset(some).in_memory(), state.pose[some], some, done))
-        found.append(LocalResult.cat(parts))
-        shells = shell_power(reference, inner.band(min(band, sets.content_band)).subset(mine), found[-1].pose)
-        content.append(sets.test.content(shells, found[-1].of_grid))
-        shown = content[-1].shows_particle
-        left.append(residuals(reference, stack, found[-1].pose[shown], mine[shown]))
-    # the halves' frames drift apart, which would lower the FSC; the maps alone say by how much
+            parts.append(update(reference, inner.subset(block).in_memory(), state.pose[block], block, done))
+        result = LocalResult.cat(parts)
+        found.append(result)
+        shells = shell_power(reference, inner.band(min(band, sets.content_band)).subset(half), result.pose)
+        content.append(sets.test.content(shells, result.of_grid))
+        shown_in_half = content[-1].shows_particle
+        statistics.append(residuals(reference, stack, result.pose[shown_in_half], half[shown_in_half]))
+    # the frames of the half-maps drift apart, which would lower the FSC; measure the drift from the maps and remove it
     drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc, state.fsc143_shell)
     order = torch.cat(rows).argsort()
     pose, of_all = Pose.cat([found[0].pose, apply_frame(found[1].pose, drift)])[order], Content.cat(content)[order]
@@ -200,14 +209,18 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
         moved_deg=moved,
         content=of_all,
         explained=explained_share(power[shown], residual[shown], inner.noise_power()[shown]),
-        noise=updated_noise(stack, left),
-        intensity_scale=updated_intensity_scale(stack, left),
+        noise=updated_noise(stack, statistics),
+        intensity_scale=updated_intensity_scale(stack, statistics),
     )
 
 
 @dataclass(frozen=True)
 class SearchUpdate:
-    """Search on a grid. ``settled`` (N,) images are only followed; None: a first round, in which no earlier pose counts."""
+    """Pose update by a search on a grid.
+
+    Images that are ``settled``, (N,) bool, are only refined locally. ``settled`` is None in the first round, which ignores all
+    earlier poses.
+    """
 
     grid: PoseGrid
     config: SearchConfig
@@ -215,8 +228,8 @@ class SearchUpdate:
     on_block: Callable[[int], None]
 
     def __call__(self, reference: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
-        def on_block(of_these: int) -> None:
-            self.on_block(done + of_these)
+        def on_block(done_here: int) -> None:
+            self.on_block(done + done_here)
 
         if self.settled is None:
             return find_poses(reference, stack, pose, self.grid, self.config, False, on_block)
@@ -224,7 +237,7 @@ class SearchUpdate:
 
 
 def settled_rows(history: list[HalfSetState], config: SearchConfig) -> Tensor | None:
-    """Images (N,) whose pose two searches in a row have confirmed; None before the first search."""
+    """Images whose pose was stable in the last two rounds, (N,) bool; None before the first search."""
     if len(history) == 1:
         return None
     last = [state.moved_deg < config.stable_deg for state in history[-2:]]
@@ -238,11 +251,13 @@ def search_half_sets(
     generator: torch.Generator,
     on_block: Callable[[int, int], None] = lambda number, done: None,
 ) -> Iterator[HalfSetState]:
-    """Search every image against its own half's map until poses and maps no longer change; yield the state of each round.
+    """Search all images against the map of their own half until poses and maps are stable; yield the state of each round.
 
-    ``history`` holds the shared start, and the rounds already made; new ones are appended. The first round uses the grid alone:
-    the poses that made the shared map are forgotten, and their shifts are where its shifts are centred. ``on_block`` is called
-    with the round and the number of images of the present half that are done.
+    Parameters
+    ----------
+    history : the shared starting state and the rounds already completed; new rounds are appended. The first round takes poses
+        from the grid alone: of the ab initio poses only the shifts are used, as the centre of the shift grid.
+    on_block : called with the round and the number of images of the current half searched so far.
     """
     config = space.config
     while not search_finished(history, config):
@@ -254,7 +269,11 @@ def search_half_sets(
 
 
 def search_finished(history: list[HalfSetState], config: SearchConfig) -> bool:
-    """Nearly all poses stable and the half-maps no better for it, or no more stable than in the three rounds before."""
+    """Whether to stop the search.
+
+    It stops once nearly all poses are stable and the FSC no longer improves, once the fraction of stable poses has not risen
+    above that of the previous three rounds, or after the maximum number of rounds.
+    """
     rounds = history[1:]
     if len(rounds) >= config.max_rounds:
         return True
@@ -267,10 +286,12 @@ def search_finished(history: list[HalfSetState], config: SearchConfig) -> bool:
 
 
 def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: RefineConfig) -> Iterator[HalfSetState]:
-    """Local steps, each half on its own map, as the band grows with the FSC; yield the state of each round at this box.
+    """Refine poses locally, each half against its own map, as the band grows with the FSC; yield the state of each round.
 
-    ``history`` holds the state that the box is entered with, and the rounds already made; new ones are appended. The first
-    round keeps the poses: it makes the maps of this box, and their FSC.
+    Parameters
+    ----------
+    history : the state at the start of this working box and the rounds already completed; new rounds are appended. The first
+        round keeps the poses and makes the maps and the FSC at this box.
     """
     nyquist, first_band = sets.stack.box / 2, history[0].band
     if len(history) == 1:
@@ -282,7 +303,7 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
 
     while len(history) < config.max_rounds + 2:
         state = history[-1]
-        # a little beyond what the halves agree on, as far as the poses' last move lets a slice be found from its neighbour
+        # slightly beyond the FSC limit, as long as the pose errors are within the convergence radius of that band
         median_deg = state.particles_moved_deg.median()
         moved = torch.deg2rad(median_deg).item()
         reach = max(state.band * GROWTH, REACH / max(moved, 1e-6))
@@ -294,30 +315,30 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
 
 
 def without_old_maps(history: list[HalfSetState]) -> list[HalfSetState]:
-    """The rounds, all but the last without poses and maps, which are no longer needed."""
+    """The rounds; all but the last lose their poses and maps, which are no longer needed."""
     old = [replace(h, pose=h.pose[:0], halves=h.halves.without_maps()) for h in history[:-1]]
     return [*old, *history[-1:]]
 
 
 def refine_defocus_rounds(sets: HalfSets, state: HalfSetState, config: RefineConfig) -> tuple[HalfSetState, int]:
-    """Two passes over every particle's defocus, each half against its own map, and new maps after each.
+    """Two passes of per-particle defocus refinement, each half against its own map, with new maps after each pass.
 
-    Returns the state, and the number of images whose defocus was best at the end of the range and was left alone.
+    Returns the state and the number of images with the best fit at a limit of the range, whose defocus is left unchanged.
     """
     at_limit = 0
     for _ in range(2):
         inner, offset, at_limit = sets.stack_of(state).band(state.band), state.defocus_offset_angstrom.clone(), 0
-        for mine, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
+        for half, volume in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
             reference = reference_on(sets.device, volume)
-            for some in inner.blocks(mine):
-                limits, earlier = (config.defocus_range, config.defocus_sd), state.defocus_offset_angstrom[some]
-                fit = refine_defocus(reference, inner.subset(some), state.pose[some], *limits, earlier)
-                offset[some], at_limit = earlier + fit.offset_angstrom, at_limit + fit.at_limit
+            for block in inner.blocks(half):
+                limits, earlier = (config.defocus_range, config.defocus_sd), state.defocus_offset_angstrom[block]
+                fit = refine_defocus(reference, inner.subset(block), state.pose[block], *limits, earlier)
+                offset[block], at_limit = earlier + fit.offset_angstrom, at_limit + fit.at_limit
         state = next_round(sets, replace(state, defocus_offset_angstrom=offset), state.band, None)
     return state, at_limit
 
 
 def at_box(state: HalfSetState, old_box: int, box: int) -> HalfSetState:
-    """The state of one working box as the start at another."""
+    """The state of one working box, rescaled to another."""
     maps = {f.name: change_box(getattr(state.halves, f.name), box) for f in fields(Halves) if f.name != "fsc"}
     return replace(state, pose=state.pose.rescaled(box / old_box), halves=replace(state.halves, **maps))

@@ -1,7 +1,8 @@
-"""What the images say about their own noise and intensity once a map and poses are there.
+"""Updates of the noise spectra and of the per-particle intensity scales from the residuals against a map.
 
-The survey measures the noise outside of the particle; the residuals measure it where the particle is. Every particle's intensity
-scale (ice, dose) is one number with a prior about 1: a free one would follow the noise of a faint image.
+The survey measures the noise outside the particle; the residuals measure it over the particle too. The intensity scale of each
+particle (ice thickness, dose) is one number with a Gaussian prior about 1. Without the prior, the scale of a faint image would
+fit noise.
 """
 
 from dataclasses import dataclass
@@ -19,21 +20,21 @@ from ace_em.physics.pose import Pose
 
 BLOCK = 256
 SCALE_SD = 0.2
-"""Prior spread of the particles' intensity scale."""
+"""Prior standard deviation of the intensity scale."""
 LEAST_OF_GROUP = 100
-"""Images of a group whose residuals are worth a noise spectrum of its own; of fewer, all images' residuals stand in."""
+"""Minimum number of images for a group to get its own noise update; smaller groups use the residuals of all images."""
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """Of some images against a map.
+    """Residual statistics of images against a map.
 
     Attributes
     ----------
-    rows : (b,) their rows in the stack.
+    rows : (b,) rows of the images in the stack.
     power : (G, n_shells) squared residuals, summed over the coefficients of each shell and the images of each noise group.
-    n_images : (G,) images of each group.
-    overlap, strength : (b,) ``<y, p>`` and ``<p, p>`` of whitened images y and projections p with an intensity scale of 1.
+    n_images : (G,) number of images in each group.
+    overlap, strength : (b,) ``<y, p>`` and ``<p, p>`` of whitened images y and projections p at an intensity scale of 1.
     """
 
     rows: Tensor
@@ -58,7 +59,7 @@ def shell_power(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose) -> ShellP
 
 @torch.no_grad()
 def residuals(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor) -> Residuals:
-    """Compare images ``rows`` (b,) of a stack with the map's projections at their poses ``pose`` (b,), on the map's device."""
+    """Compare images ``rows`` (b,) with projections of the map at poses ``pose`` (b,), on the device of the map."""
     device, home = volume_ft.device, pose.rotation.device
     half_plane, n_shells = stack.half_plane.to(device), stack.box // 2 + 1
     n_groups = len(stack.noise.variance)
@@ -76,29 +77,29 @@ def residuals(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tenso
 
 
 def updated_noise(stack: ParticleStack, parts: list[Residuals]) -> NoiseModel:
-    """The noise model that the residuals of some images give.
+    """Noise model, updated from the residuals.
 
-    Shells whitened by the floor keep it. A shell's noise changes by a factor of 2 at most at a time.
+    Shells at the noise floor are left unchanged. The noise power of a shell changes by at most a factor of 2 per update.
     """
     power, n_images = (torch.stack([getattr(part, name) for part in parts]).sum(0) for name in ("power", "n_images"))
     n_shells = power.shape[1]
     in_shell = shell_sums(torch.ones_like(stack.half_plane.radius), stack.half_plane.shell, n_shells).to(power)
-    # whitened noise has a variance of 1
-    mine = power / (in_shell * n_images[:, None]).clamp(min=1)
-    shared = power.sum(0) / (in_shell * n_images.sum()).clamp(min=1)
-    factor = torch.where(n_images[:, None] >= LEAST_OF_GROUP, mine, shared).clamp(0.5, 2.0)
-    unseen = (in_shell == 0) | (n_images.sum() == 0)
-    return stack.noise.scaled(torch.where(stack.noise.floored[:, :n_shells].to(power.device) | unseen, 1.0, factor))
+    # whitened noise has a variance of 1, so the mean residual power is the correction factor
+    of_group = power / (in_shell * n_images[:, None]).clamp(min=1)
+    of_all = power.sum(0) / (in_shell * n_images.sum()).clamp(min=1)
+    factor = torch.where(n_images[:, None] >= LEAST_OF_GROUP, of_group, of_all).clamp(0.5, 2.0)
+    no_data = (in_shell == 0) | (n_images.sum() == 0)
+    return stack.noise.scaled(torch.where(stack.noise.floored[:, :n_shells].to(power.device) | no_data, 1.0, factor))
 
 
 def updated_intensity_scale(stack: ParticleStack, parts: list[Residuals]) -> Tensor:
-    """Intensity scales (N,): least squares of ``y ~ scale * p`` with a Gaussian prior about 1, and 1 on average.
+    """Intensity scales (N,) from least squares of ``y ~ scale * p`` with a Gaussian prior about 1, normalised to a mean of 1.
 
-    Images that are in none of the parts keep theirs beside the others.
+    Images in none of the ``parts`` keep their scale, up to the common normalisation.
     """
     scale = stack.intensity_scale.clone()
     for part in parts:
-        # <y, p> holds real and imaginary parts, each with noise of variance 1/2
+        # the real and imaginary parts of whitened noise each have variance 1/2
         prior = 0.5 / SCALE_SD**2
         scale[part.rows] = ((part.overlap + prior) / (part.strength + prior)).clamp(0.3, 3.0)
     return scale / scale[torch.cat([part.rows for part in parts])].mean()

@@ -1,8 +1,8 @@
 """Local refinement of poses: damped Gauss-Newton steps per image on rotation and shift.
 
-Five unknowns per image: a turn in the image's frame (three angles) and the shift. The derivative of a slice with respect to
-the turn is a finite difference of slices, that with respect to the shift is exact. The 5 x 5 normal equations of a whole block
-are solved at once (Levenberg-Marquardt: a step that does not help is undone and damped more).
+Each image has five unknowns: a rotation vector in the frame of the image, and the in-plane shift. The derivative with respect
+to the rotation is a finite difference of slices; that with respect to the shift is exact. The 5 x 5 normal equations of a block
+of images are solved together (Levenberg-Marquardt: a step that does not lower the residual is rejected and the damping raised).
 """
 
 import math
@@ -22,8 +22,9 @@ from ace_em.physics.pose import Pose
 from ace_em.tasks.losses import image_residual
 
 BLOCK = 128
-STILL = 0.02
-"""An image is done when a step that helped moved it by no more than this, in samples and radians at the band's rim."""
+"""Images refined together; each needs memory for six slices and five derivatives."""
+CONVERGED = 0.02
+"""An image has converged once an accepted step changes it by at most this at the edge of the band (see :func:`_edge_move`)."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class LocalResult:
 
     Attributes
     ----------
-    residual : (N,) ``|y - h S|^2`` of the refined poses.
-    log_sum : (N,) log of the summed likelihoods of a grid, where one was searched (:class:`SearchResult`); None where not.
+    pose : (N,) poses.
+    residual : (N,) ``|y - h S|^2`` at the refined poses.
+    log_sum : (N,) log of the likelihood summed over a grid (:class:`SearchResult`); None if no grid was searched.
     """
 
     pose: Pose
@@ -42,7 +44,7 @@ class LocalResult:
 
     @property
     def of_grid(self) -> Tensor:
-        """``log_sum``, or minus infinity."""
+        """``log_sum``, or minus infinity if no grid was searched."""
         return torch.full_like(self.residual, -torch.inf) if self.log_sum is None else self.log_sum
 
     def to(self, device: torch.device) -> "LocalResult":
@@ -55,7 +57,7 @@ class LocalResult:
 
 
 def replaced(results: LocalResult, rows: Tensor, new: LocalResult) -> LocalResult:
-    """``results`` (N,) with those of some ``rows``, indices or a mask, exchanged."""
+    """``results`` (N,) with those at ``rows`` (indices or a mask) replaced by ``new``."""
     rotation, shift, residual = results.pose.rotation.clone(), results.pose.shift_px.clone(), results.residual.clone()
     rotation[rows], shift[rows], residual[rows] = new.pose.rotation, new.pose.shift_px, new.residual
     of_grid = results.of_grid.clone()
@@ -64,7 +66,7 @@ def replaced(results: LocalResult, rows: Tensor, new: LocalResult) -> LocalResul
 
 
 def better(one: LocalResult, other: LocalResult) -> LocalResult:
-    """Per image the result with the smaller residual."""
+    """For each image, the result with the smaller residual."""
     first = one.residual <= other.residual
     rotation = torch.where(first[:, None, None], one.pose.rotation, other.pose.rotation)
     shift = torch.where(first[:, None], one.pose.shift_px, other.pose.shift_px)
@@ -72,27 +74,26 @@ def better(one: LocalResult, other: LocalResult) -> LocalResult:
 
 
 def reference_on(device: torch.device, volume: Tensor) -> VolumeFT:
-    """A map's transform on the device that images are compared on, or on the CPU if the device has no room for it."""
+    """Fourier transform of a map on the given device, or on the CPU if the device has too little memory."""
     return where_it_fits(device, volume_to_ft(volume).to)
 
 
 @torch.no_grad()
 def refine_poses(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, steps: int) -> LocalResult:
-    """A few Gauss-Newton steps for every image.
+    """Refine all poses by a few damped Gauss-Newton steps.
 
     Parameters
     ----------
-    volume_ft : the reference, on the device that does the work.
-    stack : images, cut to the band that counts.
-    pose : (N,) starting poses, within about a radian over the band's radius of the truth.
-    steps : tries per image; an image that no longer moves is left alone.
+    volume_ft : reference, on the device to compute on.
+    stack : images, cut to the band to use.
+    pose : (N,) starting poses. To converge, they must be within about ``1 / band`` radians of the truth, band in shells.
+    steps : maximum number of steps per image; converged images stop earlier.
     """
 
     def refine(rows: slice) -> LocalResult:
         batch, start = stack.batch(rows, volume_ft.device), pose[rows].to(volume_ft.device)
         return refine_batch(volume_ft, batch, start, steps).to(pose.rotation.device)
 
-    # each image has six slices and five derivatives
     return LocalResult.cat(in_blocks(len(stack), stack.at_a_time(BLOCK), refine))
 
 
@@ -100,17 +101,17 @@ def refine_poses(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, steps: i
 def refine_candidates(
     volume_ft: VolumeFT, stack: ParticleStack, candidates: Pose, steps: int, before: Pose | None = None
 ) -> LocalResult:
-    """The best of several starting poses per image: one step from each, then all ``steps`` from the two that fit best.
+    """Refine several candidate poses per image and keep the best: one step from each, then ``steps`` from the best two.
 
     Parameters
     ----------
     candidates : (N, K) poses.
-    before : (N,) one more start for each image, which is given all ``steps`` at once.
+    before : (N,) one additional starting pose per image, always refined by ``steps``.
     """
 
     def refine(rows: slice) -> LocalResult:
-        batch, some = stack.batch(rows, volume_ft.device), candidates[rows].to(volume_ft.device)
-        best = _best_candidate(volume_ft, batch, some, steps)
+        batch, in_block = stack.batch(rows, volume_ft.device), candidates[rows].to(volume_ft.device)
+        best = _best_candidate(volume_ft, batch, in_block, steps)
         if before is not None:
             best = better(best, refine_batch(volume_ft, batch, before[rows].to(volume_ft.device), steps))
         return best.to(candidates.rotation.device)
@@ -128,49 +129,53 @@ def _best_candidate(volume_ft: VolumeFT, batch: Batch, candidates: Pose, steps: 
 
 
 def refine_batch(volume_ft: VolumeFT, batch: Batch, pose: Pose, steps: int) -> LocalResult:
-    """A few Gauss-Newton steps for b images that are in memory, all on the device of the reference."""
+    """Refine the poses (b,) of a batch by damped Gauss-Newton steps. All tensors are on the device of the reference."""
     best = LocalResult(pose, _residual(volume_ft, batch, pose))
     damping = torch.full((len(pose),), 1e-3, device=pose.rotation.device, dtype=best.residual.dtype)
     moving = torch.arange(len(pose), device=pose.rotation.device)
     for _ in range(steps):
-        some = batch if len(moving) == len(pose) else batch.rows(moving)
-        here = LocalResult(best.pose[moving], best.residual[moving])
-        normal, gradient = _normal_equations(volume_ft, some, here.pose)
+        active = batch if len(moving) == len(pose) else batch.rows(moving)
+        current = LocalResult(best.pose[moving], best.residual[moving])
+        normal, gradient = _normal_equations(volume_ft, active, current.pose)
         floor = 1e-6 * normal.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + 1e-12
-        move = damped_step(normal, gradient, damping[moving], floor)
-        trial = Pose(here.pose.rotation @ roma.rotvec_to_rotmat(move[:, :3]), here.pose.shift_px + move[:, 3:])
-        residual = _residual(volume_ft, some, trial)
-        helped = residual < here.residual
-        damping[moving] = torch.where(helped, damping[moving] * 0.3, damping[moving] * 10)
-        best = replaced(best, moving, better(here, LocalResult(trial, residual)))
-        moving = moving[~helped | (_rim_move(batch, move) > STILL)]
+        step = damped_step(normal, gradient, damping[moving], floor)
+        trial = Pose(current.pose.rotation @ roma.rotvec_to_rotmat(step[:, :3]), current.pose.shift_px + step[:, 3:])
+        residual = _residual(volume_ft, active, trial)
+        improved = residual < current.residual
+        damping[moving] = torch.where(improved, damping[moving] * 0.3, damping[moving] * 10)
+        best = replaced(best, moving, better(current, LocalResult(trial, residual)))
+        moving = moving[~improved | (_edge_move(batch, step) > CONVERGED)]
         if len(moving) == 0:
             break
     return best
 
 
-def _rim_move(batch: Batch, move: Tensor) -> Tensor:
-    """How far a step (b, 5) moves the band's rim, in samples of the transform, or turns its phases, in radians."""
-    rim = float(batch.half_plane.radius[-1])
-    return torch.maximum(move[:, :3].norm(dim=1) * rim, move[:, 3:].norm(dim=1) * (2 * math.pi / batch.box) * rim)
+def _edge_move(batch: Batch, step: Tensor) -> Tensor:
+    """Size (b,) of steps (b, 5) at the edge of the band.
+
+    It is the larger of the displacement by the rotation, in Fourier samples, and the phase change by the shift, in radians.
+    """
+    edge = float(batch.half_plane.radius[-1])
+    return torch.maximum(step[:, :3].norm(dim=1) * edge, step[:, 3:].norm(dim=1) * (2 * math.pi / batch.box) * edge)
 
 
 def _residual(volume_ft: VolumeFT, batch: Batch, pose: Pose) -> Tensor:
-    """``|y - h S|^2`` (b,) of images against a map's projections at their poses (b,)."""
+    """``|y - h S|^2`` (b,) of images against projections of the map at their poses (b,)."""
     return image_residual(batch.image_ft, project(volume_ft, batch.effective_ctf, batch.half_plane, pose))
 
 
 def _normal_equations(volume_ft: VolumeFT, batch: Batch, pose: Pose) -> tuple[Tensor, Tensor]:
-    """``J^T J`` (b, 5, 5) and ``J^T r`` (b, 5)."""
+    """``J^T J`` (b, 5, 5) and ``J^T r`` (b, 5), with r the residual and the unknowns (rotation vector, shift)."""
     half_plane = batch.half_plane
-    # half a sample of the padded transform at the rim: finer differences would see the interpolation's facets
+    # half a sample of the padded transform at the edge of the band: smaller differences would pick up the kinks of the
+    # trilinear interpolation
     delta = 0.5 / (volume_ft.padded_box / volume_ft.box) / float(half_plane.radius[-1])
     turns = roma.rotvec_to_rotmat(torch.cat([torch.zeros(1, 3), delta * torch.eye(3)]).to(pose.rotation))
     slices = central_slices(volume_ft, half_plane, pose.rotation[:, None] @ turns)
     slices = image_of_slice(slices, batch.effective_ctf[:, None], half_plane, pose.shift_px[:, None])
     predicted, turned = slices[:, 0], slices[:, 1:]
-    by_shift = predicted[:, None] * half_plane.k.flip(-1).T * (-2j * math.pi / half_plane.box)
-    jacobian = torch.cat([(turned - predicted[:, None]) / delta, by_shift], dim=1)
+    d_shift = predicted[:, None] * half_plane.k.flip(-1).T * (-2j * math.pi / half_plane.box)
+    jacobian = torch.cat([(turned - predicted[:, None]) / delta, d_shift], dim=1)
     jacobian = torch.view_as_real(jacobian).flatten(2)
     residual = torch.view_as_real(batch.image_ft - predicted).flatten(1)
     return jacobian @ jacobian.mT, (jacobian @ residual[..., None])[..., 0]

@@ -1,8 +1,8 @@
-"""What is done to two half-maps once they are final: masked FSC, weighting, sharpening.
+"""Post-processing of the final half-maps: masked FSC, FSC weighting and B-factor sharpening.
 
-The average of the halves is weighted by how far its shells are signal and its fall-off with resolution is undone
-(Rosenthal and Henderson 2003; Scheres 2012, section 2.6). A B factor is in Angstrom^2: amplitudes fall as
-``exp(B_map k^2 / 4)`` with ``k`` in 1/Angstrom, so that a map's own B is negative, and ``exp(-B k^2 / 4)`` undoes it.
+The average of the half-maps is FSC-weighted, and the fall-off of its amplitudes with resolution is corrected (Rosenthal and
+Henderson 2003; Scheres 2012, section 2.6). B factors are in Angstrom^2, with RELION's sign: amplitudes fall off as
+``exp(B k^2 / 4)``, ``k`` in 1/Angstrom, so B is negative, and the map is sharpened by ``exp(-B k^2 / 4)``.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, shell_sums
 from ace_em.metrics.fsc import MaskedFSC, masked_fsc, resolution_shell
 
-# the Guinier plot of a protein is a line beyond 10 A; nearer zero its shape decides
+# the Guinier plot of a protein is linear beyond 10 A; at lower resolution it depends on the shape of the particle
 GUINIER_FROM_ANGSTROM = 10.0
 LEAST_SHELLS = 4
 SHARPEST_B_FACTOR = -1000.0
@@ -23,16 +23,16 @@ EDGE_SHELLS = 2.0
 
 @dataclass(frozen=True)
 class PostProcessed:
-    """The final map and how it was made.
+    """The post-processed map and its statistics.
 
     Attributes
     ----------
-    volume : (n, n, n) average of the halves, FSC-weighted, low-passed, sharpened and masked.
-    mask : (n, n, n) the mask.
-    curves : FSC of the halves, with and without the mask.
-    b_factor : Angstrom^2; negative sharpens, 0 leaves the amplitudes.
-    b_factor_note : a sentence on where the B factor comes from.
-    resolution_shell : where the corrected FSC falls below 0.143.
+    volume : (n, n, n) average of the half-maps, FSC-weighted, low-passed, sharpened and masked.
+    mask : (n, n, n) the mask applied.
+    curves : half-map FSC curves, with and without the mask.
+    b_factor : B factor in Angstrom^2; negative sharpens, 0 leaves the amplitudes unchanged.
+    b_factor_note : a sentence on the origin of the B factor.
+    resolution_shell : shell at which the corrected FSC falls below 0.143.
     """
 
     volume: Tensor
@@ -55,11 +55,11 @@ def postprocess(
 
     Parameters
     ----------
-    half1, half2 : (n, n, n) half-maps, refined independently, without a filter that follows the FSC.
+    half1, half2 : (n, n, n) independently refined half-maps, not FSC-weighted.
     mask : (n, n, n) in [0, 1], soft.
     pixel_size_angstrom : Angstrom per voxel.
     generator : for the phase randomisation.
-    b_factor : Angstrom^2, negative to sharpen; fitted when not given.
+    b_factor : Angstrom^2, negative to sharpen; fitted if None.
     """
     curves = masked_fsc(half1, half2, mask, generator)
     shell = resolution_shell(curves.corrected, 0.143)
@@ -74,9 +74,9 @@ def postprocess(
 
 
 def fsc_weight(fsc: Tensor) -> Tensor:
-    """``sqrt(2 FSC / (1 + FSC))``, the expected correlation of the halves' average with the truth, 0 where FSC < 0.
+    """``sqrt(2 FSC / (1 + FSC))``, the expected correlation of the average map with the true map; 0 where FSC < 0.
 
-    Shell 0, a single coefficient that has no FSC, is kept whole.
+    Rosenthal and Henderson (2003) call it C_ref. Shell 0 is a single coefficient without a meaningful FSC; its weight is 1.
     """
     fsc = fsc.clamp(0.0, 1.0)
     weight = (2 * fsc / (1 + fsc)).sqrt()
@@ -85,17 +85,17 @@ def fsc_weight(fsc: Tensor) -> Tensor:
 
 
 def guinier_b_factor(volume: Tensor, weight: Tensor, resolution: float, pixel_size_angstrom: float) -> tuple[float, str]:
-    """B factor (Angstrom^2, 0 to -1000) that makes the amplitudes level from 10 A to the resolution, and a sentence on it.
+    """B factor (Angstrom^2, -1000 to 0) from a Guinier fit between 10 A and the resolution, and a sentence about it.
 
-    A line through ln of each shell's mean weighted amplitude against 1 / d^2 has the slope B / 4 (Rosenthal and Henderson
-    2003). With fewer than four shells in that range there is nothing to fit, and B is 0.
+    A straight line is fitted to ln of the mean weighted amplitude of each shell against 1 / d^2; its slope is B / 4 (Rosenthal
+    and Henderson 2003). With fewer than four shells in the range, B is 0.
 
     Parameters
     ----------
-    volume : (n, n, n) average of the half-maps inside the mask that the weight is from: then weight^2 times its power is the
-        signal's. RELION takes the average without the mask, whose solvent noise makes the fall-off look slower, and fits
-        to Nyquist unless told not to.
-    weight : (n // 2 + 1,) of its shells.
+    volume : (n, n, n) average of the half-maps, multiplied by the mask of the FSC behind ``weight``. With the same mask,
+        weight^2 times the power is the signal power. RELION fits the unmasked average, where solvent noise makes the fall-off
+        look slower, and by default fits up to Nyquist.
+    weight : (n // 2 + 1,) FSC weight of each shell.
     resolution : last shell of the fit.
     """
     n = volume.shape[-1]
@@ -110,19 +110,19 @@ def guinier_b_factor(volume: Tensor, weight: Tensor, resolution: float, pixel_si
     if count < LEAST_SHELLS:
         return 0.0, f"Not sharpened: a B factor needs {LEAST_SHELLS} shells, and there are {span}."
     x, y = k[use].double().square(), amplitude[use].log()
-    x_from_mean = x - x.mean()
-    fitted = 4 * ((x_from_mean * y).sum() / x_from_mean.square().sum()).item()
+    x_centred = x - x.mean()
+    fitted = 4 * ((x_centred * y).sum() / x_centred.square().sum()).item()
     b_factor = min(0.0, max(SHARPEST_B_FACTOR, fitted))
-    found = f"B factor of {b_factor:.0f} A^2"
+    note = f"B factor of {b_factor:.0f} A^2"
     if b_factor != fitted:
-        found += f" (the fit's {fitted:.0f} is outside of {SHARPEST_B_FACTOR:.0f} to 0)"
-    return b_factor, f"{found}, fitted to {span}."
+        note += f" (the fitted {fitted:.0f} is outside the range {SHARPEST_B_FACTOR:.0f} to 0)"
+    return b_factor, f"{note}, fitted to {span}."
 
 
 def filtered(volume: Tensor, weight: Tensor, resolution: float, b_factor: float, pixel_size_angstrom: float) -> Tensor:
-    """The volume (n, n, n) times ``weight`` (n // 2 + 1,) of its shells and ``exp(-B k^2 / 4)``, low-passed at a shell.
+    """The volume (n, n, n) times the shell weights (n // 2 + 1,) and ``exp(-B k^2 / 4)``, low-passed at shell ``resolution``.
 
-    The low-pass is a cosine two shells wide about ``resolution``.
+    The low-pass has a raised-cosine edge two shells wide, centred on ``resolution``.
     """
     n = volume.shape[-1]
     radius = radius_grid(n, 3, volume.device)

@@ -1,8 +1,8 @@
-"""Pose search: every image against a grid on SO(3) and a grid of shifts, by matrix product.
+"""Exhaustive pose search over a grid on SO(3) and a grid of in-plane shifts, by matrix products.
 
 For whitened images the log-likelihood of a pose is ``2 Re<y, h S> - |h S|^2`` up to a constant. With the effective CTF and the
-shift applied to the image instead of the slice, the first term for all images, shifts and orientations is one real matrix
-product per block, and the second another.
+shift applied to the image instead of the slice, the first term for all images, shifts and orientations of a block is one real
+matrix product, and the second term is another.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,22 +24,22 @@ from ace_em.physics.pose import Pose
 from ace_em.refinement.pose_refinement import LocalResult, refine_candidates, refine_poses, replaced
 
 BLOCK_BYTES = 128 * 2**20
-"""Most memory for the scores of a block of images."""
+"""Maximum memory for the scores of a block of images."""
 REFERENCE_BYTES = 256 * 2**20
-"""And for the references that they are scored against at a time."""
+"""Maximum memory for the reference projections held at a time."""
 RADIAN_DEG = 57.29578
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a grid says of N images.
+    """Result of a grid search of N images.
 
     Attributes
     ----------
-    pose : (N, K, ...) the K best poses of each, best first.
-    log_likelihood : (N, K) theirs, less that of an empty image.
-    log_sum : (N,) log of the summed likelihoods of all rotations, each at its best shift; a log-likelihood counts as
-        ``independent`` times what it is.
+    pose : (N, K) the K best poses of each image, best first.
+    log_likelihood : (N, K) log-likelihoods of these poses, relative to that of a blank image.
+    log_sum : (N,) log of the likelihood summed over all rotations, each at its best shift, with log-likelihoods scaled by the
+        fraction of independent coefficients (:class:`BlankTest`).
     """
 
     pose: Pose
@@ -62,7 +62,7 @@ class SearchResult:
 
 
 def shift_grid(max_shift_px: float, step_px: float) -> Tensor:
-    """Shifts (t, 2), (y, x), of a square grid inside a circle."""
+    """Shifts (t, 2), (y, x) in pixels, of a square grid inside a circle of radius ``max_shift_px``."""
     n = int(max_shift_px / step_px + 1e-6)
     axis = torch.arange(-n, n + 1) * step_px
     shifts = torch.cartesian_prod(axis, axis)
@@ -83,32 +83,33 @@ def search(
 ) -> SearchResult:
     """Score all rotations and shifts for every image.
 
-    A score is a sum over hundreds of coefficients of unit noise. Rounding its factors (:func:`product`) moves it by far less
-    than that noise, and the poses kept are judged again in full precision.
+    Each score is a sum over hundreds of coefficients with unit noise. The rounding error of the factors (:func:`product`) is
+    far smaller than that noise, and the poses kept are compared again in full precision.
 
     Parameters
     ----------
-    volume_ft : the reference, on the device that scores.
-    stack : images, already cut to the band of this round.
-    rotations : (g, 3, 3).
-    shifts_px : (t, 2), added to each image's ``centre_px`` (N, 2).
+    volume_ft : reference, on the device to compute on.
+    stack : N images, already cut to the band of this round.
+    rotations : (g, 3, 3) rotations to try.
+    shifts_px : (t, 2) shifts to try, (y, x) in pixels, relative to ``centre_px``.
+    centre_px : (N, 2) centre of the shift grid of each image.
     top_k : orientations kept per image, each with its best shift.
-    on_block : called with the number of images done, once for every lot of references that memory has room for.
-    factors : how they are multiplied.
-    independent : share of an image's coefficients that are independent of each other, for ``log_sum``.
+    on_block : called with the number of images scored, starting over for each chunk of references.
+    factors : number format of the matrix product.
+    independent : fraction of independent coefficients of an image, for ``log_sum``.
     """
-    kept = None
+    merged = None
     for chunk in chunks(rotations, stack.half_plane):
         found = _search_chunk(
             volume_ft, stack, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors, independent
         )
-        kept = found if kept is None else kept.merged(found, top_k)
-    assert kept is not None
-    return kept
+        merged = found if merged is None else merged.merged(found, top_k)
+    assert merged is not None
+    return merged
 
 
 def chunks(rotations: Tensor, half_plane: HalfPlane) -> Sequence[Tensor]:
-    """The rotations (g, 3, 3) in lots whose references memory has room for."""
+    """Split the rotations (g, 3, 3) into chunks whose reference projections fit in ``REFERENCE_BYTES``."""
     return rotations.split(max(1, REFERENCE_BYTES // (12 * len(half_plane))))
 
 
@@ -126,14 +127,14 @@ def _search_chunk(
     device, home = volume_ft.device, centre_px.device
     references = References.of(volume_ft, stack.half_plane, rotations, shifts_px)
 
-    def score(rows_of: slice) -> SearchResult:
-        batch, centre = stack.batch(rows_of, device), centre_px[rows_of].to(device)
+    def score(rows: slice) -> SearchResult:
+        batch, centre = stack.batch(rows, device), centre_px[rows].to(device)
         cross, power = references.compare(batch, centre, factors)
         best_cross, best_shift = cross.max(1)
         likelihood = best_cross - power
         top = likelihood.topk(top_k, dim=1)
         shift = centre[:, None] + references.shifts_px[best_shift.gather(1, top.indices)]
-        on_block(rows_of.stop)
+        on_block(rows.stop)
         log_sum = (independent * likelihood).logsumexp(1)
         return SearchResult(Pose(references.rotations[top.indices], shift).to(home), top.values.to(home), log_sum.to(home))
 
@@ -142,9 +143,15 @@ def _search_chunk(
 
 @dataclass(frozen=True)
 class References:
-    """Projections of a map at rotations (g, 3, 3), to be compared with images at shifts (t, 2), on the map's device.
+    """Reference projections of a map, on the device of the map.
 
-    ``slices`` (2 n, g) are twice their real and imaginary parts, ``powers`` (n, g) their squares.
+    Attributes
+    ----------
+    half_plane : the n coefficients compared.
+    rotations : (g, 3, 3) orientations of the projections.
+    shifts_px : (t, 2) shifts to try, (y, x) in pixels.
+    slices : (2 n, g) real and imaginary parts of the projections, times 2.
+    powers : (n, g) squared moduli.
     """
 
     half_plane: HalfPlane
@@ -163,11 +170,11 @@ class References:
 
     @property
     def at_a_time(self) -> int:
-        """Images whose scores memory has room for."""
+        """Number of images whose scores fit in ``BLOCK_BYTES``."""
         return BLOCK_BYTES // (4 * len(self.shifts_px) * len(self.rotations))
 
     def compare(self, batch: Batch, centre_px: Tensor, factors: Factors) -> tuple[Tensor, Tensor]:
-        """``2 Re <y, h S>`` (b, t, g) of images at all shifts about their centres (b, 2), and ``|h S|^2`` (b, g)."""
+        """``2 Re<y, h S>`` (b, t, g) of images at all shifts about their centres (b, 2), and ``|h S|^2`` (b, g)."""
         moved = slice_of_image(batch.image_ft, batch.effective_ctf, self.half_plane, centre_px)
         rows = torch.view_as_real(moved[:, None] * shift_phase(self.half_plane, -self.shifts_px)).flatten(2)
         cross = product(rows.flatten(0, 1), self.slices, factors).view(len(batch), len(self.shifts_px), -1)
@@ -176,9 +183,13 @@ class References:
 
 @dataclass(frozen=True)
 class PoseGrid:
-    """Rotations (g, 3, 3), and shifts (t, 2), (y, x) pixels, about an image's last shift.
+    """Poses to search.
 
-    ``independent`` is the share of an image's coefficients that are independent of each other (:class:`ContentTest`).
+    Attributes
+    ----------
+    rotations : (g, 3, 3) rotations.
+    shifts_px : (t, 2) shifts, (y, x) in pixels, relative to the last shift of each image.
+    independent : fraction of independent coefficients of an image (:class:`ContentTest`).
     """
 
     rotations: Tensor
@@ -186,20 +197,20 @@ class PoseGrid:
     independent: float = 1.0
 
     def __len__(self) -> int:
-        """Poses that are tried for every image."""
+        """Number of poses tried for every image."""
         return len(self.rotations) * len(self.shifts_px)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Which poses are searched at a working box.
+    """The space of poses to search at a working box.
 
     Attributes
     ----------
     box : working box in pixels.
-    diameter_px : of the particle, in its pixels.
-    group : (|G|, 3, 3) point group; symmetric copies are left out of the grid.
-    independent : share of an image's coefficients that are independent of each other.
+    diameter_px : particle diameter in pixels of the working box.
+    group : (|G|, 3, 3) point group; the grid covers one asymmetric unit.
+    independent : fraction of independent coefficients of an image (:class:`BlankTest`).
     """
 
     box: int
@@ -209,11 +220,14 @@ class SearchSpace:
     independent: float = 1.0
 
     def band(self, per_diameter: float) -> float:
-        """Shell of a band given in cycles per diameter, below Nyquist."""
+        """Convert a band from cycles per particle diameter to shells, limited to below Nyquist."""
         return min(per_diameter * self.box / self.diameter_px, self.box / 2 - 1)
 
     def grid(self, band: float, generator: torch.Generator) -> PoseGrid:
-        """Shell r of the particle's diameter needs orientations about 1/r rad apart; the grid as a whole is turned at random."""
+        """Randomly rotated pose grid for a band (in shells).
+
+        At r cycles per particle diameter the orientations must be about 1/r radian apart.
+        """
         per_diameter = band * self.diameter_px / self.box
         rotations = so3_grid(RADIAN_DEG / per_diameter * self.config.spacing, generator)
         if len(self.group) > 1:
@@ -231,12 +245,12 @@ def find_poses(
     keep_before: bool = True,
     on_block: Callable[[int], None] = lambda done: None,
 ) -> LocalResult:
-    """The best pose of every image: the ``top_k`` best of the grid, and its pose before, refined.
+    """The best pose of every image, from local refinement of the ``top_k`` best grid poses and of the earlier pose.
 
     Parameters
     ----------
-    before : (N,) poses; their shifts centre the grid's.
-    keep_before : whether these are candidates too; otherwise only the grid is.
+    before : (N,) earlier poses. Their shifts are the centres of the shift grid.
+    keep_before : whether the earlier poses are candidates too.
     """
     settings = config.top_k, on_block, config.factors, grid.independent
     found = search(volume_ft, stack, grid.rotations, grid.shifts_px, before.shift_px, *settings)
@@ -253,7 +267,7 @@ def find_or_follow_poses(
     config: SearchConfig,
     on_block: Callable[[int], None] = lambda done: None,
 ) -> LocalResult:
-    """Refine poses that are ``settled`` (N,) bool where they are; search those of the other images exhaustively."""
+    """Refine the poses of ``settled`` images, (N,) bool, locally; search those of the other images exhaustively."""
     if not settled.any():
         return find_poses(volume_ft, stack, before, grid, config, True, on_block)
     result = refine_poses(volume_ft, stack, before, config.local_steps)

@@ -1,6 +1,6 @@
-"""Point-group symmetry of maps: averaging over the group, and the axes of a map whose orientation is not known.
+"""Point-group symmetry of maps: symmetrisation, and detection of the symmetry axes of a map in unknown orientation.
 
-A map with the group G has ``V(g r) = V(r)``, and its transform ``V_hat(g q) = V_hat(q)``, for every ``g`` in G.
+A map with point group G has ``V(g r) = V(r)``, and its transform ``V_hat(g q) = V_hat(q)``, for every ``g`` in G.
 """
 
 import math
@@ -19,7 +19,7 @@ from ace_em.metrics.alignment import Frame
 from ace_em.refinement.backprojection import Accumulator
 
 BLOCK = 2**20
-N_SIDE = 16  # HEALPix directions of possible axes, 3.7 degrees apart
+N_SIDE = 16  # HEALPix grid of candidate axes, 3.7 degrees apart
 FRAME_SPACING_DEG = 4.0
 DISTINCT_DEG = 8.0
 N_OPERATORS, N_FEW = 12, 6
@@ -30,17 +30,17 @@ POINTS_COARSE, POINTS_FINE, POINTS_LAST = 1000, 2000, 10000
 
 
 def _plane(axis: Tensor, z: Tensor) -> Tensor:
-    """(y, x, 3) frequencies of one plane in x, y, z order, ``x >= 0``."""
+    """Frequencies (y, x, 3) of one plane of the grid, in x, y, z order, with ``x >= 0``."""
     y, x = torch.meshgrid(axis, axis[len(axis) // 2 :], indexing="ij")
     return torch.stack([x, y, z.expand_as(x)], dim=-1)
 
 
 def symmetrise(accumulator: Accumulator, group: Tensor) -> Accumulator:
-    """Inserted images as if each had been inserted at all its poses ``g R``: the sum of ``old(g q)`` over the group.
+    """Impose a point group, as if each image had been inserted at all its poses ``g R``.
 
-    A sum and not a mean, of data and squared transfer alike: every image counts as often as the particle has units. The
-    identity's share is taken as it is; the others are read from the padded grid by trilinear interpolation, as RELION does.
-    Beyond the Nyquist sphere the sum is zero. A group of one leaves the accumulator as it is.
+    The result is the sum, not the mean, of ``old(g q)`` over the group, for data and squared CTF alike: each image counts once
+    per asymmetric unit. The identity term is copied; the other terms are read from the padded grid by trilinear interpolation,
+    as in RELION. Beyond the Nyquist sphere the result is zero. For C1 the accumulator is returned unchanged.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def symmetrise(accumulator: Accumulator, group: Tensor) -> Accumulator:
             continue
         copies = []
         for part in k[inside].split(max(1, BLOCK // len(group))):
-            # the identity among them is read and not used: `sample` shares even numbers among threads
+            # the identity is sampled too, though unused: `sample` splits even numbers of rotations among threads
             value = sample(data, part, group)[1:].sum(0)
             copies.append(torch.stack([value.real, value.imag, sample(power, part, group).real[1:].sum(0)]))
         total[:, z, inside] = grid[:, z, inside] + torch.cat(copies, dim=-1)
@@ -69,13 +69,13 @@ def symmetrise(accumulator: Accumulator, group: Tensor) -> Accumulator:
 
 @dataclass(frozen=True)
 class SymmetryAxes:
-    """Where a map has the axes of its group.
+    """The symmetry axes of a map.
 
     Attributes
     ----------
-    frame : ``turn_volume(volume, frame)`` has the axes as RELION has them, and ``apply_frame`` carries the poses along.
-    correlation : Fourier correlation of the map with its copies under every operator but the identity, averaged over
-        shells 1 to ``band`` and over the operators. 1 is perfect symmetry.
+    frame : ``turn_volume(volume, frame)`` brings the axes into RELION's convention; ``apply_frame`` does the same for poses.
+    correlation : Fourier correlation of the map with its copies under all operators except the identity, averaged over
+        shells 1 to ``band`` and over the operators. It is 1 for perfect symmetry.
     """
 
     frame: Frame
@@ -84,12 +84,14 @@ class SymmetryAxes:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A map's transform read at random points of its shells.
+    """The Fourier transform of a map, sampled at random points with equal numbers per shell.
 
     Attributes
     ----------
-    k : (n, 3) points, as many in every shell, and ``shell`` (n,) of each, counted from 0.
-    weight : (n,) that gives every shell the same power and the whole the power 1.
+    volume_ft : the transform.
+    k : (n, 3) sampling points.
+    shell : (n,) shell of each point, counted from 0.
+    weight : (n,) weights that give every shell equal power and a total power of 1.
     """
 
     volume_ft: VolumeFT
@@ -107,18 +109,18 @@ class _Probe:
         return _Probe(volume_ft, k, shell, (band * per_shell.clamp(min=1e-30))[shell].rsqrt())
 
     def weighted_by(self, fsc: Tensor) -> "_Probe":
-        """The same points, each shell with the signal-to-noise ratio of ``fsc`` (band,) and the area of a shell of the map."""
+        """The same points, with each shell weighted by the SSNR from ``fsc`` (band,) and by the area of the shell."""
         fsc = fsc.clamp(0.01, 0.95)
         factor = fsc / (1 - fsc) * (torch.arange(len(fsc)) + 1).square()
         return replace(self, weight=self.weight * (factor / factor.mean()).sqrt()[self.shell])
 
     def read(self, rotation: Tensor, centre_px: Tensor) -> Tensor:
-        """(..., n) ``V_hat(B k)`` of the map moved so that ``centre_px`` (..., 3) lies at the origin; B (..., 3, 3)."""
+        """``V_hat(B k)`` (..., n), B the ``rotation`` (..., 3, 3), of the map with ``centre_px`` (..., 3) moved to the origin."""
         angle = (2 * math.pi / self.volume_ft.box) * ((rotation.mT @ centre_px[..., None])[..., 0] @ self.k.T)
         return sample(self.volume_ft, self.k, rotation) * torch.polar(self.weight.expand_as(angle), angle)
 
     def shell_correlation(self, rotation: Tensor, centre_px: Tensor) -> Tensor:
-        """(..., band) correlation of the centred map with its copies turned by ``rotation`` (..., 3, 3)."""
+        """Correlation (..., band) per shell of the centred map with copies rotated by ``rotation`` (..., 3, 3)."""
         one, other = self.read(torch.eye(3), centre_px), self.read(rotation, centre_px)
         sums = torch.zeros(3, *other.shape[:-1], int(self.shell.max()) + 1)
         products = torch.stack([(one * other.conj()).real, one.abs().square().expand_as(other.real), other.abs().square()])
@@ -127,30 +129,30 @@ class _Probe:
 
 
 def find_axes(volume: Tensor, group: Tensor, band: float, generator: torch.Generator) -> SymmetryAxes:
-    """Where a map (n, n, n), reconstructed without symmetry, has the axes and the centre of a point group.
+    """Find the axes and the centre of a point group in a map (n, n, n) reconstructed without symmetry.
 
-    The correlation of the map with itself turned about every direction, by every angle of the group, is tabulated once
-    at low resolution; frames are ranked by the sum of the table over their axes; the best that differ are refined with
-    their centre, in rotation and position, first at low and then at full resolution. About the axis of ``Cn`` rotation and
-    position are free and stay as they fall.
+    The self-correlation of the map under rotation about all directions, by each angle of the group, is tabulated once at low
+    resolution. Candidate frames are ranked by the sum of the table over their axes. The best distinct frames are refined, in
+    rotation and centre, first at low and then at full resolution. For ``Cn``, the rotation about and the position along the
+    axis are undetermined and are left as found.
 
     Parameters
     ----------
     group : (g, 3, 3) with the identity first.
-    band : shell up to which the map is trusted.
+    band : last reliable shell of the map.
     """
     if len(group) == 1:
         return SymmetryAxes(Frame(torch.eye(3), False, torch.zeros(3)), 1.0)
     n = volume.shape[-1]
     band = max(3, min(math.floor(band), n // 2 - 2))
-    # beyond the band nothing is read
+    # a box just large enough for the band
     box = min(n, 2 * band + 4)
     small = fourier_resize(volume.float().cpu(), box, 3)
     volume_ft = volume_to_ft(small, pad=3 if box <= 96 else 2)
     centre_px, radius_px = _centre_and_radius(small)
     group = group.float().cpu()
     some = group[1:][torch.randperm(len(group) - 1, generator=generator)[:N_OPERATORS]]
-    # a frame of the grid may be 4 degrees off: the particle's rim is then moved by a sixth of the shortest wavelength
+    # a grid frame may be off by 4 degrees, which moves the surface of the particle by a sixth of the shortest wavelength
     coarse = min(band, max(5, round(2.5 * box / radius_px)))
     probe = _Probe.draw(volume_ft, coarse, POINTS_COARSE, generator)
     frames = _distinct(*_ranked_frames(probe, group, some, centre_px, generator), group)
@@ -166,7 +168,10 @@ def find_axes(volume: Tensor, group: Tensor, band: float, generator: torch.Gener
 
 
 def _centre_and_radius(volume: Tensor) -> tuple[Tensor, float]:
-    """Centre of mass (3,) x, y, z of what is bright, in pixels from the centre, and the radius of a ball of its spread."""
+    """Centre of mass (3,) of the density, (x, y, z) in pixels from the box centre, and the radius of a ball of equal variance.
+
+    Only density above 20 % of the maximum counts.
+    """
     axis = frequencies(volume.shape[-1])
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     position = torch.stack([x, y, z], dim=-1).view(-1, 3)
@@ -180,8 +185,8 @@ def _centre_and_radius(volume: Tensor) -> tuple[Tensor, float]:
 def _ranked_frames(
     probe: _Probe, group: Tensor, some: Tensor, centre_px: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A grid of frames (m, 3, 3), one of each orbit, and the mean correlation (m,) under the operators ``some``."""
-    # down to the equator: turned about the opposite axis, the map and its copy change places
+    """A grid of frames (m, 3, 3) over one asymmetric unit, and their mean correlation (m,) under the operators ``some``."""
+    # the upper hemisphere is enough: rotation about the opposite axis swaps the map and its copy
     direction = healpix_centres(N_SIDE)[: 6 * N_SIDE**2 + 2 * N_SIDE].float()
     rotvec = roma.rotmat_to_rotvec(some)
     angle = rotvec.norm(dim=-1)
@@ -193,7 +198,7 @@ def _ranked_frames(
         turns = roma.rotvec_to_rotmat(direction * size).split(max(1, BLOCK // len(probe.k)))
         table = torch.cat([(probe.read(part, centre_px) * one.conj()).real.sum(-1) for part in turns])
         for axis in (rotvec / angle[:, None])[(angle - size).abs() < 1e-3]:
-            # A^T g A turns about A^T axis
+            # A^T g A rotates about A^T axis
             turned = axis @ frames
             upper = torch.where(turned[:, 2:] < 0, -turned, turned)
             score += table[healpix_pixel(upper, N_SIDE).clamp(max=len(direction) - 1)]
@@ -201,7 +206,7 @@ def _ranked_frames(
 
 
 def _distinct(frames: Tensor, score: Tensor, group: Tensor) -> Tensor:
-    """The best frames (c, 3, 3) whose axes differ: ``A^T G A`` is another set of rotations."""
+    """The best frames (c, 3, 3) that are distinct, that is, whose conjugated groups ``A^T G A`` differ."""
     operators = (frames.mT[:, None] @ group[1:] @ frames[:, None]).flatten(-2)
     least_trace = 1 + 2 * math.cos(math.radians(DISTINCT_DEG))
     score = score.clone()
@@ -209,7 +214,7 @@ def _distinct(frames: Tensor, score: Tensor, group: Tensor) -> Tensor:
     while len(kept) < N_CANDIDATES and score.max() > -math.inf:
         best = int(score.argmax())
         kept.append(best)
-        # of every operator the nearest one of the best frame, and of these the farthest
+        # distance of two frames: the largest, over the operators, of the distance to the nearest operator of the best frame
         nearest = (operators @ operators[best].T).amax(-1).amin(-1)
         score[nearest > least_trace] = -math.inf
         score[best] = -math.inf
@@ -217,7 +222,10 @@ def _distinct(frames: Tensor, score: Tensor, group: Tensor) -> Tensor:
 
 
 def _refine(probe: _Probe, rotation: Tensor, centre_px: Tensor, some: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt on frames (c, 3, 3) and centres (c, 3), best first: what the map differs by from its copies."""
+    """Refine frames (c, 3, 3) and centres (c, 3) by Levenberg-Marquardt; return them best first.
+
+    The residual is the difference between the map and its rotated copies.
+    """
     eye = torch.eye(3).expand(len(rotation), 1, 3, 3)
     steps = torch.tensor([0.01] * 3 + [0.1] * 3)
 
@@ -230,26 +238,26 @@ def _refine(probe: _Probe, rotation: Tensor, centre_px: Tensor, some: Tensor, n_
         return torch.view_as_real(values[:, 1:] - values[:, :1]).flatten(1)
 
     damping = torch.full((len(rotation),), 1e-2)
-    now = residual(rotation, centre_px)
+    current = residual(rotation, centre_px)
     for _ in range(n_steps):
-        # both sides: noise decorrelates with any step, which one side alone would take for a slope
+        # central differences: noise decorrelates with any step, which a one-sided difference would take for a gradient
         ahead, behind = (
             torch.stack([residual(*moved(step.expand(len(rotation), 6))) for step in torch.diag(way)], dim=1)
             for way in (steps, -steps)
         )
         jacobian = (ahead - behind) / (2 * steps[:, None])
         hessian = jacobian @ jacobian.mT
-        # a parameter that is free has no slope, so its own curvature cannot damp it
+        # an undetermined parameter has no gradient, so its own curvature cannot damp it
         floor = 1e-4 * hessian.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
-        change = -damped_step(hessian, (jacobian @ now[..., None])[..., 0], damping, floor)
-        # noise has slopes of its own: the curvature seems larger than it is, and the step comes out too short
-        tried = [moved(stretch * change) for stretch in STRETCHES]
-        left = torch.stack([now, *(residual(*state) for state in tried)])
-        pick = left.square().sum(-1).argmin(0)
+        change = -damped_step(hessian, (jacobian @ current[..., None])[..., 0], damping, floor)
+        # gradients of the noise inflate the curvature, so the step is too short: try longer ones as well
+        trials = [moved(stretch * change) for stretch in STRETCHES]
+        candidates = torch.stack([current, *(residual(*state) for state in trials)])
+        best = candidates.square().sum(-1).argmin(0)
         row = torch.arange(len(rotation))
-        rotation = torch.stack([rotation, *(turned for turned, _ in tried)])[pick, row]
-        centre_px = torch.stack([centre_px, *(centre for _, centre in tried)])[pick, row]
-        now = left[pick, row]
-        damping = torch.where(pick > 0, damping / 5, damping * 10).clamp(1e-4, 1e4)
-    order = now.square().sum(-1).argsort()
+        rotation = torch.stack([rotation, *(turned for turned, _ in trials)])[best, row]
+        centre_px = torch.stack([centre_px, *(centre for _, centre in trials)])[best, row]
+        current = candidates[best, row]
+        damping = torch.where(best > 0, damping / 5, damping * 10).clamp(1e-4, 1e4)
+    order = current.square().sum(-1).argsort()
     return rotation[order], centre_px[order]
