@@ -17,6 +17,7 @@ from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import VolumeFT, volume_to_ft
 from ace_em.metrics.alignment import Frame, turn_volume
 from ace_em.metrics.fsc import fourier_shell_correlation, resolution_shell
+from ace_em.physics.image_content import Content
 from ace_em.physics.imaging import project
 from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
@@ -90,9 +91,9 @@ def state_of(moved_deg: list[float], resolution: int = 4, box: int = 20) -> Half
     moved = torch.tensor(moved_deg)
     pose = Pose(torch.eye(3).expand(len(moved), 3, 3), torch.zeros(len(moved), 2))
     halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
-    shown = torch.ones(len(moved), dtype=torch.bool)
+    content = Content.of_particles(len(moved), torch.ones(1))
     stack = blank_stack(box, len(moved))
-    return dataclasses.replace(first_state(stack, pose, halves, 4.0), moved_deg=moved, shown=shown, explained=0.5)
+    return dataclasses.replace(first_state(stack, pose, halves, 4.0), moved_deg=moved, content=content, explained=0.5)
 
 
 def test_low_pass_keeps_and_cuts() -> None:
@@ -398,7 +399,7 @@ def test_the_halves_meet_in_the_fsc(particle: Any, monkeypatch: pytest.MonkeyPat
         alone = wiener(accumulate(stack.subset(sets.rows[0]), state.pose[sets.rows[0]]), prior) * p.mask
         torch.testing.assert_close(state.halves.half1, alone, atol=1e-4, rtol=1e-3)
         # the map of both has twice the signal over noise, and no more
-        both = accumulate(stack, state.pose)
+        both = accumulate(stack, state.pose, torch.nonzero(state.shown)[:, 0])
         prior = ssnr_from_fsc(state.halves.fsc, combined=True).clamp(min=0.04)
         torch.testing.assert_close(state.halves.combined, wiener(both, prior) * p.mask, atol=1e-3, rtol=1e-2)
 

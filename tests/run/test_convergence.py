@@ -13,6 +13,7 @@ from torch import Tensor
 from ace_em.config import RunConfig, SearchConfig
 from ace_em.maths.masks import soft_ball
 from ace_em.maths.point_group import point_group
+from ace_em.physics.image_content import Content
 from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState
@@ -46,9 +47,9 @@ def state(resolution: float = 20, stable: float = 0.9, curve: Tensor | None = No
     fsc = torch.where(torch.arange(N_SHELLS) <= resolution, 0.9, 0.0) if curve is None else curve
     nothing, moved = torch.zeros(1), torch.where(torch.arange(100) < 100 * stable, 1.0, 90.0)
     halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
-    shown = torch.ones(100, dtype=torch.bool)
+    content = Content.of_particles(100, torch.ones(1))
     scale, offset = torch.ones(100), torch.zeros(100)
-    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, shown, 0.9, flat_noise(64), scale, offset)
+    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, content, 0.9, flat_noise(64), scale, offset)
 
 
 # what the map explains of the signal held out, what noise allows at least, and z against random phases
