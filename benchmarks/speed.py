@@ -14,8 +14,9 @@ import torch
 from ace_em.config import SearchConfig
 from ace_em.data.coefficients import InMemory
 from ace_em.data.particle_stack import ParticleStack
+from ace_em.maths.fourier import frequencies
 from ace_em.maths.half_plane import HalfPlane
-from ace_em.maths.slices import central_slices, insert_slices, volume_to_ft
+from ace_em.maths.slices import VolumeFT, _grid_points, central_slices, insert_slices, volume_to_ft
 from ace_em.physics.ctf import CTFParameters
 from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
@@ -96,6 +97,30 @@ def slice_lines(box: int, n: int = 64) -> list[str]:
     ]
 
 
+def channels_last(volume: torch.Tensor) -> VolumeFT:
+    """Transforms of a volume and of its products with x, y and z, which give the gradient, side by side at each voxel."""
+    axis = frequencies(len(volume))
+    products = [volume, volume * axis, volume * axis[:, None], volume * axis[:, None, None]]
+    grid = torch.cat([volume_to_ft(v).grid for v in products])
+    return VolumeFT(grid.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), len(volume))
+
+
+def jacobian_lines(box: int, n: int = 64) -> list[str]:
+    """The derivative of slices by the turn: differences of four slices, or one reading of the map and its gradient."""
+    half_plane, rotation = HalfPlane.within(box), roma.random_rotmat(n)
+    volume = torch.randn(box, box, box)
+    volume_ft, gradient = volume_to_ft(volume), channels_last(volume)
+    turns = roma.rotvec_to_rotmat(torch.cat([torch.zeros(1, 3), 0.5 / box * torch.eye(3)]))
+    differences = best_of(lambda: central_slices(volume_ft, half_plane, rotation[:, None] @ turns))
+    points, _ = _grid_points(box, half_plane.k, rotation)
+    at = points.reshape(1, 1, -1, len(half_plane), 3)
+    analytic = best_of(lambda: torch.nn.functional.grid_sample(gradient.grid[None], at, align_corners=True))
+    return [
+        f"derivative at {box} px, {n} images: {differences * 1e3:.1f} ms by four slices, {analytic * 1e3:.1f} ms by one reading of "
+        "the map and its gradient (four times the memory)"
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
@@ -103,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s)")
-    for line in [*search_lines(), *slice_lines(64), *slice_lines(128)]:
+    for line in [*search_lines(), *slice_lines(64), *slice_lines(128), *jacobian_lines(64), *jacobian_lines(128)]:
         print(line, flush=True)
 
 
