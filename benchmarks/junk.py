@@ -74,7 +74,7 @@ class Base:
 BASES = {
     "subunit": Base("4v6x.npz", "IC", 6.4, 12.8, "6vyb.pdb.gz"),
     "spliceosome": Base("5nrl.npz", "", 8.5, 17.0, "6vyb.pdb.gz"),
-    "spike": Base("6vyb.pdb.gz", "", 6.0, 12.0, "5nrl.npz"),
+    "spike": Base("6vyb.pdb.gz", "", 6.0, 12.0, "1aon.pdb.gz"),
 }
 
 

@@ -30,6 +30,8 @@ from ace_em.run.reporter import Reporter
 MASK_LOW_PASS_ANGSTROM = 15.0
 MASK_DILATE_ANGSTROM = 6.0
 MASK_EDGE_ANGSTROM = 12.0
+LEAST_PARTICLE = 0.75
+"""Probability that an image shows the particle, from which on it may be in confident.star."""
 SAID_FROM = 0.005
 """Share of images without the particle from which on it is reported."""
 BASELINE_PARTICLES = 2000
@@ -154,7 +156,7 @@ def write_results(plan: Plan, outcome: Outcome, config: RunConfig, run: RunFolde
         spread_deg = save_predictor(outcome.predictor, outcome, pose, plan, run, reporter)
     table = with_confidence(table, probability.numpy(), outcome.evidence.gap.numpy(), spread_deg)
     table = with_content(table, last.content)
-    run.write_poses(table, (probability >= config.predict.confident).numpy() if verdict.converged else None)
+    run.write_poses(table, confident(outcome, probability, config).numpy() if verdict.converged else None)
     say_resolution(plan, halves.fsc, final, verdict, reporter)
 
 
@@ -185,6 +187,11 @@ def report_content(content: Content, reporter: Reporter) -> None:
         reporter.say(f"{noise + other:.0%} of the images show no particle: {noise:.0%} noise alone, {other:.0%} something else")
 
 
+def confident(outcome: Outcome, probability: torch.Tensor, config: RunConfig) -> torch.Tensor:
+    """(N,) bool, the images of confident.star: a pose of high ``probability`` (N,), and the particle in the image."""
+    return (probability >= config.predict.confident) & (outcome.last.content.particle >= LEAST_PARTICLE)
+
+
 def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter) -> torch.Tensor:
     """Probability (N,) of each pose, all 0 if the run did not converge; also reports it."""
     found, shown, least = outcome.evidence, outcome.last.shown, config.predict.confident
@@ -196,13 +203,12 @@ def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter)
             f"each half-map explains {found.explained:.0%} of the signal in the other half-set "
             f"(expected {found.expected:.0%}): all pose probabilities are multiplied by {arrangement:.2f}"
         )
-    # an image without the particle has no right pose
-    probability = torch.minimum(arrangement * probability, outcome.last.content.particle)
-    share = (probability >= least).float().mean().item()
+    probability = arrangement * probability
+    share = confident(outcome, probability, config).float().mean().item()
     shares = {"explained": round(found.explained, 4), "expected": round(found.expected, 4)}
     reporter.record("confidence", share=round(share, 4) if outcome.verdict.converged else 0.0, at_least=least, **shares)
     if outcome.verdict.converged:
-        reporter.say(f"{share:.0%} of the poses are at least {100 * least:.4g}% probable: confident.star")
+        reporter.say(f"{share:.0%} of the images show the particle at a pose at least {100 * least:.4g}% probable: confident.star")
         return probability
     reporter.say("the run did not converge: all pose probabilities are written as 0 and there is no confident.star")
     return torch.zeros_like(probability)
