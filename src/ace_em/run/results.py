@@ -208,7 +208,9 @@ def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter)
     shares = {"explained": round(found.explained, 4), "expected": round(found.expected, 4)}
     reporter.record("confidence", share=round(share, 4) if outcome.verdict.converged else 0.0, at_least=least, **shares)
     if outcome.verdict.converged:
-        reporter.say(f"{share:.0%} of the images show the particle at a pose at least {100 * least:.4g}% probable: confident.star")
+        reporter.say(
+            f"{share:.0%} of the images show the particle, at a pose {100 * least:.4g}% probable or more: confident.star"
+        )
         return probability
     reporter.say("the run did not converge: all pose probabilities are written as 0 and there is no confident.star")
     return torch.zeros_like(probability)
