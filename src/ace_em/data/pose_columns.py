@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from ace_em.data.particles import Particles
 from ace_em.io.particle_table import ParticleTable
@@ -49,6 +48,5 @@ def with_content(table: ParticleTable, content: Content) -> ParticleTable:
     """Add columns: probability that an image shows the particle, and what it shows most probably."""
     particles = table.particles.copy()
     particles[PARTICLE] = [f"{value:.6f}" for value in content.particle.tolist()]
-    probability = torch.stack([content.particle, content.empty, content.other], 1)
-    particles[CONTENT] = [CONTENTS[kind] for kind in probability.argmax(1).tolist()]
+    particles[CONTENT] = [CONTENTS[kind] for kind in content.kind.tolist()]
     return replace(table, particles=particles)

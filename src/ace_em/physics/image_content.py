@@ -28,8 +28,9 @@ ITERATIONS = 200
 TOLERANCE = 1e-4
 LEAST_EXCESS = -0.5
 """The noise is known to no better than a factor of two."""
-AMPLITUDES = torch.logspace(-1, 2, 13)
-"""Power that something else may have beyond what is accounted for, relative to the signal of the images."""
+AMPLITUDES = torch.logspace(-0.5, 2, 11)
+"""Power that something else may have beyond what is accounted for, relative to the signal of the images. An image of which the
+map leaves less than a third of the signal counts as the particle: nearer ones cannot be told apart, least of all in real noise."""
 
 
 def of_unusual_power(power: Tensor) -> Tensor:
@@ -88,6 +89,11 @@ class Content:
     def shows_particle(self) -> Tensor:
         """(N,) bool: more likely than not."""
         return self.particle > 0.5
+
+    @property
+    def kind(self) -> Tensor:
+        """(N,) what is most probable: 0 the particle, 1 noise alone, 2 something else."""
+        return torch.stack([self.particle, self.empty, self.other], 1).argmax(1)
 
     @staticmethod
     def of_particles(n: int, like: Tensor) -> "Content":

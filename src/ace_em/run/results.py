@@ -181,8 +181,8 @@ def peak_memory() -> str:
 
 def report_content(content: Content, reporter: Reporter) -> None:
     """Report how many images show the particle, noise alone and something else."""
-    noise, other = content.empty.mean().item(), content.other.mean().item()
-    reporter.record("content", particle=round(content.particle.mean().item(), 4), noise=round(noise, 4), other=round(other, 4))
+    particle, noise, other = (torch.bincount(content.kind, minlength=3) / len(content.kind)).tolist()
+    reporter.record("content", particle=round(particle, 4), noise=round(noise, 4), other=round(other, 4))
     if noise + other > SAID_FROM:
         reporter.say(f"{noise + other:.0%} of the images show no particle: {noise:.0%} noise alone, {other:.0%} something else")
 
