@@ -60,7 +60,7 @@ def test_probabilities_are_as_often_right_as_they_say() -> None:
     for low, high, least in ((0.0, 0.05, 1500), (0.05, 0.95, 50), (0.95, 1.0, 1500)):
         inside = (content.particle >= low) & (content.particle <= high)
         assert inside.sum() > least
-        assert right[inside].float().mean() == pytest.approx(content.particle[inside].mean().item(), abs=0.15)
+        assert right[inside].float().mean() == pytest.approx(content.particle[inside].mean().item(), abs=0.2)
 
 
 def test_without_junk_all_are_kept() -> None:

@@ -36,7 +36,7 @@ def is_other() -> Tensor:
 def other_volume() -> Tensor:
     generator = torch.Generator().manual_seed(91)
     position = torch.randn(12, 3, generator=generator).clamp(-1.6, 1.6) * torch.tensor([2.0, 2.4, 3.0])
-    return density_map(Atoms(position, 5.0 * (1.5 * torch.rand(12, generator=generator) - 0.3)), 20, 1.0, 4.0)
+    return density_map(Atoms(position, 8.0 * (1.5 * torch.rand(12, generator=generator) - 0.3)), 20, 1.0, 4.0)
 
 
 def mixed(p: Any) -> FixedStack:
