@@ -33,17 +33,17 @@ def is_other() -> Tensor:
     return torch.arange(N) % OTHER == 1
 
 
-def other_volume() -> Tensor:
+def other_volume(amplitude: float = 5.0) -> Tensor:
     generator = torch.Generator().manual_seed(91)
     position = torch.randn(12, 3, generator=generator).clamp(-1.6, 1.6) * torch.tensor([2.0, 2.4, 3.0])
-    return density_map(Atoms(position, 8.0 * (1.5 * torch.rand(12, generator=generator) - 0.3)), 20, 1.0, 4.0)
+    return density_map(Atoms(position, amplitude * (1.5 * torch.rand(12, generator=generator) - 0.3)), 20, 1.0, 4.0)
 
 
-def mixed(p: Any) -> FixedStack:
+def mixed(p: Any, amplitude: float = 5.0) -> FixedStack:
     """The particle's images, every third replaced by one of the other volume."""
     images = p.images
     noise = images.image_ft - project(p.volume_ft, images.effective_ctf, images.half_plane, p.pose)
-    others = project(volume_to_ft(other_volume()), images.effective_ctf, images.half_plane, p.pose) + noise
+    others = project(volume_to_ft(other_volume(amplitude)), images.effective_ctf, images.half_plane, p.pose) + noise
     return images.with_images(torch.where(is_other()[:, None], others, images.image_ft))
 
 
@@ -57,7 +57,7 @@ def setup_of(p: Any, images: FixedStack) -> AbInitioSetup:
 
 def test_images_go_to_the_map_that_fits_them(particle: Any) -> None:
     p = particle(N, noise=1.0, brightness=4.0)
-    images, maps = mixed(p).band(7), [p.volume_ft, volume_to_ft(other_volume())]
+    images, maps = mixed(p, 8.0).band(7), [p.volume_ft, volume_to_ft(other_volume(8.0))]
     grid = setup_of(p, images).space.grid(7.0, torch.Generator().manual_seed(0))
     found = search_maps(maps, images, [p.pose, p.pose], grid, CONFIG)
     assert (found.nearest.bool() == is_other()).float().mean() > 0.98
