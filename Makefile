@@ -27,7 +27,7 @@ STAMP := $(VENV)/.stamp
 export OMP_WAIT_POLICY = PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup python demo test test-slow test-arithmetic lint bench paper bench-speed docs site clean
+.PHONY: help setup python demo test test-slow test-arithmetic lint bench paper bench-speed docs notebook site clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -91,6 +91,10 @@ bench-speed: $(STAMP) ## how close the inner loops run to the machine's limits
 
 docs: $(STAMP) ## check the links and the code blocks of README and docs
 	$(PY) -m pytest tests/test_docs.py
+
+notebook: $(STAMP) ## run examples/notebook.ipynb, two minutes, and keep its outputs
+	$(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.coalesce_streams=True examples/notebook.ipynb
 
 site: $(STAMP) ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

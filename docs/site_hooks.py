@@ -1,15 +1,34 @@
-"""For the site: links that leave it, words that stay whole, and docstrings as mkdocstrings understands them."""
+"""For the site: the notebook as a page, links that leave it, words that stay whole, docstrings as mkdocstrings reads them."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 
 OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\(\.\./([^)\s]+)\)")
 ROLE = re.compile(r":(?:func|class|meth|mod|attr):`~?([^`]+)`")
 WORD = re.compile(r"<code>([^<\s]{1,30})</code>")
 UNDERLINE = re.compile(r"^-{3,}\s*$")
 ENTRY = re.compile(r"^(\w+(?:, \w+)*) : (.+)$")
+PANDAS = re.compile(r"<style scoped>.*?</style>\s*|(?<=<table) border=\"1\" class=\"dataframe\"", re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    """The notebook is a page, with the outputs that it holds."""
+    named = {"unique_key": "notebook", "output_files_dir": "img"}
+    markdown, found = MarkdownExporter().from_filename(str(NOTEBOOK), resources=named)
+    # tables look as those of other pages
+    markdown = PANDAS.sub("", markdown).replace("![png]", "![figure]")
+    files.append(File.generated(config, "notebook.md", content=markdown))
+    for name, content in found["outputs"].items():
+        files.append(File.generated(config, name, content=content))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -19,6 +38,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _named(link: re.Match[str]) -> str:
     text, path = link[1], link[2]
+    if path == "examples/notebook.ipynb":
+        return f"[{text}](notebook.md)"
     return f"`{path}`" if text.strip("`").rstrip("/") == path.rstrip("/") else f"{text} (`{path}`)"
 
 

@@ -80,6 +80,18 @@ def test_the_page_of_the_decoder_shows_the_example(site: Path) -> None:
     assert source in unescape(html)
 
 
+def test_the_notebook_is_a_page_with_its_figures_and_tables(site: Path) -> None:
+    html = (site / "notebook.html").read_text()
+    figures = re.findall(r'<img alt="figure" src="(img/notebook_\w+\.png)"', html)
+    assert len(figures) > 5
+    for figure in figures:
+        assert (site / figure).read_bytes().startswith(b"\x89PNG")
+    assert "<th>explained</th>" in html and 'class="dataframe"' not in html
+    assert "of the poses within 10 degrees; hand" in html
+    assert 'href="notebook.html" class="md-nav__link"' in (site / "index.html").read_text()
+    assert '<a href="notebook.html">A notebook</a>' in (site / "api.html").read_text()
+
+
 def test_the_list_of_modules_is_filled(site: Path) -> None:
     html = (site / "api.html").read_text()
     for name in ("physics.ctf.CTFParameters", "tasks.losses", "metrics.fsc", "maths.half_plane.HalfPlane"):
