@@ -153,6 +153,7 @@ def test_records_tell_the_stages_in_order(run: Path) -> None:
         "refine",
         "encoder",
         "content",
+        "content",
         "confidence",
         "end",
     ]
@@ -370,6 +371,7 @@ def test_point_group_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
         "search",
         "refine",
         "encoder",
+        "content",
         "confidence",
         "end",
     ]

@@ -162,9 +162,7 @@ def shows_particle(table: ParticleTable) -> Tensor:
 
 def rejected_card(run: RunFiles) -> Drawn | None:
     """Images that show noise alone or something else, with the projections that fit them best; None if there are none."""
-    if run.table is None:
-        raise run.missing(POSES)
-    if run.map is None or run.particles is None or not run.table.has_column(CONTENT):
+    if run.table is None or run.map is None or run.particles is None or not run.table.has_column(CONTENT):
         return None
     contrast = run.last("survey").get("contrast", run.config.get("contrast"))
     content, probability = run.table.particles[CONTENT], numeric_column(run.table, PARTICLE)
