@@ -79,9 +79,9 @@ def test_it_ends_when_it_gains_no_more(explained: list[float], wanted: bool) -> 
 
 def test_beside_a_second_map_it_ends_when_the_first_gains_no_more() -> None:
     config = dataclasses.replace(CONFIG, ab_initio_rounds=20)
-    single, flat = [round_of(0.6)] * 4, [round_of(0.6, second=True)] * 6
+    single, flat = [round_of(0.6)] * 4, [round_of(0.6, second=True)] * 10
     assert not finished(single, config) and not finished([*single, *flat[:-1]], config) and finished([*single, *flat], config)
-    gaining = [round_of(0.6 + 0.01 * i, second=True) for i in range(8)]
+    gaining = [round_of(0.6 + 0.01 * i, second=True) for i in range(12)]
     assert not finished([*single, *gaining], config)
 
 

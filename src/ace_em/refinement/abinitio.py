@@ -25,8 +25,8 @@ from ace_em.refinement.second_map import LEAST_IMAGES, PosedMap, search_maps
 
 LEAST_GAIN = 0.01
 """Share of the signal: a map that explains no more than this in addition no longer gains."""
-ROUNDS_OF_SECOND = 6
-"""Rounds that a second map has to draw the images of its kind, at least."""
+ROUNDS_OF_SECOND = 10
+"""Rounds that a second map has at least; then the first must have gained in half of as many, or the search ends."""
 LEAST_SHARE = 0.6
 """Share of a subset that is in the map, below which a subset is made no larger."""
 
@@ -226,6 +226,8 @@ def finished(history: list[Round], config: SearchConfig) -> bool:
     """
     if len(history) >= config.ab_initio_rounds:
         return True
-    if len(history) < 4 or history[-1].explained - history[-4].explained > LEAST_GAIN:
-        return False
-    return history[-1].explained >= config.ab_initio_explained or rounds_of_second(history) >= ROUNDS_OF_SECOND
+    explained = [r.explained for r in history]
+    if len(explained) >= 4 and explained[-1] >= config.ab_initio_explained and explained[-1] - explained[-4] <= LEAST_GAIN:
+        return True
+    rounds = rounds_of_second(history)
+    return rounds >= ROUNDS_OF_SECOND and explained[-1] - explained[-ROUNDS_OF_SECOND // 2] <= LEAST_GAIN
