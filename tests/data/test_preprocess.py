@@ -51,6 +51,20 @@ def test_contrast_is_measured_or_believed(tmp_path: Path, sign: float) -> None:
     assert survey(set_, -sign).sign == -sign
 
 
+def test_carbon_edges_and_ice_are_not_surveyed(tmp_path: Path) -> None:
+    """A tenth of the images: an edge at the rim, or crystals, of many times the particle's power."""
+    y, x = np.mgrid[:BOX, :BOX] - BOX / 2
+    edge, crystal = torch.from_numpy(4.0 * (x > 15)), torch.from_numpy(-12.0 * np.exp(-((y - 12) ** 2 + (x + 9) ** 2) / 8))
+    images = noise() + ball(20)
+    clean = survey(particles(tmp_path, images))
+    images[::20] = (noise(1)[::20] + edge).float()
+    images[10::20] = (noise(1)[10::20] + crystal).float()
+    mixed = survey(particles(tmp_path, images))
+    assert mixed.diameter_angstrom == pytest.approx(clean.diameter_angstrom, rel=0.05)
+    torch.testing.assert_close(mixed.noise.whitening_power, clean.noise.whitening_power, rtol=0.15, atol=0)
+    assert mixed.snr == pytest.approx(clean.snr, rel=0.2) and mixed.sign == clean.sign
+
+
 def test_a_survey_in_blocks_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for images in (noise() * 3 + ball(24), 0.05 * noise() + ball(24)):
         set_ = particles(tmp_path, images)
