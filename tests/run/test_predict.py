@@ -33,7 +33,7 @@ from ace_em.run.folder import RunFolder
 from ace_em.run.half_sets import half_sets_of, judge_poses
 from ace_em.run.plan import make_plan, record_survey
 from ace_em.run.reporter import RecordFile, Reporter
-from ace_em.run.results import LEAST_PARTICLE, Outcome, write_results
+from ace_em.run.results import Outcome, write_results
 from ace_em.simulation.write import simulate
 from ace_em.training.autoencoder import build_model
 from ace_em.training.state import seeded
@@ -118,7 +118,7 @@ def test_new_particles_stand_in_the_frame_of_the_runs_map(folder: Path) -> None:
 def test_confident_particles_are_those_of_the_poses(folder: Path) -> None:
     poses, confident = (read_particle_star(folder / f"run/{name}.star") for name in ("poses", "confident"))
     sure = numeric_column(poses, PROBABILITY) >= PredictConfig().confident
-    rows = np.flatnonzero(sure & (numeric_column(poses, PARTICLE) >= LEAST_PARTICLE))
+    rows = np.flatnonzero(sure & (numeric_column(poses, PARTICLE) > 0.5))
     assert 0 < len(rows) < len(poses) or len(confident) == len(poses)
     assert confident.particles.equals(poses.particles.iloc[rows].reset_index(drop=True))
 

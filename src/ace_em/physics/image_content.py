@@ -28,9 +28,8 @@ ITERATIONS = 200
 TOLERANCE = 1e-4
 LEAST_EXCESS = -0.5
 """The noise is known to no better than a factor of two."""
-AMPLITUDES = torch.logspace(-0.5, 2, 11)
-"""Power that something else may have beyond what is accounted for, relative to the signal of the images. An image of which the
-map leaves less than a third of the signal counts as the particle: nearer ones cannot be told apart in real noise."""
+AMPLITUDES = torch.logspace(-1, 2, 13)
+"""Power that something else may have beyond what is accounted for, relative to the signal of the images."""
 
 
 def of_unusual_power(power: Tensor) -> Tensor:

@@ -30,8 +30,6 @@ from ace_em.run.reporter import Reporter
 MASK_LOW_PASS_ANGSTROM = 15.0
 MASK_DILATE_ANGSTROM = 6.0
 MASK_EDGE_ANGSTROM = 12.0
-LEAST_PARTICLE = 0.75
-"""Probability that an image shows the particle, from which on it may be in confident.star."""
 SAID_FROM = 0.005
 """Share of images without the particle from which on it is reported."""
 BASELINE_PARTICLES = 2000
@@ -189,7 +187,7 @@ def report_content(content: Content, reporter: Reporter) -> None:
 
 def confident(outcome: Outcome, probability: torch.Tensor, config: RunConfig) -> torch.Tensor:
     """(N,) bool, the images of confident.star: a pose of high ``probability`` (N,), and the particle in the image."""
-    return (probability >= config.predict.confident) & (outcome.last.content.particle >= LEAST_PARTICLE)
+    return (probability >= config.predict.confident) & outcome.last.shown
 
 
 def written_probability(outcome: Outcome, config: RunConfig, reporter: Reporter) -> torch.Tensor:
