@@ -1,4 +1,4 @@
-"""A decoder of one's own: a sum of Gaussians whose centres and weights are learnt, in one class with three methods."""
+"""A custom decoder: a sum of Gaussians with learnt centres and weights, in one class with three methods."""
 
 import math
 
@@ -14,7 +14,7 @@ from ace_em.physics.projection import fourier_projection
 
 
 class GaussianCloud(Decoder):
-    """``n`` Gaussians of ``sigma_px``; a central slice of their sum is known in closed form."""
+    """Sum of ``n`` Gaussians of width ``sigma_px``, whose central slices have a closed form."""
 
     def __init__(self, n: int, box: int, sigma_px: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     rotation = roma.random_rotmat(100, generator=generator)
     half_plane = HalfPlane.within(24, 8)
     truth = GaussianCloud(20, 24, 1.5, generator)
-    images = half_plane.from_image(fourier_projection(truth.volume().detach(), rotation))  # made from voxels, not by the class
+    images = half_plane.from_image(fourier_projection(truth.volume().detach(), rotation))  # from voxels, not the closed form
 
     decoder = GaussianCloud(60, 24, 1.5, generator)
     adam = torch.optim.Adam(decoder.parameters(), lr=0.1)
@@ -55,5 +55,5 @@ if __name__ == "__main__":
         loss.backward()
         adam.step()
         losses.append(loss.item())
-    print(f"share of the images' power left to explain: {losses[0]:.2f} before, {losses[-1]:.4f} after {len(losses)} steps")
+    print(f"unexplained fraction of the image power: {losses[0]:.2f} before, {losses[-1]:.4f} after {len(losses)} steps")
     assert losses[-1] < 0.05 * losses[0]

@@ -1,4 +1,4 @@
-"""Images with known poses, simulated and back-projected: the map that a perfect pose search would give."""
+"""Simulate images and back-project them at their true poses: the map that a perfect pose search would give."""
 
 import tempfile
 from pathlib import Path
@@ -31,5 +31,5 @@ one, two = (accumulate(stack.subset(half), pose[half]) for half in (slice(0, Non
 halves = reconstruct_halves(one, two, ball)
 
 shell = resolution_shell(fourier_shell_correlation(halves.combined, truth), 0.5)
-print(f"FSC with the truth falls to 0.5 at {config.box * config.pixel_size / shell:.1f} A")
+print(f"The FSC with the true map falls to 0.5 at {config.box * config.pixel_size / shell:.1f} A")
 assert config.box / shell < 2.5

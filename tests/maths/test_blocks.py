@@ -17,7 +17,7 @@ def test_blocks_are_halved_until_there_is_memory(caplog: pytest.LogCaptureFixtur
     found = in_blocks(11, 100, work)
     assert [n for part in found for n in part] == list(range(11))
     assert asked == [11, 5, 2, 2, 2, 2, 2, 1]
-    assert [r.getMessage() for r in caplog.records] == [f"out of memory: going on in blocks of {n} images" for n in (5, 2)]
+    assert [r.getMessage() for r in caplog.records] == [f"out of memory: continuing in blocks of {n} images" for n in (5, 2)]
 
 
 def test_another_error_is_not_taken_for_it() -> None:

@@ -162,7 +162,7 @@ def test_less_memory_than_a_block_takes(particle: Any, monkeypatch: pytest.Monke
     parts = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3)
     assert torch.equal(parts.pose.rotation[:, 0], whole.pose.rotation[:, 0])
     torch.testing.assert_close(parts.log_likelihood, whole.log_likelihood)
-    assert "going on in blocks of 2 images" in caplog.text
+    assert "continuing in blocks of 2 images" in caplog.text
 
 
 def test_blocks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:

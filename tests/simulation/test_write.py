@@ -240,8 +240,8 @@ def test_bad_structure(command: Callable[..., Result], case: str) -> None:
         (["--poses", "no.star"], ["no.star", "no such file"]),
         (["--ctf", "no.star"], ["no.star", "no such file"]),
         (["--ctf", STRUCTURE], [str(STRUCTURE), "not a STAR file"]),
-        (["-o", "f"], ["f: cannot be made"]),
-        (["-o", "f/below"], ["f/below: cannot be made"]),
+        (["-o", "f"], ["f: cannot be created"]),
+        (["-o", "f/below"], ["f/below: cannot be created"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) and "-" in str(value[0])[:1] else "",
 )

@@ -69,7 +69,7 @@ def test_after_a_loss_that_is_not_finite_training_goes_back(blobs: FixedStack, m
     spoil(monkeypatch, {CHECKPOINT_EVERY + 7})
     training = start(blobs)
     log, saved = run(training)
-    assert notes(log) == [f"the training loss is not finite: back to update {CHECKPOINT_EVERY}, at 0.5 of the learning rate"]
+    assert notes(log) == [f"the training loss is not finite: back to update {CHECKPOINT_EVERY}, with 0.5 times the learning rate"]
     assert [p.step for p in log] == [*range(1, CHECKPOINT_EVERY + 7), *range(CHECKPOINT_EVERY + 1, SMALL.steps + 1)]
     assert all(p.isfinite().all() for p in training.model.parameters())
     assert [(s["step"], s["rate"], s["restored"]) for s in saved] == [(25, 1.0, 0), (50, 0.5, 1), (60, 0.5, 1)]
@@ -116,7 +116,7 @@ def test_with_too_little_memory_images_are_projected_in_parts(
 
     monkeypatch.setattr(AutoEncoder, "forward", in_four_only)
     log, _ = run(start(blobs, steps=4))
-    said = [f"out of memory: the images of a batch are projected in {n} parts from now on" for n in (2, 4)]
+    said = [f"out of memory: each batch is projected in {n} parts from now on" for n in (2, 4)]
     assert notes(log) == said
     assert len(log) == 4 and all(p.losses["total"].isfinite() for p in log)
 

@@ -1,1 +1,1 @@
-"""Mathematics on tensors: Fourier transforms, rotations, central slices. Knows no microscope."""
+"""Mathematics on tensors, independent of the microscope: Fourier transforms, rotations, central slices."""

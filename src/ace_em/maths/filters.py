@@ -1,4 +1,4 @@
-"""The five-filter bank in front of the paper's encoder (appendix A.1, eq. 17)."""
+"""The bank of five Gaussian filters before the paper's encoder (appendix A.1, eq. 17)."""
 
 import math
 
@@ -14,7 +14,7 @@ KERNEL_PX = 11
 
 
 def gaussian_kernels(variances_px2: tuple[float, ...] = VARIANCES_PX2, size_px: int = KERNEL_PX) -> Tensor:
-    """Normalised kernels (len(variances), size, size). At variance 100 the kernel is cut at half a sigma: nearly a box."""
+    """Normalised kernels (len(variances), size, size). At variance 100 the kernel is truncated at half a sigma: nearly a box."""
     axis = torch.arange(size_px, dtype=torch.float64) - size_px // 2
     square = axis[:, None].square() + axis.square()
     kernels = torch.stack([torch.exp(-square / (2 * v)) for v in variances_px2])
@@ -22,14 +22,14 @@ def gaussian_kernels(variances_px2: tuple[float, ...] = VARIANCES_PX2, size_px: 
 
 
 def filter_bank(images: Tensor, kernels: Tensor) -> Tensor:
-    """Filter images (b, h, w) with every kernel (c, s, s), zero padded: (b, c, h, w)."""
+    """Filter images (b, h, w) with every kernel (c, s, s), zero-padded: (b, c, h, w)."""
     return F.conv2d(images[:, None], kernels[:, None].to(images), padding=kernels.shape[-1] // 2)
 
 
 def kernel_transfer(kernels: Tensor, half_plane: HalfPlane) -> Tensor:
-    """What filtering with kernels (c, s, s) multiplies an image's Fourier coefficients by, (c, n), real.
+    """Transfer functions (c, n), real, of kernels (c, s, s): the factors that filtering applies to Fourier coefficients.
 
-    The image is taken as periodic; for one that is zero near its edge that is zero padding.
+    They treat the image as periodic. For an image that is zero near its edge, this equals zero padding.
     """
     axis = frequencies(kernels.shape[-1], kernels.device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -35,7 +35,7 @@ def centred_ifft(x_ft: Tensor, ndim: int) -> Tensor:
 
 
 def frequencies(n: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Integer frequencies (equally: pixel coordinates about the centre) of one axis: ``0 - n // 2 ... ``, shape (n,)."""
+    """Integer frequencies (or pixel coordinates from the centre) of one axis, from ``-(n // 2)``, shape (n,)."""
     return torch.arange(n, device=device, dtype=dtype) - n // 2
 
 
@@ -47,14 +47,14 @@ def radius_grid(n: int, ndim: int, device: torch.device | None = None) -> Tensor
 
 
 def shell_sums(values: Tensor, shells: Tensor, n_shells: int) -> Tensor:
-    """Sum of ``values`` (..., n) over integer ``shells`` (n,): shape (..., n_shells); shells beyond the last are dropped."""
+    """Sum ``values`` (..., n) by integer ``shells`` (n,): shape (..., n_shells). Shells from ``n_shells`` on are dropped."""
     inside = shells < n_shells
     out = torch.zeros(*values.shape[:-1], n_shells, dtype=values.dtype, device=values.device)
     return out.index_add_(-1, shells[inside], values[..., inside])
 
 
 def resize(x: Tensor, n: int, ndim: int, fill: float = 0.0) -> Tensor:
-    """Crop or zero-pad the last ``ndim`` axes to ``n`` samples, keeping the centre at the centre."""
+    """Crop the last ``ndim`` axes to ``n`` samples or pad them with ``fill``, about the centre ``n // 2``."""
     for axis in range(x.dim() - ndim, x.dim()):
         old = x.shape[axis]
         if old >= n:
@@ -67,10 +67,10 @@ def resize(x: Tensor, n: int, ndim: int, fill: float = 0.0) -> Tensor:
 
 
 def fourier_resize(x: Tensor, n: int, ndim: int) -> Tensor:
-    """Resample real arrays to ``n`` samples an axis by cropping or padding their Fourier transform.
+    """Resample real arrays to ``n`` samples per axis by cropping or padding their Fourier transform.
 
-    Grey values of a band-limited array are kept (the transform is scaled by ``(n / old) ** ndim``). When an even box
-    is cropped, the Nyquist row has no partner left and its imaginary part is dropped with the ``.real``.
+    The transform is scaled by ``(n / old) ** ndim``, so that a band-limited array keeps its values. On cropping to an even box,
+    the coefficients at Nyquist lose their Hermitian partners; ``.real`` drops their imaginary part.
 
     Parameters
     ----------

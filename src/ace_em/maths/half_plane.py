@@ -1,4 +1,4 @@
-"""Half of an image's Fourier plane: one coefficient of each Hermitian pair, sorted by radius."""
+"""Half of the Fourier plane of an image: one coefficient of each Hermitian pair, sorted by radius."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from ace_em.maths.fourier import centred_fft, centred_ifft, frequencies
 
 @dataclass(frozen=True)
 class HalfPlane:
-    """One coefficient of each Hermitian pair of an image's Fourier transform, inside a circle.
+    """One coefficient of each Hermitian pair of the Fourier transform of an image, inside a circle.
 
-    A real image has ``F(-k) = conj F(k)``, so every pair is kept once, every coefficient counts the same, and a sum of
-    squares over the half-plane is half of the sum over the plane (the zero frequency, its own partner, apart).
+    A real image has ``F(-k) = conj F(k)``, so one coefficient of each pair is enough. All coefficients have equal weight: apart
+    from the zero frequency, its own partner, a sum of squares over the half-plane is half of the sum over the full plane.
 
     Attributes
     ----------
-    box : samples per image edge.
-    k : (n, 2) integer frequencies in (x, y) order; ``kx > 0``, or ``kx = 0`` and ``ky >= 0``; sorted by radius, so that
-        a band is a prefix.
-    radius : (n,) ``|k|``.
+    box : pixels per image edge.
+    k : (n, 2) integer frequencies in (x, y) order, with ``kx > 0``, or ``kx = 0`` and ``ky >= 0``. They are sorted by radius,
+        so that a band is a prefix.
+    radius : (n,) ``|k|`` in cycles per box.
     """
 
     box: int
@@ -29,7 +29,7 @@ class HalfPlane:
 
     @staticmethod
     def within(box: int, max_radius: float | None = None, device: torch.device | None = None) -> "HalfPlane":
-        """The half-plane ``|k| <= max_radius``; by default ``|k| < box / 2``, as an even box's Nyquist row has no partner."""
+        """The half-plane ``|k| <= max_radius``, limited to ``|k| < box / 2``: the Nyquist row of an even box has no partner."""
         axis = frequencies(box, device)
         ky, kx = torch.meshgrid(axis, axis, indexing="ij")
         square = kx.square() + ky.square()
@@ -50,11 +50,11 @@ class HalfPlane:
 
     @property
     def k3(self) -> Tensor:
-        """(n, 3) frequencies ``(kx, ky, 0)`` of the central slice of eq. 26."""
+        """(n, 3) frequencies ``(kx, ky, 0)`` of the unrotated central slice (eq. 26)."""
         return torch.cat([self.k, torch.zeros_like(self.k[:, :1])], dim=-1)
 
     def band(self, max_radius: float) -> "HalfPlane":
-        """The coefficients with ``|k| <= max_radius``: the first ``len(band)`` of this half-plane."""
+        """The coefficients with ``|k| <= max_radius``, a prefix of this half-plane."""
         n = int((self.radius <= max_radius).sum())
         return HalfPlane(self.box, self.k[:n], self.radius[:n])
 
@@ -75,10 +75,10 @@ class HalfPlane:
         return plane[..., iy, ix]
 
     def to_image(self, image_ft: Tensor) -> Tensor:
-        """Real images (..., box, box) whose only coefficients are ``image_ft`` (..., n)."""
+        """Real images (..., box, box) from coefficients ``image_ft`` (..., n); all others are zero."""
         iy, ix = self._index()
         plane = torch.zeros(*image_ft.shape[:-1], self.box, self.box, dtype=image_ft.dtype, device=image_ft.device)
-        # the zero frequency is its own partner and must count once
+        # the zero frequency is its own partner and must not be doubled
         half = torch.where(self.radius == 0, 0.5, 1.0).to(image_ft.real.dtype)
         plane[..., iy, ix] = image_ft * half
         return 2 * centred_ifft(plane, 2).real

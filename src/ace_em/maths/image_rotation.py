@@ -1,7 +1,7 @@
-"""Turn and mirror images in their plane, given as half-planes of their Fourier transform.
+"""In-plane rotation and mirroring of images, given as half-planes of their Fourier transform.
 
-The two-dimensional sister of ``slices.py``: the image is zero-padded, divided by the ``sinc^2`` that bilinear interpolation
-multiplies it by, transformed, and read at the turned frequencies.
+This is the two-dimensional counterpart of ``slices.py``. The image is divided by ``sinc^2`` to compensate for the bilinear
+interpolation, zero-padded and transformed, and the transform is sampled at the rotated frequencies.
 """
 
 import torch
@@ -14,11 +14,12 @@ from ace_em.maths.slices import padded_size
 
 
 def plane_turn(angle_deg: Tensor, mirror: Tensor) -> Tensor:
-    """The maps ``A`` (b, 2, 2) of image points (x, y): first ``y -> -y`` where ``mirror``, then a turn from x towards y.
+    """Matrices ``A`` (b, 2, 2) that act on image points (x, y): ``y -> -y`` where ``mirror``, then a rotation from x towards y.
 
     Parameters
     ----------
-    angle_deg, mirror : (b,) degrees, bool.
+    angle_deg : (b,) rotation angles in degrees.
+    mirror : (b,) bool.
     """
     angle = torch.deg2rad(angle_deg)
     c, s, flip = torch.cos(angle), torch.sin(angle), torch.where(mirror, -1.0, 1.0)
@@ -26,11 +27,11 @@ def plane_turn(angle_deg: Tensor, mirror: Tensor) -> Tensor:
 
 
 def turn_half_plane(half_plane: HalfPlane, image_ft: Tensor, turn: Tensor, pad: int = 2) -> Tensor:
-    """Half-planes (b, n) of the images whose content has moved from ``p`` to ``A p``: ``F'(k) = F(A^T k)``.
+    """Half-planes (b, n) of images whose content is moved from ``p`` to ``A p``: ``F'(k) = F(A^T k)``.
 
     Parameters
     ----------
-    image_ft : (b, n) complex; what the images hold near their corners is lost.
+    image_ft : (b, n) complex. Image content in the corners, outside the inscribed circle, is not preserved.
     turn : (b, 2, 2) orthogonal ``A``, from :func:`plane_turn`.
     """
     box, size = half_plane.box, padded_size(half_plane.box, pad)
@@ -38,19 +39,19 @@ def turn_half_plane(half_plane: HalfPlane, image_ft: Tensor, turn: Tensor, pad: 
     images = half_plane.to_image(image_ft) / (axis[:, None] * axis)
     plane = torch.view_as_real(centred_fft(resize(images, size, 2), 2)).movedim(-1, 1)
     k = half_plane.k @ turn  # rows: (A^T k)^T
-    # index of a frequency in the padded plane -> grid_sample's -1 ... 1 between its first and last sample
+    # convert frequencies of the padded plane to grid_sample's -1 ... 1 between the first and last sample
     grid = (k * (size / box) + size // 2) * (2 / (size - 1)) - 1
     read = F.grid_sample(plane, grid[:, None], align_corners=True)[:, :, 0]
     return torch.complex(read[:, 0], read[:, 1])
 
 
 def half_turn(image_ft: Tensor) -> Tensor:
-    """Half-planes of the images turned by 180 degrees about their centre: complex conjugates (as numbers, not as a view)."""
+    """Half-planes of images rotated by 180 degrees about the centre: the complex conjugate, computed and not a lazy view."""
     return image_ft.conj_physical()
 
 
 def mirror_half_plane(half_plane: HalfPlane, image_ft: Tensor) -> Tensor:
-    """Half-planes (b, n) of the images mirrored, ``y -> -y``: pixel by pixel, so that nothing is interpolated."""
+    """Half-planes (b, n) of images mirrored by ``y -> -y``, by reordering pixel rows, without interpolation."""
     n = half_plane.box
     rows = (2 * (n // 2) - torch.arange(n, device=image_ft.device)) % n
     return half_plane.from_image(half_plane.to_image(image_ft)[..., rows, :])

@@ -1,20 +1,20 @@
-"""The damped step of Levenberg-Marquardt, for many small least-squares problems at once."""
+"""The damped step of the Levenberg-Marquardt method, for a batch of small least-squares problems."""
 
 import torch
 from torch import Tensor
 
 
 def damped_step(normal: Tensor, gradient: Tensor, damping: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-    """Solve ``(N + D) x = g`` with the ridge ``D = damping * diag(N) + floor``.
+    """Solve ``(N + D) x = g`` with the damping ``D = damping * diag(N) + floor``.
 
-    Marquardt's scaling by the diagonal makes the step independent of the parameters' units.
+    Scaling by the diagonal (Marquardt) makes the step independent of the units of the parameters.
 
     Parameters
     ----------
-    normal : (..., p, p) normal equations ``J^T J``.
+    normal : (..., p, p) normal matrix ``J^T J``.
     gradient : (..., p) ``J^T r``.
-    damping : (...,) one number per problem.
-    floor : (..., 1) or a number, added to the whole diagonal: a parameter that the data leave free has no curvature of its own.
+    damping : (...,) one value per problem.
+    floor : (..., 1) or a number, added to the diagonal, since a parameter that the data do not determine has no curvature.
 
     Returns
     -------

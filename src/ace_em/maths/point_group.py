@@ -1,7 +1,7 @@
-"""Point groups of particles: the rotations, one copy of every orbit, and the nearest copy.
+"""Point groups of particles: their rotations, asymmetric units, and the nearest symmetry-equivalent pose.
 
-A map with the point group G has ``V(g r) = V(r)`` for every ``g`` in G, so the poses ``R`` and ``g R`` give the same image.
-The axes stand as RELION has them, which the tests prove against RELION's own matrices.
+A map with point group G has ``V(g r) = V(r)`` for every ``g`` in G, so the poses ``R`` and ``g R`` give the same image. The axes
+follow RELION's convention; the tests compare them with RELION's matrices.
 """
 
 import math
@@ -18,7 +18,7 @@ _SAME = 1e-6
 
 Axis = tuple[int, tuple[float, float, float]]
 
-# order and direction (x, y, z) of the axes that generate the group
+# order and direction (x, y, z) of the generating axes
 _AXES: dict[str, list[Axis]] = {
     "T": [(3, (0, 0, 1)), (2, (0, math.sqrt(2), 1))],
     "O": [(4, (0, 0, 1)), (3, (1, 1, 1))],
@@ -41,25 +41,26 @@ def _generating_axes(name: str) -> list[Axis]:
 
 
 def generators(name: str) -> Tensor:
-    """Rotations (1 or 2, 3, 3), float64, whose products are the group ``name``."""
+    """Rotations (1 or 2, 3, 3), float64, that generate the group ``name``."""
     orders, directions = zip(*_generating_axes(name), strict=True)
     axis = torch.nn.functional.normalize(torch.tensor(directions, dtype=torch.float64), dim=-1)
     return roma.rotvec_to_rotmat(axis * (2 * math.pi / torch.tensor(orders, dtype=torch.float64))[:, None])
 
 
 def point_group(name: str) -> Tensor:
-    """Rotations (g, 3, 3) of a point group, float64, the identity first, axes as RELION has them.
+    """Rotations (g, 3, 3) of a point group, float64, with the identity first and the axes in RELION's convention.
 
     Parameters
     ----------
-    name : in either case. ``Cn``: n-fold axis along z. ``Dn``: n-fold along z, two-fold along x. ``T``: three-fold along z,
-        two-fold in the yz plane. ``O``: four-fold axes along x, y and z. ``I1`` and ``I2``: two-fold axes along x, y and z,
-        and five-fold axes in the xz plane nearer to x or to z; ``I`` is ``I2``. ``I3`` and ``I4``: five-fold along z and
-        two-fold axes in the xz plane, at negative or positive x beside z; one is the other turned by 180 degrees about z.
+    name : upper or lower case. ``Cn``: n-fold axis along z. ``Dn``: n-fold along z, two-fold along x. ``T``: three-fold along
+        z, two-fold in the yz plane. ``O``: four-fold axes along x, y and z. ``I1`` and ``I2``: two-fold axes along x, y and z,
+        and five-fold axes in the xz plane, nearer to x or to z respectively; ``I`` is ``I2``. ``I3`` and ``I4``: five-fold
+        axis along z and two-fold axes in the xz plane, the one nearest z at negative or positive x respectively; they differ
+        by a rotation of 180 degrees about z.
 
     Raises
     ------
-    ValueError : the name is none of these.
+    ValueError : unknown point group.
     """
     steps = generators(name)
     group = newest = torch.eye(3, dtype=torch.float64)[None]
@@ -71,21 +72,21 @@ def point_group(name: str) -> Tensor:
 
 
 def _first_of_each(rotation: Tensor) -> Tensor:
-    """(n,) true for rotations (n, 3, 3) that equal none before them."""
+    """(n,) true for the first occurrence of each distinct rotation of (n, 3, 3)."""
     same = (rotation[None] - rotation[:, None]).abs().amax((-1, -2)) < _SAME
     return ~same.tril(-1).any(1)
 
 
 def in_asymmetric_unit(rotation: Tensor, group: Tensor) -> Tensor:
-    """Whether rotations (..., 3, 3) lie in one fixed asymmetric unit: true for one member of every orbit ``{g R}``.
+    """Whether rotations (..., 3, 3) lie in a fixed asymmetric unit: true for one member of every orbit ``{g R}``.
 
-    The unit is the set of rotations that are nearer to a fixed one than any of their copies is, a Voronoi cell of
-    ``|G|``-th part of SO(3). The fixed rotation is a generic one, so that grids do not fall on the boundary.
+    The asymmetric unit is the Voronoi cell, ``1 / |G|`` of SO(3), of rotations closer to a fixed reference than any of their
+    symmetry copies. The reference is a generic rotation, so that grid points do not fall on the boundary.
 
     Parameters
     ----------
     rotation : (..., 3, 3).
-    group : (g, 3, 3) with the identity first, as :func:`point_group` gives it.
+    group : (g, 3, 3) with the identity first, from :func:`point_group`.
     """
     centre = roma.rotvec_to_rotmat(torch.tensor([0.3127, -0.5841, 0.1973], dtype=torch.float64, device=rotation.device))
     # tr(C^T g R) = <g^T C, R>
@@ -96,25 +97,25 @@ def in_asymmetric_unit(rotation: Tensor, group: Tensor) -> Tensor:
 
 
 def nearest_copy(rotation: Tensor, reference: Tensor, group: Tensor) -> Tensor:
-    """The copy ``g @ rotation`` (..., 3, 3) that is nearest to ``reference`` in the Frobenius norm.
+    """The symmetry copy ``g @ rotation`` (..., 3, 3) nearest to ``reference`` in the Frobenius norm.
 
     Parameters
     ----------
-    rotation, reference : (..., 3, 3), of shapes that broadcast.
+    rotation, reference : (..., 3, 3), broadcast together.
     group : (g, 3, 3).
     """
     # tr(B^T g R) = <g, B R^T>
-    wanted = (reference @ rotation.mT).flatten(-2)
+    relative = (reference @ rotation.mT).flatten(-2)
     group = group.to(rotation)
-    return group[(wanted @ group.flatten(1).T).argmax(-1)] @ rotation
+    return group[(relative @ group.flatten(1).T).argmax(-1)] @ rotation
 
 
 def mirrored_axes(name: str) -> Tensor:
-    """The rotation ``Q`` (3, 3), float64, that brings the axes of a mirrored map back where RELION has them.
+    """The rotation ``Q`` (3, 3), float64, that restores RELION's axes after a map is mirrored in z.
 
-    A map with the group G, mirrored along z, has the group ``J G J``, ``J = diag(1, 1, -1)``; turned by ``Q`` it has
-    ``Q J G J Q^T = G`` again. For T, I3 and I4 this is the half turn about z, for which ``Q J = -1`` changes no group;
-    for the others it is the identity.
+    A map with group G, mirrored in z, has the group ``J G J`` with ``J = diag(1, 1, -1)``. Rotated by ``Q``, it has
+    ``Q J G J Q^T = G`` again. For T, I3 and I4, ``Q`` is the half turn about z: ``Q J`` is then the inversion ``-1``, which
+    commutes with all rotations. For the other groups it is the identity.
     """
     group = point_group(name)
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))

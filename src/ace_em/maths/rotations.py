@@ -1,4 +1,4 @@
-"""Grids on SO(3) and the sphere, 180-degree alternatives of a rotation, and distances: what roma does not have."""
+"""Grids on SO(3) and the sphere, half-turn alternatives of a rotation, and distances, beyond those in roma."""
 
 import math
 
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 HALF_TURNS = torch.stack([torch.diag(torch.tensor(d)) for d in ([1.0, 1, 1], [-1.0, -1, 1], [1.0, -1, -1], [-1.0, 1, -1])])
-"""(4, 3, 3): the identity, and the half turns about z, x and y."""
+"""(4, 3, 3): the identity and the half turns about z, x and y."""
 
 
 def alternatives(rotation: Tensor) -> Tensor:
-    """The four rotations (..., 4, 3, 3) that low-resolution images confuse: ``R`` times a half turn about an image axis.
+    """Four rotations (..., 4, 3, 3) that are hard to distinguish at low resolution: ``R`` times half turns about the image axes.
 
-    ``R diag(-1, -1, 1)`` turns the image by 180 degrees in its plane. ``R diag(1, -1, -1)`` looks at the particle from the
-    back: the same projection, mirrored in y.
+    ``R diag(-1, -1, 1)`` rotates the image by 180 degrees in its plane. ``R diag(1, -1, -1)`` is the view from the back: the
+    same projection mirrored in y.
     """
     return rotation[..., None, :, :] @ HALF_TURNS.to(rotation)
 
 
 def healpix_centres(n_side: int) -> Tensor:
-    """Unit vectors (12 n_side^2, 3) to the centres of HEALPix's pixels in ring order, for any ``n_side``, float64.
+    """Unit vectors (12 n_side^2, 3) to the centres of the HEALPix pixels in ring order, float64, for any ``n_side``.
 
-    Gorski et al. 2005, eq. 4 to 9. Libraries that give these for any ``n_side``, not powers of 2 alone, are GPL.
+    From Gorski et al. (2005), their equations 4 to 9. Libraries that support ``n_side`` other than powers of 2 are GPL.
     """
     ring = torch.arange(1, 4 * n_side)
     from_pole = torch.minimum(ring, 4 * n_side - ring)
@@ -31,7 +31,7 @@ def healpix_centres(n_side: int) -> Tensor:
     cap = 1 - from_pole.double().square() / (3 * n_side**2)
     belt = (2 * n_side - ring).double() * (2 / (3 * n_side))
     z = torch.where(from_pole < n_side, torch.where(ring < 2 * n_side, cap, -cap), belt)
-    # pixels of the caps, and of every other ring of the belt, begin half a pixel off the meridian
+    # in the polar caps and in every other ring of the equatorial belt, pixels are offset by half a pixel in longitude
     offset = torch.where((from_pole < n_side) | ((ring - n_side) % 2 == 0), 0.5, 0.0).double()
     index = torch.arange(int(count.sum())) - (count.cumsum(0) - count).repeat_interleave(count)
     phi = 2 * math.pi * (index + offset.repeat_interleave(count)) / count.repeat_interleave(count)
@@ -41,7 +41,7 @@ def healpix_centres(n_side: int) -> Tensor:
 
 
 def healpix_pixel(direction: Tensor, n_side: int) -> Tensor:
-    """HEALPix pixel (...,), ring order, of unit vectors (..., 3); ``n_side`` is a power of 2."""
+    """HEALPix pixel index (...,), ring order, of unit vectors (..., 3); ``n_side`` must be a power of 2."""
     from astropy import units
     from astropy_healpix import lonlat_to_healpix
 
@@ -52,12 +52,12 @@ def healpix_pixel(direction: Tensor, n_side: int) -> Tensor:
 
 
 def so3_grid(spacing_deg: float, generator: torch.Generator | None = None) -> Tensor:
-    """Rotations (n, 3, 3) that cover SO(3) evenly: HEALPix directions times in-plane angles, about ``spacing_deg`` apart.
+    """Rotations (n, 3, 3) that cover SO(3) evenly: HEALPix directions times in-plane angles.
 
     Parameters
     ----------
-    spacing_deg : distance between neighbours; HEALPix pixels have edge ``58.6 / n_side`` degrees.
-    generator : turns the whole grid by a random rotation, so that successive grids differ.
+    spacing_deg : approximate angle between neighbours in degrees. HEALPix pixels are ``58.6 / n_side`` degrees wide.
+    generator : if given, the whole grid is rotated at random, so that successive grids differ.
     """
     n_psi = max(1, round(360 / spacing_deg))
     x, y, z = healpix_centres(max(1, round(58.6 / spacing_deg))).T
@@ -70,10 +70,10 @@ def so3_grid(spacing_deg: float, generator: torch.Generator | None = None) -> Te
 
 
 def angular_distance_deg(a: Tensor, b: Tensor) -> Tensor:
-    """Angle (...) in degrees of the rotation that takes ``a`` to ``b``, both (..., 3, 3)."""
+    """Angle (...) in degrees of the rotation from ``a`` to ``b``, both (..., 3, 3)."""
     return torch.rad2deg(roma.rotmat_geodesic_distance(a, b))
 
 
 def squared_frobenius(a: Tensor, b: Tensor) -> Tensor:
-    """``||a - b||_F^2`` (...), which is ``8 sin^2(angle / 2)``: 8 at 180 degrees, 6 on average for random rotations."""
+    """``||a - b||_F^2`` (...), equal to ``8 sin^2(angle / 2)``: 8 at 180 degrees, 6 on average for random rotations."""
     return (a - b).square().sum((-1, -2))

@@ -1,9 +1,9 @@
-"""Central slices of a volume's Fourier transform, and their adjoint, insertion.
+"""Central slices of the Fourier transform of a volume (eq. 25, eq. 26), and their adjoint, insertion.
 
-The volume is zero-padded ``pad`` times, so that its transform is finely sampled, and read by trilinear interpolation.
-Interpolating with a triangle in Fourier space multiplies the volume by ``sinc^2`` in real space; the volume is divided
-by it first. Only ``x >= 0`` of the transform is stored (a real volume's transform is Hermitian): a point with negative
-x is read at its Hermitian partner and conjugated.
+The volume is zero-padded by a factor ``pad``, so that its transform is finely sampled, and the transform is read by trilinear
+interpolation. This interpolation multiplies the volume by ``sinc^2`` in real space, so the volume is first divided by it. The
+transform of a real volume is Hermitian, so only ``x >= 0`` is stored; a point with negative x is read at its Hermitian partner
+and conjugated.
 """
 
 import itertools
@@ -20,13 +20,14 @@ from ace_em.maths.half_plane import HalfPlane
 
 @dataclass(frozen=True)
 class VolumeFT:
-    """Half of a padded volume's Fourier transform, ready to be sliced.
+    """Half of the Fourier transform of a padded volume, for slicing.
 
     Attributes
     ----------
-    grid : (2, P + 1, P + 1, P / 2 + 1) real and imaginary parts in z, y, x order, ``P = pad * box``: frequencies
-        ``-P/2 ... P/2`` along z and y (both ends are kept, so that a point never falls off), ``0 ... P/2`` along x.
-    box : edge of the volume in voxels.
+    grid : (2, P + 1, P + 1, P / 2 + 1) real and imaginary parts in z, y, x order, ``P = pad * box``. Frequencies are
+        ``-P/2 ... P/2`` along z and y (both ends are stored, so that interpolation stays inside the grid) and ``0 ... P/2``
+        along x.
+    box : edge of the unpadded volume in voxels.
     """
 
     grid: Tensor
@@ -38,7 +39,7 @@ class VolumeFT:
 
     @property
     def device(self) -> torch.device:
-        """Where the work with it is done: images are brought there block by block."""
+        """Device of the transform, to which images are moved in blocks."""
         return self.grid.device
 
     def to(self, device: torch.device) -> "VolumeFT":
@@ -46,12 +47,12 @@ class VolumeFT:
 
 
 def padded_size(box: int, pad: int) -> int:
-    """Edge of the padded box: ``pad * box``, made even."""
+    """Edge of the padded box: ``pad * box``, rounded up to an even number."""
     return pad * box + (pad * box) % 2
 
 
 def gridding_correction(box: int, padded_box: int, like: Tensor) -> Tensor:
-    """(box, box, box) factor ``1 / sinc^2`` that undoes trilinear interpolation in Fourier space."""
+    """Factor ``1 / sinc^2`` (box, box, box) that corrects for trilinear interpolation in Fourier space."""
     axis = torch.sinc(frequencies(box, like.device, like.dtype) / padded_box).square()
     return 1 / (axis[:, None, None] * axis[None, :, None] * axis[None, None])
 
@@ -68,15 +69,15 @@ def volume_to_ft(volume: Tensor, pad: int = 2) -> VolumeFT:
 
 
 def ft_to_volume(grid: Tensor, box: int, weight: Callable[[int], Tensor] | None = None) -> Tensor:
-    """Volume (box, box, box) of a half transform (2, P + 1, P + 1, P / 2 + 1) that slices were inserted into.
+    """Volume (box, box, box) from a half transform (2, P + 1, P + 1, P / 2 + 1) with inserted slices.
 
-    Inserting spreads every value over its neighbours as reading gathers it, so the same ``1 / sinc^2`` is due here: this is
-    the inverse of :func:`volume_to_ft` but for that factor.
+    Insertion spreads each value with the same trilinear weights as sampling, so the volume needs the same ``1 / sinc^2``
+    correction. Apart from that correction this is the inverse of :func:`volume_to_ft`.
 
     Parameters
     ----------
-    weight : gives what the values of plane z are multiplied by, (P + 1, P / 2 + 1); plane by plane, as a padded transform is the
-        largest thing that a run holds.
+    weight : function from the plane index z to the weights (P + 1, P / 2 + 1) of that plane. Weights are computed plane by plane
+        because the padded transform is the largest array of a run.
     """
     size = grid.shape[1] - 1
     half = torch.empty(size, size, size // 2 + 1, dtype=grid.dtype.to_complex(), device=grid.device)
@@ -85,25 +86,25 @@ def ft_to_volume(grid: Tensor, box: int, weight: Callable[[int], Tensor] | None 
         if weight is not None:
             factor = weight(z)[:size]
             real, imag = real * factor, imag * factor
-        # from the centre in the middle to zero frequency first
+        # move zero frequency from the middle to index 0
         half[z - size // 2] = torch.fft.ifftshift(torch.complex(real, imag), dim=0)
     padded = torch.fft.irfftn(half, s=(size, size, size))
-    # and back, for the voxels that are kept
+    # move the centre back to the middle, for the unpadded voxels only
     middle = torch.arange(-(box // 2), box - box // 2, device=grid.device)
     return padded[middle[:, None, None], middle[:, None], middle] * gridding_correction(box, size, padded)
 
 
 def _grid_points(box: int, k: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised sampling points (..., n, 3) of ``R k`` and the sign (..., n) of the half they fall in."""
+    """Sampling points (..., n, 3) of ``R k`` for ``grid_sample``, and the sign (..., n) of their x."""
     points = k @ rotation[..., :, : k.shape[-1]].mT
     sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points.dtype)
     points = points * sign[..., None] * (2 / box)
-    # x runs over 0 ... P/2, z and y over -P/2 ... P/2; grid_sample wants -1 ... 1
+    # x spans 0 ... P/2, z and y span -P/2 ... P/2; grid_sample expects -1 ... 1
     return torch.cat([2 * points[..., :1] - 1, points[..., 1:]], dim=-1), sign
 
 
 def sample(volume_ft: VolumeFT, k: Tensor, rotation: Tensor) -> Tensor:
-    """Values ``V_hat(R k)`` of the transform at rotated frequencies (eq. 26), trilinear.
+    """Values ``V_hat(R k)`` of the transform at rotated frequencies (eq. 26), by trilinear interpolation.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ def sample(volume_ft: VolumeFT, k: Tensor, rotation: Tensor) -> Tensor:
     """
     points, sign = _grid_points(volume_ft.box, k, rotation)
     flat = points.reshape(-1, len(k), 3)
-    # grid_sample's CPU kernel divides its work over the batch axis: give it one entry a thread
+    # on the CPU, grid_sample is parallel over the batch axis: use one batch entry per thread
     groups = torch.get_num_threads() if flat.device.type == "cpu" and len(flat) % torch.get_num_threads() == 0 else 1
     read = F.grid_sample(volume_ft.grid.expand(groups, -1, -1, -1, -1), flat.view(groups, 1, -1, len(k), 3), align_corners=True)
     real, imag = read.movedim(1, 0).reshape(2, *points.shape[:-1])
@@ -125,17 +126,17 @@ def sample(volume_ft: VolumeFT, k: Tensor, rotation: Tensor) -> Tensor:
 
 
 def central_slices(volume_ft: VolumeFT, half_plane: HalfPlane, rotation: Tensor) -> Tensor:
-    """Fourier transforms (..., n) of the projections at ``rotation`` (..., 3, 3), on ``half_plane``."""
+    """Fourier transforms (..., n) of the projections at ``rotation`` (..., 3, 3) on ``half_plane`` (eq. 25)."""
     return sample(volume_ft, half_plane.k, rotation)
 
 
 def insert_slices(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotation: Tensor, padded_box: int) -> Tensor:
-    """Adjoint of :func:`central_slices`: add slices into an empty half transform.
+    """Adjoint of :func:`central_slices`: insert slices into an empty half transform.
 
     Parameters
     ----------
     values : (b, n) complex, inserted at ``R k``.
-    weights : (b, n) real, inserted beside them with the same interpolation.
+    weights : (b, n) real, inserted at the same points with the same interpolation.
     rotation : (b, 3, 3).
     padded_box : P of :class:`VolumeFT`.
 
@@ -149,12 +150,12 @@ def insert_slices(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotati
 
 
 class Insertion:
-    """Slices added one lot after the other into one half transform, as by :func:`insert_slices`."""
+    """A half transform into which batches of slices are inserted; see :func:`insert_slices`."""
 
     def __init__(self, padded_box: int, like: Tensor) -> None:
         self.size = padded_box
         width, height = padded_box // 2 + 1, padded_box + 1
-        # room for upper neighbours beyond the last plane, row and voxel, whose weight is 0
+        # extra space for upper neighbours beyond the last plane, row and voxel, which have weight 0
         self._flat = torch.zeros(3, (height + 1) * height * width + width + 1, dtype=like.dtype, device=like.device)
 
     @property
@@ -164,7 +165,7 @@ class Insertion:
         return self._flat[:, : height * height * width].view(3, height, height, width)
 
     def add(self, values: Tensor, weights: Tensor, half_plane: HalfPlane, rotation: Tensor) -> None:
-        """Values and weights (b, n) at the rotations (b, 3, 3)."""
+        """Insert values and weights (b, n) at rotations (b, 3, 3)."""
         _insert_(self._flat, self.size, (values, weights), half_plane, rotation)
 
 
@@ -177,22 +178,22 @@ def _insert_(flat: Tensor, size: int, slices: tuple[Tensor, Tensor], half_plane:
     floor = [axis.floor() for axis in (x, y, z)]
     width, height = size // 2 + 1, size + 1
     first = (floor[2].long() * height + floor[1].long()) * width + floor[0].long()
-    # the weights of the lower and the upper neighbour along each axis
+    # interpolation weights of the lower and upper neighbour along each axis
     x_weights, y_weights, z_weights = ((1 - (axis - low), axis - low) for axis, low in zip((x, y, z), floor, strict=True))
     inserted = (values.real.reshape(-1), (values.imag * sign).reshape(-1), weights.reshape(-1))
     for dz, dy, dx in itertools.product((0, 1), repeat=3):
-        share = z_weights[dz] * y_weights[dy] * x_weights[dx]
+        weight = z_weights[dz] * y_weights[dy] * x_weights[dx]
         voxel = first + ((dz * height + dy) * width + dx)
-        # one-dimensional index_add is several times faster than the backward pass of grid_sample, the same sum
+        # one-dimensional index_add is several times faster than the backward pass of grid_sample, which gives the same sum
         for channel, part in zip(flat, inserted, strict=True):
-            channel.index_add_(0, voxel, part * share)
+            channel.index_add_(0, voxel, part * weight)
 
 
 def complete_hermitian_(grid: Tensor) -> Tensor:
-    """Complete inserted slices (3, P + 1, P + 1, P / 2 + 1) in place: partners across ``x = 0``, and the doubled Nyquist planes.
+    """Apply Hermitian symmetry to inserted slices (3, P + 1, P + 1, P / 2 + 1) in place.
 
-    Insertion meets each Hermitian pair once, on the side where ``x >= 0``; on the plane ``x = 0`` itself both members are
-    stored, so each gets what its partner received, conjugated.
+    Insertion adds each Hermitian pair once, at ``x >= 0``. On the plane ``x = 0`` both members are stored, so the conjugate of
+    each is added to the other. The duplicated Nyquist planes in z and y are summed.
     """
     for axis in (1, 2):
         ends = grid.narrow(axis, 0, 1) + grid.narrow(axis, grid.shape[axis] - 1, 1)

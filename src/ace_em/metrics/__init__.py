@@ -1,1 +1,1 @@
-"""Numbers from arrays: FSC, pose errors, coverage."""
+"""Quality metrics: FSC, pose errors, coverage of the view sphere."""

@@ -1,7 +1,7 @@
-"""The global rotation, shift and hand that relate two pose sets.
+"""The global rotation, origin and hand that relate two sets of poses.
 
-Ab initio fixes neither the frame nor the hand: poses ``R`` of a map and ``A R`` of the map turned by ``A`` are the same
-result, and so are the poses ``J R J`` of its mirror image.
+Ab initio reconstruction determines neither the frame nor the hand: poses ``R`` of a map are equivalent to ``A R`` of the map
+rotated by ``A``, and to ``J R J`` of the mirrored map.
 """
 
 import math
@@ -18,14 +18,15 @@ from ace_em.maths.slices import sample, volume_to_ft
 from ace_em.physics.pose import Pose
 
 CLIP = 8 * math.sin(math.radians(30) / 2) ** 2
-"""Squared Frobenius norm of 30 degrees: poses farther off say nothing about the frame."""
+"""Squared Frobenius distance of 30 degrees; poses with a larger error are treated as outliers."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """``truth ~ rotation @ R`` after mirroring ``R`` when ``mirrored``; ``origin_px`` (3,) x, y, z of the true frame.
+    """Transformation from the estimated to the true frame: ``truth ~ rotation @ R``, with ``R`` first mirrored if ``mirrored``.
 
-    The true map is the estimated one, turned, at ``r + origin_px``: the estimated map's content lies at ``+origin_px``.
+    ``origin_px`` (3,), in x, y, z order of the true frame, is the position of the true origin in the rotated estimated map: the
+    true map at ``r`` is the rotated estimated map at ``r + origin_px``.
     """
 
     rotation: Tensor
@@ -34,25 +35,26 @@ class Frame:
 
 
 def align_poses(estimate: Pose, truth: Pose, group: Tensor | None = None) -> Frame:
-    """Robust alignment of two pose sets of the same particles: the hand and rotation with the least error, clipped at 30 degrees.
+    """Robust alignment of two sets of poses of the same particles.
 
-    Clipped, because where a particle is nearly symmetric a third of the poses may be right and the others a third of a turn
-    away: a median, or a mean, would settle between them.
+    The hand and rotation minimise the mean error, clipped at 30 degrees. Clipping matters for pseudo-symmetric particles, where
+    for example a third of the poses may be correct and the rest off by 120 degrees: a mean or median error would have its
+    minimum in between.
 
     Parameters
     ----------
-    estimate, truth : (N,).
-    group : (g, 3, 3) point group of the estimated map; its poses are right up to ``g @ R``.
+    estimate, truth : (N,) poses.
+    group : (g, 3, 3) point group of the estimated map, whose poses are correct up to ``g @ R``.
     """
-    best, least = Frame(torch.eye(3), False, torch.zeros(3)), float("inf")
+    best, lowest = Frame(torch.eye(3), False, torch.zeros(3)), float("inf")
     for mirrored in (False, True):
         candidate = estimate.mirrored() if mirrored else estimate
         rotation = _align_rotations(candidate.rotation, truth.rotation, _group_of(group, mirrored))
         frame = Frame(rotation, mirrored, torch.zeros(3))
         aligned = apply_frame(nearest_estimate(estimate, truth, frame, group), frame)
         error = _clipped(squared_frobenius(aligned.rotation, truth.rotation)).item()
-        if error < least:
-            best, least = frame, error
+        if error < lowest:
+            best, lowest = frame, error
     aligned = apply_frame(nearest_estimate(estimate, truth, best, group), best)
     near = squared_frobenius(aligned.rotation, truth.rotation) <= CLIP
     rows = near if near.sum() >= 3 else torch.ones_like(near)
@@ -64,7 +66,7 @@ def _clipped(error: Tensor) -> Tensor:
 
 
 def _group_of(group: Tensor | None, mirrored: bool) -> Tensor:
-    """The point group (g, 3, 3) of the map, or of its mirror image."""
+    """The point group (g, 3, 3) of the map, or of the mirrored map."""
     if group is None:
         return torch.eye(3)[None]
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=group.dtype))
@@ -72,7 +74,7 @@ def _group_of(group: Tensor | None, mirrored: bool) -> Tensor:
 
 
 def nearest_estimate(estimate: Pose, truth: Pose, frame: Frame, group: Tensor | None) -> Pose:
-    """Of the equivalent poses ``g @ R`` of every particle (N,) the one that is nearest to the truth, seen through ``frame``."""
+    """For each particle (N,), the symmetry-equivalent pose ``g @ R`` nearest to the truth after applying ``frame``."""
     if group is None or len(group) == 1:
         return estimate
     rotation = estimate.mirrored().rotation if frame.mirrored else estimate.rotation
@@ -82,7 +84,7 @@ def nearest_estimate(estimate: Pose, truth: Pose, frame: Frame, group: Tensor | 
 
 
 def _align_rotations(estimate: Tensor, truth: Tensor, group: Tensor, n_seeds: int = 300) -> Tensor:
-    """``A`` with ``A @ estimate ~ truth``: the best candidate of a few hundred single pairs, then Procrustes on what is near."""
+    """``A`` (3, 3) with ``A @ estimate ~ truth``: the best of the rotations from single pairs, then Procrustes on the inliers."""
     seeds = torch.linspace(0, len(truth) - 1, min(n_seeds, len(truth))).long()
     candidates = truth[seeds] @ estimate[seeds].mT
     errors = []
@@ -101,7 +103,7 @@ def _align_rotations(estimate: Tensor, truth: Tensor, group: Tensor, n_seeds: in
 
 
 def _common_origin(estimate: Pose, truth: Pose) -> Tensor:
-    """Offset ``c`` (3,) for which ``truth.shift = estimate.shift + (R^T c)`` in the image plane, by robust least squares."""
+    """Origin ``c`` (3,) with ``truth.shift = estimate.shift + (R^T c)`` in the image plane, by robust least squares."""
     difference = (truth.shift_px - estimate.shift_px).flip(-1)
     design = truth.rotation.mT[:, :2, :]
     keep = torch.ones(len(difference), dtype=torch.bool)
@@ -114,7 +116,7 @@ def _common_origin(estimate: Pose, truth: Pose) -> Tensor:
 
 
 def apply_frame(estimate: Pose, frame: Frame) -> Pose:
-    """Estimated poses in the true frame."""
+    """Transform estimated poses to the true frame."""
     pose = estimate.mirrored() if frame.mirrored else estimate
     rotation = frame.rotation @ pose.rotation
     moved = (rotation.mT[:, :2, :] @ frame.origin_px).flip(-1)
@@ -122,13 +124,13 @@ def apply_frame(estimate: Pose, frame: Frame) -> Pose:
 
 
 def turn_volume(volume: Tensor, frame: Frame, pad: int = 3) -> Tensor:
-    """An estimated map (n, n, n) brought into the true frame: mirrored, turned and moved, by Fourier interpolation."""
+    """Transform an estimated map (n, n, n) to the true frame (mirror, rotation, shift) by Fourier interpolation."""
     n = volume.shape[-1]
     axis = frequencies(n, dtype=volume.dtype)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     k = torch.stack([x, y, z], dim=-1).view(-1, 3)
     inside = k.norm(dim=-1) < n / 2
-    # V_true(q) = V(J A^T q), J = diag(1, 1, -1) for the mirror image
+    # V_true(q) = V(J A^T q), with J = diag(1, 1, -1) if mirrored, else the identity
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0 if frame.mirrored else 1.0]))
     values = sample(volume_to_ft(volume, pad), k[inside], mirror @ frame.rotation.T)
     angle = 2 * math.pi / n * (k[inside] @ frame.origin_px)

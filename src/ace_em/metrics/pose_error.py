@@ -1,4 +1,4 @@
-"""Pose errors of the paper: squared Frobenius norm of rotations, squared norm of shifts."""
+"""Pose errors as in the paper: squared Frobenius norm for rotations, squared norm for shifts."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,14 @@ from ace_em.physics.pose import Pose
 
 @dataclass(frozen=True)
 class PoseError:
-    """``rot_mean``, ``rot_median``: of ``||R - R_true||_F^2``; ``trans``: mean squared shift error in pixels^2;
-    ``within_10deg``: share of rotations within 10 degrees."""
+    """Pose errors of a set of particles.
+
+    Attributes
+    ----------
+    rot_mean, rot_median : mean and median of ``||R - R_true||_F^2``.
+    trans : mean squared shift error in pixels^2.
+    within_10deg : fraction of rotations within 10 degrees of the truth.
+    """
 
     rot_mean: float
     rot_median: float
@@ -19,7 +25,7 @@ class PoseError:
 
 
 def pose_error(aligned: Pose, truth: Pose) -> PoseError:
-    """Errors of poses that are already in the true frame."""
+    """Errors of poses that have been aligned to the true frame."""
     error = squared_frobenius(aligned.rotation, truth.rotation)
     ten_degrees = 8 * math.sin(math.radians(10) / 2) ** 2
     return PoseError(

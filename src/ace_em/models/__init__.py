@@ -1,1 +1,1 @@
-"""What is learnt: pose encoders (image to pose) and decoders (pose to image)."""
+"""Neural networks: pose encoders (image to pose) and decoders (pose to image)."""

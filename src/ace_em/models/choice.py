@@ -1,4 +1,4 @@
-"""The decoders and encoders that ``--ace.decoder`` and ``--ace.encoder`` name. A new one is one file, and one line here."""
+"""The decoders and encoders for ``--ace.decoder`` and ``--ace.encoder``. A new one takes one file and one line here."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +15,7 @@ from ace_em.models.voxel_grid import VoxelGrid
 T = TypeVar("T")
 
 DECODERS: dict[str, Callable[[int, float, AceConfig], Decoder]] = {"voxel": VoxelGrid.build, "fouriernet": FourierNet.build}
-"""Name -> ``build(box, diameter_px, config)``, both in pixels of the working box."""
+"""Name -> ``build(box, diameter_px, config)``, with box and diameter in pixels of the working box."""
 ENCODERS: dict[str, Callable[[HalfPlane, float, AceConfig], PoseEncoder]] = {
     "fourier": FourierEncoder.build,
     "resnet": ResNetEncoder.build,
@@ -24,21 +24,21 @@ ENCODERS: dict[str, Callable[[HalfPlane, float, AceConfig], PoseEncoder]] = {
 
 
 def build_decoder(box: int, diameter_px: float, config: AceConfig) -> Decoder:
-    """The decoder that ``config`` names, untrained, for volumes of ``box``^3 voxels.
+    """The untrained decoder ``config.decoder`` for volumes of ``box``^3 voxels.
 
     Raises
     ------
-    ValueError : no decoder has that name.
+    ValueError : unknown decoder name.
     """
     return _named(DECODERS, config.decoder, "decoder")(box, diameter_px, config)
 
 
 def build_encoder(half_plane: HalfPlane, diameter_px: float, config: AceConfig) -> PoseEncoder:
-    """The encoder that ``config`` names, of random weights, for images on ``half_plane``.
+    """The encoder ``config.encoder`` with random weights, for images on ``half_plane``.
 
     Raises
     ------
-    ValueError : no encoder has that name.
+    ValueError : unknown encoder name.
     """
     return _named(ENCODERS, config.encoder, "encoder")(half_plane, diameter_px, config)
 

@@ -1,4 +1,4 @@
-"""The encoder E_IP (eq. 1, 16): from an image to hypotheses about its pose."""
+"""The encoder E_IP (eq. 1, eq. 16): from an image to pose hypotheses."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """M rotations per image, one shift.
+    """M rotations and one shift per image.
 
     Attributes
     ----------
     rotation : (b, M, 3, 3).
-    shift_px : (b, 2), (y, x), pixels of the working box.
+    shift_px : (b, 2), (y, x) in pixels of the working box.
     """
 
     rotation: Tensor
@@ -23,15 +23,15 @@ class Hypotheses:
 
 
 class PoseHeads(nn.Module):
-    """Features to M rotations through the 6-D representation (Zhou et al. 2019) and one bounded shift.
+    """Map features to M rotations in the 6-D representation (Zhou et al. 2019) and one bounded shift.
 
-    Two 3-vectors per hypothesis are the first two columns, made orthonormal by Gram-Schmidt. The paper bounds the shift by a
-    sigmoid, (0, 1) of the edge, which cannot be negative; here it is ``max_shift tanh(raw / max_shift)``, which for half an
-    edge is a sigmoid less 1/2.
+    Each hypothesis is two 3-vectors, orthonormalised by Gram-Schmidt to the first two columns of ``R``. The paper bounds the
+    shift by a sigmoid to (0, 1) of the box edge, which excludes negative shifts. Here it is
+    ``max_shift tanh(raw / max_shift)``, which for ``max_shift`` of half the edge is a sigmoid minus 1/2.
 
     Parameters
     ----------
-    hidden : units of the hidden layer of each head; 0: the heads are linear.
+    hidden : units of the hidden layer of each head; 0 for linear heads.
     """
 
     def __init__(self, features: int, n_hypotheses: int, max_shift_px: float, hidden: int = 0) -> None:
@@ -54,13 +54,13 @@ def _head(features: int, hidden: int, out: int) -> nn.Module:
 
 
 class PoseEncoder(nn.Module, ABC):
-    """A network from whitened half-planes to pose hypotheses. A new encoder is one file with a ``features`` method.
+    """A network from whitened half-planes to pose hypotheses. A new encoder implements ``features`` in one file.
 
-    ``short_floats`` is what the products in ``features`` are rounded to under mixed precision, None for nothing: everything
-    around them (poses, slices, phases) needs float32.
+    ``autocast_dtype`` is the dtype of mixed precision in ``features``, None for full precision. Everything else (poses, slices,
+    phases) needs float32.
     """
 
-    short_floats: torch.dtype | None = None
+    autocast_dtype: torch.dtype | None = None
 
     def __init__(self, n_features: int, n_hypotheses: int, max_shift_px: float, hidden: int = 0) -> None:
         super().__init__()
@@ -71,6 +71,6 @@ class PoseEncoder(nn.Module, ABC):
         """Features (b, n_features) of images (b, n) on the working half-plane."""
 
     def forward(self, image_ft: Tensor) -> Hypotheses:
-        with torch.autocast(image_ft.device.type, self.short_floats, enabled=self.short_floats is not None):
+        with torch.autocast(image_ft.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             features = self.features(image_ft)
         return self.heads(features.float())

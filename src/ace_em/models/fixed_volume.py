@@ -1,4 +1,4 @@
-"""A decoder without parameters: a finished map."""
+"""A decoder without parameters, for a finished map."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from ace_em.models.decoder import Decoder, Projector
 
 
 class FixedVolume(Decoder):
-    """Slices of a map (box, box, box), z, y, x order."""
+    """A fixed map (box, box, box), z, y, x order, projected by central slices."""
 
     density: Tensor
 

@@ -1,4 +1,4 @@
-"""A pose encoder that reads low-frequency Fourier coefficients: the fast one on a CPU."""
+"""A pose encoder on low-frequency Fourier coefficients, which is fast on a CPU."""
 
 import torch
 from torch import Tensor, nn

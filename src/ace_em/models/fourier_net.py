@@ -1,8 +1,8 @@
-"""FourierNet (appendix A.2; Levy et al. 2022, cryoAI, section 3.3): a volume's Fourier transform as two SIRENs.
+"""FourierNet (appendix A.2; Levy et al. 2022, cryoAI, section 3.3): the Fourier transform of a volume as two SIRENs.
 
-``V_hat(k) = exp(envelope(k)) * modulant(k)``, real and imaginary parts each with its own: the modulant oscillates about zero,
-the envelope carries the orders of magnitude between low and high frequencies. Sinusoidal representation networks: Sitzmann
-et al. 2020.
+``V_hat(k) = exp(envelope(k)) * modulant(k)``, with separate outputs for the real and imaginary parts. The modulant oscillates
+about zero; the envelope represents the large dynamic range between low and high frequencies. SIRENs (sinusoidal representation
+networks) are from Sitzmann et al. 2020.
 """
 
 import math
@@ -19,15 +19,15 @@ from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.models.decoder import Decoder, Projector
 
 BLOCK = 2**16
-"""Frequencies that go through the network at a time: bounds the memory."""
+"""Frequencies evaluated at a time, which limits the memory."""
 
 
 class Siren(nn.Module):
-    """``x -> W sin(omega (W ... sin(omega (W x + b)) ... + b)) + b``: a first layer, ``depth`` hidden ones, a linear last one.
+    """``x -> W sin(omega (W ... sin(omega (W x + b)) ... + b)) + b``: a first layer, ``depth`` hidden layers, a linear output.
 
-    Weights start uniform in ``+- 1 / n_in`` (first layer) and ``+- sqrt(6 / n_in) / omega`` (the others), which makes every
-    hidden layer's argument ``omega W x`` normally distributed with variance one (Sitzmann et al. 2020, section 3.2). Biases are
-    torch's, as in the public SIREN and cryoAI code: constants of a unit's phase.
+    Weights are initialised uniformly in ``+- 1 / n_in`` (first layer) and ``+- sqrt(6 / n_in) / omega`` (other layers), so that
+    the argument ``omega W x`` of each hidden layer is normally distributed with unit variance (Sitzmann et al. 2020,
+    section 3.2). Biases have torch's default initialisation, as in the public SIREN and cryoAI code.
     """
 
     def __init__(self, n_in: int, n_out: int, width: int, depth: int, omega: float) -> None:
@@ -49,15 +49,17 @@ class Siren(nn.Module):
 class FourierNet(Decoder):
     """Two SIRENs from a frequency to a complex value: 332,036 parameters with the published sizes.
 
-    A real volume's transform is Hermitian, so the network is evaluated on one half of Fourier space and conjugated on the other;
-    its value at zero frequency is made real. Frequencies are scaled so that ``box / 2`` is 1. Beyond that nothing is learnt,
-    and the transform counts as zero.
+    The transform of a real volume is Hermitian, so the network is evaluated on one half of Fourier space and conjugated on the
+    other; its value at zero frequency is made real. Frequencies are scaled so that ``box / 2`` is 1. Beyond that nothing is
+    learnt, and the transform is taken as zero.
 
     Parameters
     ----------
     box : edge of the volume in voxels.
-    radius_px : radius of the ball that the volume is kept in; only with ``lattice``, as the network itself knows no limits.
-    lattice : project by slicing the network's values on the grid of the box, padded in real space, as if they were voxels.
+    radius_px : radius of the ball that the volume is masked with. It is used only with ``lattice``; the network itself does not
+        confine the volume.
+    lattice : evaluate the network on the grid of the box, transform to voxels, mask, and project by central slices, instead of
+        evaluating the network on each slice.
     """
 
     starts_as_blob = False
@@ -84,7 +86,7 @@ class FourierNet(Decoder):
         conjugate = _other_half(points)
         points = torch.where(conjugate[:, None], -points, points) * (2 / self.box)
         blocks = points.split(BLOCK)
-        # a block's activations are made again in the backward pass instead of being kept
+        # with several blocks, activations are recomputed in the backward pass to save memory
         keep = len(blocks) == 1 or not torch.is_grad_enabled()
         parts = torch.cat([self._value(b) if keep else checkpoint(self._value, b, use_reentrant=False) for b in blocks])
         sign = torch.where(conjugate, -1.0, torch.where((points == 0).all(-1), 0.0, 1.0))
@@ -94,19 +96,19 @@ class FourierNet(Decoder):
         return torch.exp(self.envelope(points)) * self.modulant(points)
 
     def extract(self, box: int) -> Tensor:
-        """The volume on a grid of ``box``^3 over the same field of view, z, y, x order; not cut by the ball.
+        """The unmasked volume on a grid of ``box``^3 over the same field of view, z, y, x order.
 
-        More voxels than were learnt are an interpolation: frequencies from half the learnt box on are zero.
+        On a finer grid than the learnt one the volume is Fourier-interpolated: frequencies beyond the learnt box are zero.
         """
         axis = frequencies(box, self.mask.device)
         kz, ky, kx = torch.meshgrid(axis, axis, axis, indexing="ij")
         k = torch.stack([kx, ky, kz], dim=-1)
-        # the outermost plane of an even box has no partner
+        # the Nyquist plane of an even box has no Hermitian partner
         inside = k.square().sum(-1) < (min(box, self.box) / 2) ** 2
         half = inside & ~_other_half(k)
         grid = torch.zeros(box, box, box, dtype=torch.complex64, device=k.device)
         values = self.transform(k[half])
-        # each Hermitian pair once: the real part of the inverse transform adds the partner
+        # each Hermitian pair is set once; taking the real part of the inverse transform adds the partner
         grid = grid.masked_scatter(half, torch.where((k[half] == 0).all(-1), values / 2, values))
         return 2 * centred_ifft(grid, 3).real
 

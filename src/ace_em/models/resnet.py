@@ -11,7 +11,7 @@ from ace_em.models.encoder import PoseEncoder
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut (He et al. 2016)."""
+    """Two 3 x 3 convolutions with a shortcut (He et al. 2016)."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ResNet18(nn.Module):
 
 
 class ResNetEncoder(PoseEncoder):
-    """``(MLPs o ResNet-18 o filter bank)(image)``, eq. 18, on the real-space working image."""
+    """``(MLPs o ResNet-18 o filter bank)(image)`` (eq. 18), on the real-space image at the working box."""
 
     kernels: Tensor
 
@@ -65,6 +65,6 @@ class ResNetEncoder(PoseEncoder):
 
     def features(self, image_ft: Tensor) -> Tensor:
         images = self.half_plane.to(image_ft.device).to_image(image_ft)
-        # unit deviation per image: the grey level of whitened working images depends on the box
+        # normalise each image: the standard deviation of whitened images depends on the working box
         images = images / images.std(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(images.dtype).tiny)
         return self.trunk(filter_bank(images, self.kernels))

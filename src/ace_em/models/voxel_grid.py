@@ -13,18 +13,23 @@ from ace_em.models.decoder import Decoder, Projector
 from ace_em.physics.projection import line_integral
 
 INTEGRAL_VOXELS = 2**23
-"""Voxels that are turned at a time when projecting by line integrals: bounds the memory."""
+"""Voxels rotated at a time in projection by line integrals, which limits the memory."""
 
 
 class VoxelGrid(Decoder):
-    """A volume of ``box``^3 voxels inside a soft ball: VoxelGrid_R.
+    """VoxelGrid_R: a volume of ``box``^3 voxels inside a soft ball.
 
-    ``density`` starts as a Gaussian blob of unit amplitude; ``scale_to`` sets the amplitude from data. The learning rate is in
-    units of that amplitude, so the density is stored relative to it: the paper's "1.0 for the decoder" depends on grey values.
+    ``density`` starts as a Gaussian blob of unit amplitude, and ``scale_to`` sets the amplitude from the data. The density is
+    stored relative to the amplitude, so the learning rate does not depend on the scale of the images, unlike the paper's
+    decoder rate of 1.0.
 
     Parameters
     ----------
-    integral : project by turning the voxels and summing along z (CryoGAN) instead of by Fourier slices (CryoPoseNet).
+    box : edge of the volume in voxels.
+    radius_px : radius of the soft ball.
+    blob_sigma_px : width of the initial Gaussian blob.
+    pad : padding factor of the Fourier slices.
+    integral : project by rotating the voxels and summing along z (CryoGAN) instead of by Fourier slices (CryoPoseNet).
     """
 
     mask: Tensor
@@ -57,6 +62,6 @@ class VoxelGrid(Decoder):
 def integrated_slices(volume: Tensor, half_plane: HalfPlane, rotation: Tensor) -> Tensor:
     """Fourier coefficients (..., n) of line integrals of a volume (box, box, box) at rotations (..., 3, 3)."""
     blocks = rotation.reshape(-1, 3, 3).split(max(1, INTEGRAL_VOXELS // volume.numel()))
-    # a block's turned copies of the volume are made again in the backward pass instead of being kept
+    # the rotated volumes are recomputed in the backward pass to save memory
     images = [checkpoint(line_integral, volume, block, use_reentrant=False) for block in blocks]
     return half_plane.from_image(torch.cat(images)).view(*rotation.shape[:-2], -1)

@@ -1,1 +1,1 @@
-"""Image formation (appendix E of the paper). Nothing here is learnt."""
+"""Image formation (appendix E of the paper), without learnt parts."""

@@ -1,4 +1,4 @@
-"""The contrast transfer function, with RELION's sign: ``sqrt(1-w^2) sin(g) + w cos(g)``, +w at zero frequency."""
+"""The contrast transfer function with RELION's sign: ``sqrt(1 - w^2) sin(g) + w cos(g)``, which is +w at zero frequency."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from ace_em.maths.half_plane import HalfPlane
 
 @dataclass(frozen=True)
 class CTFParameters:
-    """CTF parameters of particles, each field of shape (...,), in the units of RELION's columns.
+    """CTF parameters of particles, each of shape (...,), in the units of RELION's columns.
 
-    ``defocus_angle_deg`` is the angle between the x axis and the direction of ``defocus_u``.
+    ``defocus_angle_deg`` is the angle from the x axis to the direction of ``defocus_u``.
     """
 
     defocus_u_angstrom: Tensor
@@ -34,16 +34,19 @@ class CTFParameters:
         return CTFParameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
     def defocused(self, offset_angstrom: Tensor) -> "CTFParameters":
-        """With an offset (...,) added to the defocus U and V."""
+        """The parameters with an offset (...,) added to defocus U and V."""
         u, v = self.defocus_u_angstrom + offset_angstrom, self.defocus_v_angstrom + offset_angstrom
         return dataclasses.replace(self, defocus_u_angstrom=u, defocus_v_angstrom=v)
 
     def quarter_wave_on(self) -> "CTFParameters":
-        """With a phase shift of 90 degrees more: its CTF is the derivative with respect to the CTF's argument."""
+        """The parameters with 90 degrees added to the phase shift: the CTF in quadrature, the derivative of C in its phase."""
         return dataclasses.replace(self, phase_shift_deg=self.phase_shift_deg + 90)
 
     def turned(self, angle_deg: Tensor, mirror: Tensor) -> "CTFParameters":
-        """Those of images mirrored (``y -> -y``) where ``mirror`` (b,), then turned from x towards y by ``angle_deg`` (b,)."""
+        """The parameters of transformed images: mirrored (``y -> -y``) where ``mirror`` (b,), then rotated by ``angle_deg`` (b,).
+
+        Positive angles rotate from x towards y.
+        """
         angle = torch.where(mirror, -self.defocus_angle_deg, self.defocus_angle_deg) + angle_deg
         return dataclasses.replace(self, defocus_angle_deg=angle)
 
@@ -55,20 +58,20 @@ def ctf(parameters: CTFParameters, half_plane: HalfPlane, pixel_size_angstrom: f
     ----------
     parameters : fields of shape (...,).
     half_plane : frequencies in cycles per box.
-    pixel_size_angstrom : pixel of the array that ``half_plane`` belongs to.
+    pixel_size_angstrom : pixel size of the images that ``half_plane`` belongs to.
 
     Notes
     -----
-    torch-ctf's ``calculate_total_phase_shift`` does the arithmetic, with the defocus of each direction in micrometre. Its
-    function for whole planes computes twice the coefficients and the corners.
+    The phase is from torch-ctf's ``calculate_total_phase_shift``, given the defocus in each direction in micrometres. Its
+    function for full planes would compute both halves and the corners, which are not needed.
     """
     import torch_ctf
 
     u, v = parameters.defocus_u_angstrom[..., None], parameters.defocus_v_angstrom[..., None]
     direction = torch.atan2(half_plane.k[:, 1], half_plane.k[:, 0])
-    turn = torch.cos(2 * (direction - torch.deg2rad(parameters.defocus_angle_deg)[..., None]))
+    astigmatism = torch.cos(2 * (direction - torch.deg2rad(parameters.defocus_angle_deg)[..., None]))
     phase = torch_ctf.calculate_total_phase_shift(
-        defocus_um=((u + v) + (u - v) * turn) / 2e4,
+        defocus_um=((u + v) + (u - v) * astigmatism) / 2e4,
         voltage_kv=parameters.voltage_kv[..., None],
         spherical_aberration_mm=parameters.spherical_aberration_mm[..., None],
         phase_shift_degrees=parameters.phase_shift_deg[..., None],

@@ -1,4 +1,4 @@
-"""Noise: SNR in decibel, power per Fourier shell and optics group, background mean and deviation."""
+"""Noise: SNR in decibels, noise power per Fourier shell and optics group, mean and standard deviation of the background."""
 
 from dataclasses import dataclass, replace
 
@@ -10,36 +10,36 @@ from ace_em.maths.half_plane import HalfPlane
 
 
 def snr_db_to_noise_sd(signal_variance: float, snr_db: float) -> float:
-    """Standard deviation of white noise for a power ratio of ``snr_db`` decibel: -10 dB is ten times the signal's variance."""
+    """Standard deviation of white noise for an SNR of ``snr_db`` decibels; at -10 dB its variance is ten times the signal's."""
     return (signal_variance / 10 ** (snr_db / 10)) ** 0.5
 
 
 def background_mask(box: int, radius_px: float, device: torch.device | None = None) -> Tensor:
-    """(box, box) true outside the circle of ``radius_px`` around the centre."""
+    """Mask (box, box), true outside a centred circle of radius ``radius_px``."""
     return radius_grid(box, 2, device) > radius_px
 
 
 def background_mean_sd(images: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (b,) of images (b, n, n) over the ``background`` pixels (n, n)."""
+    """Mean and standard deviation, each (b,), of images (b, n, n) over the ``background`` pixels (n, n)."""
     pixels = images[:, background]
     return pixels.mean(1), pixels.std(1)
 
 
 def noise_power(images: Tensor, background: Tensor, half_plane: HalfPlane) -> Tensor:
-    """Noise power per shell ``E |F(k)|^2`` of whole images, estimated from their background.
+    """Noise power ``E |F(k)|^2`` per shell of unmasked images, estimated from their background.
 
-    The background's own spectrum, smeared by the shape of the background, is scaled up by the share of the image that it
-    covers. Valid for noise whose spectrum is smooth on the scale of a shell or two.
+    The power spectrum of the masked background is divided by the fraction of the image that the background covers. Masking
+    smears the spectrum, so the estimate is valid for spectra that are smooth over a shell or two.
 
     Parameters
     ----------
     images : (b, n, n), background mean near 0.
     background : (n, n) true where there is no particle.
-    half_plane : the coefficients; ``half_plane.box`` is ``n``.
+    half_plane : Fourier coefficients to use; ``half_plane.box`` is ``n``.
 
     Returns
     -------
-    (n // 2 + 1,) power of shells 0 ... n // 2.
+    (n // 2 + 1,) noise power of shells 0 ... n // 2.
     """
     masked = images * background
     masked = masked - background * (masked.sum((-1, -2), keepdim=True) / background.sum())
@@ -47,21 +47,21 @@ def noise_power(images: Tensor, background: Tensor, half_plane: HalfPlane) -> Te
     n_shells = half_plane.box // 2 + 1
     count = shell_sums(torch.ones_like(power), half_plane.shell, n_shells)
     mean = shell_sums(power, half_plane.shell, n_shells) / count.clamp(min=1)
-    # the zero shell has lost its mean; the noise of its neighbour stands in
+    # the background mean was subtracted, so shell 0 takes the noise power of shell 1
     mean[0] = mean[1]
     return torch.where(count > 0, mean, mean[count > 0][-1])
 
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Noise power of normalised images inside the particle disc, shell by shell, for each of G groups of images.
+    """Noise power per shell of normalised, masked images, for each of G groups of images.
 
-    Shells count cycles per box, so that one model serves every working box.
+    Shells are in cycles per box, so that one model applies to all working boxes.
 
     Attributes
     ----------
-    whitening_power : (G, n_shells) power that images are whitened by: that of the noise, or a floor above it.
-    variance : (G, n_shells) noise power left by the whitening: 1, or less where the floor is above the noise.
+    whitening_power : (G, n_shells) power by which images are whitened: the noise power or the floor, whichever is larger.
+    variance : (G, n_shells) noise power after whitening: 1, or less where the floor exceeds the noise power.
     """
 
     whitening_power: Tensor
@@ -69,33 +69,33 @@ class NoiseModel:
 
     @staticmethod
     def of(power: Tensor, floor: float, share: float) -> "NoiseModel":
-        """From the noise power of whole images (G, n_shells).
+        """Noise model from the noise power (G, n_shells) of unmasked images.
 
         Parameters
         ----------
-        floor : least power that images are whitened by. In noise-free images the CTF's ringing outside the particle would
-            otherwise count as noise.
-        share : of the power that the particle disc leaves in every shell.
+        floor : minimum whitening power. Without it, the CTF ripples outside the particle would count as noise in noise-free
+            images.
+        share : fraction of the noise power that remains after masking with the particle disc.
         """
         whitening = power.clamp(min=floor)
         return NoiseModel(whitening * share, power / whitening)
 
     @property
     def floored(self) -> Tensor:
-        """(G, n_shells) true where the floor, not the noise, is what images are whitened by."""
+        """(G, n_shells) true where images are whitened by the floor and not by the noise power."""
         return self.variance < 0.99
 
     def scaled(self, factor: Tensor) -> "NoiseModel":
-        """With the noise power of the first m shells multiplied by ``factor`` (G, m); the others stay."""
+        """The model with the noise power of the first m shells multiplied by ``factor`` (G, m)."""
         whitening = self.whitening_power.clone()
         whitening[:, : factor.shape[1]] *= factor
         return replace(self, whitening_power=whitening)
 
     def pooled(self, weight: Tensor) -> "NoiseModel":
-        """One group in place of all: their mean by ``weight`` (G,), the number of images of each."""
-        share = (weight / weight.sum())[:, None].to(self.variance)
-        whitening = (share * self.whitening_power).sum(0, keepdim=True)
-        return NoiseModel(whitening, (share * self.whitening_power * self.variance).sum(0, keepdim=True) / whitening)
+        """A single group with the mean noise power of all groups, weighted by ``weight`` (G,), the images per group."""
+        fraction = (weight / weight.sum())[:, None].to(self.variance)
+        whitening = (fraction * self.whitening_power).sum(0, keepdim=True)
+        return NoiseModel(whitening, (fraction * self.whitening_power * self.variance).sum(0, keepdim=True) / whitening)
 
     def to(self, device: torch.device) -> "NoiseModel":
         return NoiseModel(self.whitening_power.to(device), self.variance.to(device))

@@ -1,4 +1,4 @@
-"""The pose of a particle: a rotation and an in-plane shift, the value that travels everywhere."""
+"""The pose of a particle: a rotation and an in-plane shift."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Pose:
 
     Attributes
     ----------
-    rotation : (..., 3, 3) matrices ``R`` acting on column vectors in x, y, z order: the image's Fourier slice is
-        ``V_hat(R k)``, ``k = (kx, ky, 0)`` (eq. 26).
-    shift_px : (..., 2) in (y, x) order; image content has moved by ``+shift_px`` pixels of the array it belongs to.
-        The paper's tau (eq. 23) and RELION's origin are its negative.
+    rotation : (..., 3, 3) matrices ``R`` acting on column vectors in x, y, z order. The central slice of the image is
+        ``V_hat(R k)`` with ``k = (kx, ky, 0)`` (eq. 26).
+    shift_px : (..., 2) in (y, x) order, in pixels of the image. Image content is moved by ``+shift_px``; the paper's tau
+        (eq. 23) and RELION's origin are its negative.
     """
 
     rotation: Tensor
@@ -30,7 +30,7 @@ class Pose:
         return Pose(self.rotation[rows], self.shift_px[rows])
 
     def rescaled(self, factor: float) -> "Pose":
-        """The same pose for an array whose pixel is ``1 / factor`` times as large."""
+        """The same pose for images whose pixel size is ``1 / factor`` times as large."""
         return Pose(self.rotation, self.shift_px * factor)
 
     def to(self, device: torch.device) -> "Pose":
@@ -42,18 +42,18 @@ class Pose:
 
     @staticmethod
     def stack(poses: Sequence["Pose"]) -> "Pose":
-        """Several poses (N,) of each particle as one (N, K)."""
+        """Stack K sets of poses (N,) into one of shape (N, K)."""
         return Pose(torch.stack([p.rotation for p in poses], dim=1), torch.stack([p.shift_px for p in poses], dim=1))
 
     def column(self, index: int) -> "Pose":
-        """One of the several poses per particle of (N, K): (N,)."""
+        """The poses (N,) with one index of (N, K)."""
         return Pose(self.rotation[:, index], self.shift_px[:, index])
 
     def in_turned_image(self, turn: Tensor) -> "Pose":
-        """The pose in images whose content was moved by ``turn`` (..., 2, 2), a turn or mirror ``A`` of the plane (x, y).
+        """The pose after the image is transformed by ``turn`` (..., 2, 2), an in-plane rotation or mirror ``A`` of (x, y).
 
-        The image reads ``V_hat(R A^T k)``: ``R`` times the inverse of ``A``, made a proper rotation of space by turning z
-        over where ``A`` mirrors (the particle is then seen from the back). The shift, in (x, y), becomes ``A t``.
+        The central slice becomes ``V_hat(R A^T k)``. ``A`` is extended to a proper rotation of space by inverting z if it
+        mirrors, so that a mirrored image is a view from the back. The shift, in (x, y), becomes ``A t``.
         """
         space = torch.zeros(*turn.shape[:-2], 3, 3, dtype=turn.dtype, device=turn.device)
         space[..., :2, :2] = turn
@@ -61,17 +61,20 @@ class Pose:
         return Pose(self.rotation @ space.mT, (turn @ self.shift_px.flip(-1)[..., None])[..., 0].flip(-1))
 
     def mirrored(self) -> "Pose":
-        """The pose with the same image of the other hand, the volume reflected along z: ``J R J``, ``J = diag(1, 1, -1)``."""
+        """The pose with the same image of the opposite hand (the volume mirrored in z): ``J R J``, ``J = diag(1, 1, -1)``."""
         sign = torch.tensor([1.0, 1.0, -1.0], dtype=self.rotation.dtype, device=self.rotation.device)
         return Pose(sign[:, None] * self.rotation * sign, self.shift_px)
 
 
 def relion_angles_to_rotmat(angles_deg: Tensor) -> Tensor:
-    """Rotations (..., 3, 3) of RELION's (rot, tilt, psi), (..., 3) in degrees; proven against ``relion_project`` in the tests."""
+    """Rotations (..., 3, 3) from RELION's (rot, tilt, psi), (..., 3) in degrees; tested against ``relion_project``."""
     return roma.euler_to_rotmat("ZYZ", angles_deg, degrees=True)
 
 
 def rotmat_to_relion_angles(rotation: Tensor) -> Tensor:
-    """RELION's (rot, tilt, psi), (..., 3) in degrees, of rotations (..., 3, 3); at tilt 0 or 180 psi follows a chosen rot."""
+    """RELION's (rot, tilt, psi), (..., 3) in degrees, from rotations (..., 3, 3).
+
+    At tilt 0 or 180 only the sum or difference of rot and psi is defined; rot is then chosen by convention.
+    """
     angles = roma.rotmat_to_euler("ZYZ", rotation.double(), degrees=True)
     return torch.as_tensor(angles).to(rotation.dtype)

@@ -1,1 +1,4 @@
-"""Ground truth (appendix B): structures, densities, particle stacks; from atoms never made with the decoders they will judge."""
+"""Simulated data with ground truth (appendix B): structures, densities, particle stacks.
+
+Projections of atoms are computed in closed form, independently of the projectors of the decoders that they test.
+"""

@@ -1,4 +1,4 @@
-"""A simulated particle set: density, poses, CTFs and noise to a stack on disk (appendix B)."""
+"""Simulated particle images from a density, poses, CTFs and noise (appendix B)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,26 +20,26 @@ from ace_em.simulation.structure import Atoms
 
 BLOCK = 100
 PADDING = 64
-"""Voxels that a map may be padded by, so that its pixel size comes out right."""
+"""Maximum padding of a map, in voxels, to match the new pixel size."""
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """What is imaged: atoms, or a map (n, n, n), and the ground-truth volume at the box of the images."""
+    """The specimen: atoms, or None for a map, and the ground-truth volume (box, box, box) at the box of the images."""
 
     atoms: Atoms | None
     volume: Tensor
 
 
 def specimen_from_atoms(atoms: Atoms, config: SimulationConfig) -> Specimen:
-    """Atoms with their molmap-like density."""
+    """Specimen from atoms, with their molmap-like density."""
     return Specimen(atoms, density_map(atoms, config.box, config.pixel_size, config.resolution))
 
 
 def specimen_from_map(volume: Tensor, pixel_size_angstrom: float, config: SimulationConfig) -> Specimen:
-    """A cubic map (n, n, n), resampled to the images' box and pixel size.
+    """Specimen from a cubic map (n, n, n), resampled to the box and pixel size of the images.
 
-    It is padded first, to the edge of which a whole number of new pixels differs least.
+    The map is first padded to the size that comes closest to a whole number of new pixels.
     """
     n, ratio = volume.shape[-1], pixel_size_angstrom / config.pixel_size
     padded = min(range(n, n + PADDING), key=lambda m: abs(round(m * ratio) / (m * ratio) - 1))
@@ -55,7 +55,7 @@ def sample_poses(config: SimulationConfig, generator: torch.Generator) -> Pose:
 
 
 def sample_ctf(config: SimulationConfig, generator: torch.Generator) -> CTFParameters:
-    """Log-normal defocus about ``config.defocus`` with a little astigmatism; one microscope."""
+    """Log-normal defocus about ``config.defocus`` with slight astigmatism, for a single microscope."""
     mean = config.defocus * torch.exp(torch.randn(config.n, generator=generator) * config.defocus_spread)
     half = torch.randn(config.n, generator=generator).abs() * (config.astigmatism / 2)
     angle = torch.rand(config.n, generator=generator) * 180
@@ -72,20 +72,23 @@ def sample_ctf(config: SimulationConfig, generator: torch.Generator) -> CTFParam
 
 
 def clean_images(specimen: Specimen, pose: Pose, parameters: CTFParameters | None, config: SimulationConfig) -> Tensor:
-    """Noise-free images (b, box, box) with CTF and shift (eq. 27); ``parameters`` None leaves the CTF out."""
+    """Noise-free images (b, box, box) with CTF and shift (eq. 27); without a CTF if ``parameters`` is None."""
     half_plane = HalfPlane.within(config.box)
     if specimen.atoms is not None:
         plane = project_atoms(specimen.atoms, pose.rotation, config.box, config.pixel_size, config.resolution)
         image_ft = half_plane.gather(plane)
     else:
         image_ft = central_slices(volume_to_ft(specimen.volume, 3), half_plane, pose.rotation)
-    none = torch.ones(1, len(half_plane))
-    effective = none if parameters is None else ctf(parameters, half_plane, config.pixel_size)
+    no_ctf = torch.ones(1, len(half_plane))
+    effective = no_ctf if parameters is None else ctf(parameters, half_plane, config.pixel_size)
     return half_plane.to_image(image_of_slice(image_ft, effective, half_plane, pose.shift_px))
 
 
 def noise_sd(specimen: Specimen, pose: Pose, parameters: CTFParameters, config: SimulationConfig, n_images: int = 200) -> float:
-    """Noise for the configured SNR: the signal is the variance of the clean images, CTF applied, over the whole box."""
+    """Standard deviation of the noise for the configured SNR.
+
+    The signal is the variance of the noise-free images, with CTF, over the whole box.
+    """
     rows = slice(0, min(n_images, len(pose)))
     images = clean_images(specimen, pose[rows], parameters[rows], config)
     return snr_db_to_noise_sd(images.var(dim=(1, 2)).mean().item(), config.snr_db)
@@ -99,7 +102,10 @@ def simulate_images(
     generator: torch.Generator,
     on_block: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Tensor]:
-    """Yield noisy images in blocks (b, box, box), scaled so that the noise has standard deviation 1 (when there is some)."""
+    """Yield noisy images in blocks (b, box, box), scaled to noise of unit standard deviation.
+
+    From an SNR of 100 dB on, which is practically noise-free, they are scaled to a signal of unit variance instead.
+    """
     sd = noise_sd(specimen, pose, parameters, config)
     scale = 1 / sd if config.snr_db < 100 else 1 / (sd * 10 ** (config.snr_db / 20))
     for start in range(0, len(pose), BLOCK):

@@ -1,9 +1,8 @@
-"""Atoms to a Gaussian density and its projections, in closed form (molmap of ChimeraX, appendix B).
+"""Gaussian density of atoms and its projections, in closed form (as ChimeraX's molmap, appendix B).
 
-Every atom is a Gaussian of weight Z and ``sigma = resolution / (pi sqrt 2)``. Its Fourier transform is known exactly, so
-atoms are laid as points on a grid finer than the map's, transformed, and multiplied by that Gaussian; what the points lose
-to being laid linearly between grid nodes (``sinc^2``) is divided out. Volume and projection share nothing with the central
-slices of the decoders: a projection is made from turned atoms.
+Each atom is a Gaussian of weight Z and ``sigma = resolution / (pi sqrt 2)``. Atoms are spread as points on a fine grid, which is
+Fourier transformed and multiplied by the transform of the Gaussian. The ``sinc^2`` from the linear spreading is divided out.
+Projections are computed from rotated atoms, independently of the central slices of the decoders.
 """
 
 import math
@@ -18,18 +17,18 @@ OVERSAMPLING = 3
 
 
 def gaussian_sigma_angstrom(resolution_angstrom: float) -> float:
-    """Width of molmap's Gaussian: ``resolution / (pi sqrt 2)``, 0.225 of the resolution."""
+    """Sigma of molmap's Gaussian: ``resolution / (pi sqrt 2)``, 0.225 times the resolution."""
     return resolution_angstrom / (math.pi * math.sqrt(2))
 
 
 def lay_points(position: Tensor, weight: Tensor, n: int) -> Tensor:
-    """Spread points linearly over the nodes of a grid.
+    """Spread points over the nodes of a grid with linear weights.
 
     Parameters
     ----------
     position : (m, d) in samples from the centre, in array order (y, x or z, y, x).
-    weight : (m,).
-    n : grid edge; points outside are dropped.
+    weight : (m,) weights of the points.
+    n : edge of the grid; points outside are dropped.
 
     Returns
     -------
@@ -47,13 +46,13 @@ def lay_points(position: Tensor, weight: Tensor, n: int) -> Tensor:
     base = (low * stride).sum(-1)
     for corner in range(2**ndim):
         up = torch.tensor([(corner >> d) & 1 for d in range(ndim)], device=weight.device)
-        share = torch.where(up.bool(), fraction, 1 - fraction).prod(-1)
-        grid.index_add_(0, base + (up * stride).sum(), weight * share)
+        corner_weight = torch.where(up.bool(), fraction, 1 - fraction).prod(-1)
+        grid.index_add_(0, base + (up * stride).sum(), weight * corner_weight)
     return grid.view((n,) * ndim)
 
 
 def _gaussian_over_sinc(n: int, ndim: int, fine_n: int, sigma_px: float, dtype: torch.dtype) -> Tensor:
-    """Transform of one atom over that of the linear spread, (n,) * ndim."""
+    """Transform of the Gaussian divided by that of the linear spreading, (n,) * ndim."""
     axis = frequencies(n, dtype=dtype)
     one = torch.exp(-2 * (math.pi * sigma_px * axis / n).square()) / torch.sinc(axis / fine_n).square()
     factor = one
@@ -67,19 +66,19 @@ def density_map(atoms: Atoms, box: int, pixel_size_angstrom: float, resolution_a
     fine = box * (OVERSAMPLING if box <= 160 else 2)
     position = atoms.position_angstrom.flip(-1) * (fine / box / pixel_size_angstrom)
     points = lay_points(position.float(), atoms.weight.float(), fine)
-    # the shifted transform of a large fine grid is cropped at once to keep memory down
+    # crop the transform of the fine grid immediately to limit memory
     points_ft = resize(centred_fft(points, 3), box, 3)
     sigma_px = gaussian_sigma_angstrom(resolution_angstrom) / pixel_size_angstrom
     return centred_ifft(points_ft * _gaussian_over_sinc(box, 3, fine, sigma_px, torch.float32), 3).real.float()
 
 
 def project_atoms(atoms: Atoms, rotation: Tensor, box: int, pixel_size_angstrom: float, resolution_angstrom: float) -> Tensor:
-    """Fourier transforms (b, box, box) of the projections at ``rotation`` (b, 3, 3), centred, of :func:`density_map`'s atoms.
+    """Centred Fourier transforms (b, box, box) of projections of the density of :func:`density_map` at ``rotation`` (b, 3, 3).
 
-    The image of ``V(R r)`` (eq. 22) has the atoms at ``R^T p``.
+    In the projection of ``V(R r)`` (eq. 22), an atom at ``p`` is at ``R^T p``.
     """
     fine = box * OVERSAMPLING
-    # R^T p as row vectors: p R, and only its y and x
+    # R^T p as a row vector is p R; only y and x are needed
     scale = fine / box / pixel_size_angstrom
     position = atoms.position_angstrom.to(rotation)
     weight = atoms.weight.to(rotation)

@@ -1,4 +1,4 @@
-"""Atoms from a structure file."""
+"""Reading atoms from structure files."""
 
 import gzip
 import zipfile
@@ -17,7 +17,13 @@ STRUCTURE_SUFFIXES = (".pdb", ".cif", ".mmcif", ".ent", ".npz")
 
 @dataclass(frozen=True)
 class Atoms:
-    """Atoms about their centre: ``position_angstrom`` (n, 3) in x, y, z order and ``weight`` (n,), the atomic number."""
+    """Atoms, centred on their weighted mean.
+
+    Attributes
+    ----------
+    position_angstrom : (n, 3) in x, y, z order.
+    weight : (n,) atomic numbers.
+    """
 
     position_angstrom: Tensor
     weight: Tensor
@@ -27,20 +33,27 @@ class Atoms:
 
     @property
     def least_box_angstrom(self) -> float:
-        """Edge of the smallest box that holds the atoms whatever their orientation."""
+        """Edge of the smallest box that contains the atoms in every orientation."""
         return 2 * self.position_angstrom.norm(dim=-1).max().item()
 
 
 def is_structure(path: Path) -> bool:
-    """Whether the file's name says that it holds atoms."""
+    """Whether the suffix of the file is that of a structure."""
     name = path.name.lower().removesuffix(".gz")
     return name.endswith(STRUCTURE_SUFFIXES)
 
 
 def read_structure(path: Path) -> Atoms:
-    """Read a .pdb or .cif (.gz too), or an .npz with ``coords`` in Angstrom and ``Z``; hydrogens and waters are left out.
+    """Read the atoms of a structure file, without hydrogens; waters are removed from .pdb and .cif files.
 
-    Coordinates of integer type in an .npz are tenths of an Angstrom.
+    Parameters
+    ----------
+    path : .pdb or .cif file (or .gz of one), or .npz with ``coords`` in Angstrom, or in tenths of an Angstrom if they are
+        integers, and atomic numbers ``Z``.
+
+    Raises
+    ------
+    InputError : the file is missing or unreadable, or has no heavy atoms.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a structure (.pdb, .cif, .npz) or a map (.mrc)")
@@ -60,7 +73,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             names = sorted(arrays.files)
             coords, number = (arrays[name] if name in names else None for name in ("coords", "Z"))
-    # numpy lets whatever its parts raise through: no zip, a damaged one, an .npy under another name, an object array
+    # numpy raises different errors for a file that is not a zip, a damaged zip, a renamed .npy and an object array
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a readable .npz file; expected arrays 'coords' and 'Z'") from error
     if coords is None or number is None:
@@ -81,13 +94,13 @@ def _read_with_gemmi(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         if path.suffix == ".gz":
-            # gemmi reads as far as a truncated file goes and says nothing
+            # gemmi reads a truncated file without an error, so decompress it once to check
             with gzip.open(path) as file:
                 while file.read(2**20):
                     pass
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, OSError, EOFError, IndexError, zlib.error) as error:
-        raise InputError(f"{path}: not a readable structure, or cut short; expected .pdb, .cif or .npz") from error
+        raise InputError(f"{path}: not a readable structure, or truncated; expected .pdb, .cif or .npz") from error
     if len(structure) == 0:
         raise InputError(f"{path}: no model found; expected a structure (.pdb, .cif, .npz)")
     structure.remove_waters()

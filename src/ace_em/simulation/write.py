@@ -27,7 +27,7 @@ from ace_em.simulation.structure import is_structure, read_structure
 
 
 def read_specimen(path: Path, config: SimulationConfig) -> Specimen:
-    """Atoms or map, by the file's name."""
+    """Read atoms or a map, by the suffix of the file."""
     if is_structure(path):
         return specimen_from_atoms(read_structure(path), config)
     volume, pixel_size = read_volume(path)
@@ -37,7 +37,12 @@ def read_specimen(path: Path, config: SimulationConfig) -> Specimen:
 
 
 def check(config: SimulationConfig) -> None:
-    """Refuse settings that make no images."""
+    """Check the settings.
+
+    Raises
+    ------
+    InputError : a setting is out of range.
+    """
     rules = {
         "n": (config.n >= 1, "1 or more"),
         "box": (config.box >= 16, "16 or more"),
@@ -50,19 +55,19 @@ def check(config: SimulationConfig) -> None:
         "defocus_spread": (config.defocus_spread >= 0, "0 or more"),
         "seed": (0 <= config.seed < 2**63, "0 or a positive number below 2^63"),
     }
-    for name, (fine, expected) in rules.items():
-        if not fine:
+    for name, (valid, expected) in rules.items():
+        if not valid:
             raise InputError(f"{option(name)} {getattr(config, name)}: expected {expected}")
 
 
 def ctf_from_star(path: str, n: int) -> CTFParameters:
-    """CTF parameters of the first ``n`` particles of a STAR file, repeated when it has fewer; the images need not be there."""
+    """CTF parameters of the first ``n`` particles of a STAR file, repeated if it has fewer. The images are not needed."""
     parameters = ctf_parameters(read_particle_star(Path(path)))
     return parameters[torch.arange(n) % len(parameters)]
 
 
 def poses_from_star(path: str, config: SimulationConfig) -> Pose:
-    """Poses of the first particles of a STAR file, repeated when it has fewer; its origins keep their length in Angstrom."""
+    """Poses of the first particles of a STAR file, repeated if it has fewer. Shifts are kept in Angstrom."""
     table = read_particle_star(Path(path))
     pixel_size = pixel_size_of(table)
     given = star_poses(table, pixel_size)
@@ -85,11 +90,15 @@ def simulate(
 
     Parameters
     ----------
-    structure : atoms or a map.
-    poses, ctf : STAR files whose poses and CTF columns are used, row by row; None draws them.
-    overwrite : replace a set that is there.
-    say : given a line of text before and after the images are made.
-    on_block : called with the number of images done.
+    structure : file with atoms or a map.
+    poses, ctf : STAR files from which poses or CTF parameters are taken, row by row; random if None.
+    overwrite : replace an existing particle set.
+    say : called with a line of text before and after the simulation.
+    on_block : called with the number of images simulated so far.
+
+    Raises
+    ------
+    InputError : a setting or an input file is invalid, or ``out`` already holds a particle set or is not writable.
     """
     check(config)
     structure, out = Path(structure), Path(out)
@@ -98,13 +107,13 @@ def simulate(
         raise InputError(f"{out}: holds {next(f for f in files if f.exists()).name}; expected a new folder (or give --overwrite)")
     for given in (structure, *(Path(name) for name in (poses, ctf) if name)):
         if given.resolve() in {f.resolve() for f in files}:
-            raise InputError(f"{given}: would be replaced by the set that is made from it; expected another folder")
+            raise InputError(f"{given}: would be replaced by the simulated set; expected another output folder")
     specimen = read_specimen(structure, config)
     if specimen.atoms is not None and specimen.atoms.least_box_angstrom > config.box * config.pixel_size:
         least, edge = specimen.atoms.least_box_angstrom, config.box * config.pixel_size
         raise InputError(
-            f"--pixel-size {config.pixel_size:g}: {structure} needs {least:.0f} A to turn in, and a box of {config.box} px has "
-            f"only {edge:.0f} A; expected a larger pixel or --box"
+            f"--pixel-size {config.pixel_size:g}: {structure} needs a box of {least:.0f} A, and {config.box} px are "
+            f"only {edge:.0f} A; expected a larger --pixel-size or --box"
         )
     generator = torch.Generator().manual_seed(config.seed)
     pose, parameters = sample_poses(config, generator), sample_ctf(config, generator)
@@ -115,7 +124,7 @@ def simulate(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); expected a writable folder") from error
+        raise InputError(f"{out}: cannot be created ({error.strerror}); expected a writable folder") from error
 
     source = f"{len(specimen.atoms)} atoms" if specimen.atoms is not None else "a map"
     say(f"{structure}: {source}; {config.n} images of {config.box} px at {config.pixel_size:g} A/px, {config.snr_db:g} dB")
@@ -130,14 +139,14 @@ def simulate(
 
 
 def with_true_poses(table: ParticleTable, pose: Pose, config: SimulationConfig) -> ParticleTable:
-    """Poses as RELION's angles and origins (the shift that brings a particle back)."""
+    """Add poses to a particle table as RELION's angles and origins; an origin is the negative of the shift."""
     angles = rotmat_to_relion_angles(pose.rotation.double()).numpy()
     origin = -pose.shift_px.flip(-1).double().numpy() * config.pixel_size
     return with_poses(table, angles, origin, None, config.pixel_size)
 
 
 def particle_table(path: Path, parameters: CTFParameters, config: SimulationConfig) -> ParticleTable:
-    """A RELION 3.1 particle table without poses; a row of optics for every microscope setting that occurs."""
+    """RELION 3.1 particle table without poses, with one optics group for each distinct microscope setting."""
     settings = np.stack(
         [
             parameters.voltage_kv.numpy(),

@@ -1,1 +1,1 @@
-"""The paper's idea: image-pose-image (eq. 3-9) and pose-image-pose (eq. 11-13)."""
+"""The two training tasks of the paper: image-pose-image (eq. 3-10) and pose-image-pose (eq. 11-13), and their schedule."""

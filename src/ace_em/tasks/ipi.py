@@ -1,4 +1,4 @@
-"""Image -> pose -> image (eq. 3-10)."""
+"""Image-pose-image, IPI (eq. 3): ``f_IPI = D_PI o E_IP`` (eq. 4) and its loss (eq. 5-10)."""
 
 from dataclasses import dataclass
 
@@ -24,13 +24,14 @@ BATCH_ITERATIONS = 5
 
 @dataclass(frozen=True)
 class ImagePoseImage:
-    """IPI of a batch of b images.
+    """Result of IPI for a batch of b images.
 
     Attributes
     ----------
-    losses : scalars by name: ``image`` (eq. 5-7), ``shift`` (eq. 8), ``alternative`` (a hypothesis lost to its half turn).
-    hypotheses : what the encoder says.
-    shown : (b,) 1 for images that show a particle, else 0.
+    losses : scalars by name: ``image`` (eq. 5, eq. 6 or eq. 7), ``shift`` (second term of eq. 8), and ``alternative``, which
+        penalises images whose best rotation is a half turn of a hypothesis.
+    hypotheses : poses predicted by the encoder.
+    shown : (b,) 1 for images that show a particle, 0 for blank images.
     """
 
     losses: dict[str, Tensor]
@@ -39,7 +40,7 @@ class ImagePoseImage:
 
     @property
     def shift_sd_px(self) -> Tensor:
-        """Standard deviation, along an axis, of the shifts of the images that show a particle."""
+        """Standard deviation per axis of the predicted shifts of images that show a particle."""
         shift, weight = self.hypotheses.shift_px.detach(), self.shown[:, None]
         n = (2 * weight.sum()).clamp(min=2)
         mean = (weight * shift).sum() / n
@@ -47,10 +48,11 @@ class ImagePoseImage:
 
 
 def image_copies(batch: Batch, config: AceConfig, generator: torch.Generator) -> Batch:
-    """The batch in the copies that the image loss takes the better of, one whole copy (b rows) after the other.
+    """The copies of a batch among which the image loss takes the minimum, concatenated copy after copy (b rows each).
 
-    Eq. 5 has one, the images. Eq. 6 has the images and their 180-degree turns about the centre, which is complex conjugation;
-    the CTF is even and stays. Eq. 7 has two random turns, each mirrored or not; the astigmatism turns with the image.
+    Eq. 5 has one copy, the images themselves. Eq. 6 has the images and the images rotated by 180 degrees about the centre,
+    which is complex conjugation; the CTF is even and does not change. Eq. 7 has two randomly rotated copies, each mirrored with
+    probability 1/2; the astigmatism rotates with the image.
     """
     if config.symmetric_loss == "none":
         return batch
@@ -67,15 +69,15 @@ def image_copies(batch: Batch, config: AceConfig, generator: torch.Generator) ->
 def image_pose_image(
     encoder: PoseEncoder, project: Projector, batch: Batch, plan: StepPlan, power: float, config: AceConfig
 ) -> ImagePoseImage:
-    """L_IPI's terms for one batch.
+    """Terms of L_IPI (eq. 8) for one batch.
 
     Parameters
     ----------
-    batch : whitened images on the whole working half-plane, in ``plan.copies`` copies (:func:`image_copies`); the encoder sees
-        all of it, never the low-passed label.
-    plan : the residual counts ``|k| <= plan.band``; ``plan.half_turn`` 1, 2 or 3 is the half turn about z, x or y that is scored
-        beside every hypothesis; ``plan.label`` the kernel that low-passes the label, or 0.
-    power : mean squared norm of an image, for eq. 5's scale.
+    batch : whitened images on the full working half-plane, in ``plan.copies`` copies (:func:`image_copies`). The encoder always
+        receives these images; only the label of the loss is low-passed.
+    plan : the residual is summed over ``|k| <= plan.band``. ``plan.half_turn`` (1, 2 or 3) selects the half turn about z, x or
+        y that is tried in addition to each hypothesis. ``plan.label`` is the low-pass kernel of the label, 0 for none.
+    power : mean squared norm of an image, which normalises the image loss.
     """
     hypotheses = encoder(batch.image_ft)
     inner = batch.band(plan.band)
@@ -97,21 +99,21 @@ def image_pose_image(
 
 
 def blank_residual(batch: Batch) -> Tensor:
-    """Residual (b,) of the blank hypothesis, that an image shows no particle: the prediction is zero and has no gradient.
+    """Residual (b,) under the hypothesis that an image shows no particle: the prediction is zero and has no gradient.
 
-    Without it an image of noise pulls the volume towards its noise, at the view that fits it best by chance, and the volume
-    then draws more such images to that view.
+    Without it, a pure noise image adds its noise to the volume at the view that fits best by chance, and the volume then
+    attracts further noise images to that view.
     """
     return image_residual(batch.image_ft, torch.zeros_like(batch.image_ft))
 
 
 @torch.no_grad()
 def shows_particle(batch: Batch, predicted_ft: Tensor) -> Tensor:
-    """1 or 0 (b,): whether an image, whose best hypothesis is ``predicted_ft`` (b, n), shows the particle.
+    """1 where an image shows the particle by its best pose, whose prediction is ``predicted_ft`` (b, n), else 0; (b,).
 
-    One does not that the blank hypothesis fits better, or that has more power beside its prediction than the others of the batch
-    (:class:`ContentTest`). All count as shown while the volume fits the batch as a whole no better than the blank hypothesis,
-    as an untrained one does.
+    It does not if the blank prediction fits better, or if it has more residual power than the other images of the batch
+    (:class:`ContentTest`). While the volume fits the batch on average no better than the blank prediction, as at the start of
+    training, all images count as showing a particle.
     """
     shells = ShellPower.of(batch.image_ft, predicted_ft, batch.half_plane)
     content = ContentTest(1, disc_share(batch.box)).content(shells, iterations=BATCH_ITERATIONS)
@@ -120,15 +122,16 @@ def shows_particle(batch: Batch, predicted_ft: Tensor) -> Tensor:
 
 
 def low_passed(batch: Batch, kernel: int) -> Tensor:
-    """``f_filter-k(Y)`` of eq. 9 (b, n): the images through the k-th filter of the bank, ``kernel`` from 1 to 5."""
+    """``f_filter-k(Y)`` of eq. 9 (b, n): the images low-passed by filter k of the filter bank, ``kernel`` from 1 to 5."""
     kernels = gaussian_kernels()[kernel - 1 : kernel].to(batch.effective_ctf.device)
     return batch.image_ft * kernel_transfer(kernels, batch.half_plane)
 
 
 def choose_rotation(project: Projector, batch: Batch, hypotheses: Hypotheses, turn: int) -> tuple[Tensor, Tensor]:
-    """The rotation (b, 3, 3) of smallest residual, of M hypotheses and their half turns, and whether it is a half turn (b,).
+    """The rotation (b, 3, 3) with the lowest residual among M hypotheses and their half turns.
 
-    Scored without gradients; the choice keeps the gradient of its hypothesis. ``turn`` 0 scores no half turns.
+    Also returns, as (b,) 0 or 1, whether it is a half turn. The residuals are computed without gradients; the chosen rotation
+    keeps the gradient of its hypothesis. With ``turn`` 0 no half turns are tried.
     """
     rotations = hypotheses.rotation
     m = rotations.shape[1]
@@ -140,7 +143,7 @@ def choose_rotation(project: Projector, batch: Batch, hypotheses: Hypotheses, tu
         slices = project(batch.half_plane, candidates)
         shift_px = hypotheses.shift_px[:, None]
         predicted = image_of_slice(slices, batch.effective_ctf[:, None], batch.half_plane, shift_px)
-        winner = image_residual(batch.image_ft[:, None], predicted).argmin(1)
-    is_turned = winner >= m
-    chosen = rotations[torch.arange(len(rotations), device=rotations.device), winner % m]
+        best = image_residual(batch.image_ft[:, None], predicted).argmin(1)
+    is_turned = best >= m
+    chosen = rotations[torch.arange(len(rotations), device=rotations.device), best % m]
     return torch.where(is_turned[:, None, None], chosen @ half, chosen), is_turned.to(rotations.dtype)

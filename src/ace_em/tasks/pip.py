@@ -1,4 +1,4 @@
-"""Pose -> image -> pose (eq. 11-13)."""
+"""Pose-image-pose, PIP (eq. 11), with noise (eq. 12) and its loss (eq. 13)."""
 
 import contextlib
 
@@ -18,17 +18,17 @@ from ace_em.tasks.losses import pose_loss
 
 
 def draw_poses(n: int, shift_sd_px: Tensor | float, generator: torch.Generator) -> Pose:
-    """Uniform rotations and Gaussian shifts (eq. 11's synthesised poses)."""
+    """Sample n poses for PIP (eq. 11): uniform rotations and Gaussian shifts."""
     device = generator.device
     rotation = roma.random_rotmat(n, device=device, generator=generator)
     return Pose(rotation, torch.randn(n, 2, device=device, generator=generator) * shift_sd_px)
 
 
 def background_noise(n: int, half_plane: HalfPlane, variance: Tensor, generator: torch.Generator) -> Tensor:
-    """The background of whitened images (epsilon of eq. 12): complex Gaussian noise (n, m) of ``variance`` (m,) or (n, m).
+    """Background noise of whitened images (epsilon of eq. 12): complex Gaussian (n, m) of ``variance`` (m,) or (n, m).
 
-    As in the images it is confined to the particle disc, with the same power in every coefficient, and so stronger where the
-    particle is than noise over the whole box would be.
+    As in the images, the noise is confined to the particle disc. It is normalised to the given variance per coefficient, so
+    inside the disc it is stronger than noise of the same variance over the whole box.
     """
     disc = particle_disc(half_plane.box).to(variance.device)
     white = torch.randn(n, *disc.shape, device=variance.device, generator=generator)
@@ -43,7 +43,11 @@ def pose_image_pose(
     generator: torch.Generator,
     config: AceConfig,
 ) -> dict[str, Tensor]:
-    """L_PIP of eq. 13, ``{"pose": scalar}``: fresh poses, the batch's own CTFs, background noise; the decoder frozen or not."""
+    """L_PIP of eq. 13, as ``{"pose": scalar}``.
+
+    Images are simulated at random poses with the CTFs and the noise level of the batch, and the encoder predicts the poses.
+    ``config.pip_freeze_decoder`` stops the gradient at the decoder.
+    """
     drawn = draw_poses(len(batch), shift_sd_px, generator)
     with torch.no_grad() if config.pip_freeze_decoder else contextlib.nullcontext():
         slices = project(batch.half_plane, drawn.rotation)

@@ -1,4 +1,4 @@
-"""What changes with the step: learning rate, task and label (eq. 10, 15), the band of the image loss."""
+"""Schedules over the training steps: learning rate, task weight (eq. 15), label (eq. 10) and band of the image loss."""
 
 import math
 from typing import NamedTuple
@@ -7,16 +7,16 @@ from ace_em.config import AceConfig
 
 
 class StepPlan(NamedTuple):
-    """What one update uses.
+    """Settings of one update.
 
     Attributes
     ----------
-    band : the image loss counts frequencies up to this shell.
+    band : last shell used in the image loss.
     beta : weight of PIP (eq. 14).
-    half_turn : the half turn, about z, x or y (1, 2, 3), that is scored beside every hypothesis.
+    half_turn : half turn about z, x or y (1, 2 or 3) that is tried in addition to each hypothesis.
     ipi : whether IPI is trained in this update.
     label : kernel that low-passes the label (eq. 9), 0 for none.
-    copies : of every image, of which the image loss takes the better (eq. 6, 7).
+    copies : copies per image among which the image loss takes the minimum (eq. 6, eq. 7).
     """
 
     band: float
@@ -28,7 +28,12 @@ class StepPlan(NamedTuple):
 
 
 def step_plan(step: int, shells_per_band: float, config: AceConfig) -> StepPlan:
-    """The plan of update ``step`` (from 0); ``shells_per_band`` shells of the working box are one cycle per diameter."""
+    """The settings of update ``step`` (from 0).
+
+    Parameters
+    ----------
+    shells_per_band : shells of the working box per cycle per particle diameter.
+    """
     return StepPlan(
         band_per_diameter(step, config) * shells_per_band,
         pip_weight(step, config),
@@ -40,29 +45,36 @@ def step_plan(step: int, shells_per_band: float, config: AceConfig) -> StepPlan:
 
 
 def learning_rate_factor(step: int, config: AceConfig) -> float:
-    """Linear warm-up, then constant, a cosine down to ``final_lr``, or a factor at every milestone."""
+    """Factor on the learning rate.
+
+    Linear warm-up, then by ``config.schedule``: constant, cosine decay to ``final_lr``, or a factor at each milestone.
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.schedule == "constant":
         return warm
     if config.schedule == "multistep":
-        return warm * config.milestone_factor ** sum(step >= share * config.steps for share in config.milestones)
+        return warm * config.milestone_factor ** sum(step >= fraction * config.steps for fraction in config.milestones)
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
     return warm * (config.final_lr + (1 - config.final_lr) * cosine)
 
 
 def _pip_only(step: int, config: AceConfig) -> bool:
-    past = step - config.pip_warmup_steps
-    alternates = config.pip_schedule == "alternating" and past % 2 == 1
-    return config.pip and past >= 0 and (alternates or config.pip_schedule == "succession")
+    after_warmup = step - config.pip_warmup_steps
+    alternates = config.pip_schedule == "alternating" and after_warmup % 2 == 1
+    return config.pip and after_warmup >= 0 and (alternates or config.pip_schedule == "succession")
 
 
 def trains_ipi(step: int, config: AceConfig) -> bool:
-    """Whether this update trains IPI: always when together, every other one when alternating, before PIP in succession."""
+    """Whether this update trains IPI.
+
+    By ``config.pip_schedule``: 'together' in all updates, 'alternating' in every other update once PIP has started,
+    'succession' only before PIP starts.
+    """
     return not _pip_only(step, config)
 
 
 def pip_weight(step: int, config: AceConfig) -> float:
-    """Beta of eq. 15: 0 before the warm-up has passed, then constant; alternating, 0 in IPI's own updates."""
+    """Beta of eq. 15: 0 during the warm-up, then constant. With the alternating schedule it is 0 in the IPI updates."""
     if not config.pip or step < config.pip_warmup_steps:
         return 0.0
     if config.pip_schedule == "alternating" and trains_ipi(step, config):
@@ -71,14 +83,14 @@ def pip_weight(step: int, config: AceConfig) -> float:
 
 
 def label_kernel(step: int, config: AceConfig) -> int:
-    """Gamma of eq. 10: the kernel that low-passes the label while the warm-up lasts, then 0, the image itself."""
+    """Gamma of eq. 10: the kernel that low-passes the label during the warm-up, then 0 for the unfiltered image."""
     return config.label_kernel if step < config.label_steps else 0
 
 
 def band_per_diameter(step: int, config: AceConfig) -> float:
-    """Frequency marching: the last frequency that the image loss counts, in cycles per diameter."""
+    """Frequency marching: band limit of the image loss at this step, in cycles per particle diameter."""
     last = config.last_band or math.inf
     if config.march <= 0 or math.isinf(last):
         return last
-    share = min(1.0, step / (config.march * config.steps))
-    return config.first_band + (last - config.first_band) * share
+    fraction = min(1.0, step / (config.march * config.steps))
+    return config.first_band + (last - config.first_band) * fraction

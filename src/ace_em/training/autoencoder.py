@@ -1,4 +1,4 @@
-"""The autoencoder: encoder and decoder side by side, and one update's losses, L_IPI + beta L_PIP (eq. 14)."""
+"""The autoencoder: encoder, decoder, and the total loss L_IPI + beta L_PIP (eq. 14)."""
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ Losses = dict[str, Tensor]
 
 
 class AutoEncoder(nn.Module):
-    """Encoder and decoder in one module, so that one ``forward`` runs both tasks (and one wrapper distributes them).
+    """Encoder and decoder in one module, so that a single ``forward`` runs both tasks and Fabric wraps a single module.
 
     Parameters
     ----------
-    half_plane : of the images.
-    power : their mean squared norm, which the image loss is relative to.
-    shift_sd_px : first guess of the shifts' spread along an axis; PIP's shifts then follow the spread that IPI finds.
+    half_plane : half-plane of the images.
+    power : mean squared norm of the images, which normalises the image loss.
+    shift_sd_px : initial standard deviation per axis of the shifts in PIP. It then follows that of the shifts found by IPI.
     """
 
     shift_sd_px: Tensor
@@ -45,7 +45,7 @@ class AutoEncoder(nn.Module):
         self.decoder = decoder
         self.power = power
         self.config = config
-        self.least_shift_sd = shift_sd_px / 2
+        self.min_shift_sd_px = shift_sd_px / 2
         self.register_buffer("shift_sd_px", torch.tensor(shift_sd_px))
 
     def forward(
@@ -57,17 +57,17 @@ class AutoEncoder(nn.Module):
         generator: torch.Generator,
         parts: int = 1,
     ) -> Losses:
-        """Losses of whitened images (copies * b, n) with their effective CTF and noise variance, copy after copy.
+        """Losses of whitened images (copies * b, n), copy after copy, with their effective CTF and noise variance.
 
-        The encoder alone runs in mixed precision, whatever context this is called in.
+        Only the encoder runs in mixed precision; everything else is float32 even inside an autocast context.
 
         Parameters
         ----------
-        parts : images are projected in so many parts, whose intermediate values are computed again in the backward pass: less
-            memory for the same losses.
+        parts : number of parts in which images are projected. With more than one, activations are recomputed in the backward
+            pass, which saves memory and gives the same losses.
         """
         device = image_ft.device.type
-        self.encoder.short_floats = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.encoder.autocast_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         with torch.autocast(device, enabled=False):
             project = in_parts(self.decoder.projector(), parts)
             return self._losses(Batch(self.half_plane, image_ft, effective_ctf, noise_variance), project, plan, generator)
@@ -80,7 +80,7 @@ class AutoEncoder(nn.Module):
             losses |= ipi.losses
             total = ipi.losses["image"] + self.config.shift_weight * ipi.losses["shift"]
             total = total + self.config.alternative_weight * ipi.losses["alternative"]
-            spread = ipi.shift_sd_px.clamp(min=self.least_shift_sd)
+            spread = ipi.shift_sd_px.clamp(min=self.min_shift_sd_px)
         if plan.beta > 0:
             first = batch.rows(slice(0, len(batch) // plan.copies))
             pip = pose_image_pose(self.encoder, project, first, self.shift_sd_px, generator, self.config)
@@ -92,21 +92,21 @@ class AutoEncoder(nn.Module):
 
 
 def in_parts(project: Projector, parts: int) -> Projector:
-    """A projector that works on its rotations (b, ..., 3, 3) in ``parts``; see :meth:`AutoEncoder.forward`."""
+    """A projector that processes its rotations (b, ..., 3, 3) in ``parts`` chunks; see :meth:`AutoEncoder.forward`."""
     if parts == 1:
         return project
 
     def projected(half_plane: HalfPlane, rotation: Tensor) -> Tensor:
-        def part(some: Tensor) -> Tensor:
-            return project(half_plane, some)
+        def project_chunk(chunk: Tensor) -> Tensor:
+            return project(half_plane, chunk)
 
-        return torch.cat([checkpoint(part, some, use_reentrant=False) for some in rotation.chunk(parts)])
+        return torch.cat([checkpoint(project_chunk, chunk, use_reentrant=False) for chunk in rotation.chunk(parts)])
 
     return projected
 
 
 def build_model(stack: ParticleStack, diameter_px: float, config: AceConfig, generator: torch.Generator) -> AutoEncoder:
-    """The untrained autoencoder for a stack; the decoder's amplitude is fitted to the first images."""
+    """The untrained autoencoder for a stack, with the amplitude of the decoder fitted to the first images."""
     decoder = build_decoder(stack.box, diameter_px, config)
     amplitude = _blob_amplitude if decoder.starts_as_blob else _signal_amplitude
     decoder.scale_to(amplitude(decoder, stack, generator))
@@ -118,23 +118,23 @@ def build_model(stack: ParticleStack, diameter_px: float, config: AceConfig, gen
 
 @torch.no_grad()
 def _first_projections(decoder: Decoder, stack: ParticleStack, generator: torch.Generator) -> tuple[Batch, Tensor]:
-    """Some images, and the untrained decoder's projections at as many random poses, through their CTFs."""
-    some = stack.batch(slice(0, 200), stack.row.device)
-    pose = draw_poses(len(some), 0.0, torch.Generator().manual_seed(generator.initial_seed()))
-    decoder.to(some.image_ft.device)
-    return some, decoder.projector()(some.half_plane, pose.rotation.to(some.image_ft.device)) * some.effective_ctf
+    """The first images, and projections of the untrained decoder at random poses with the CTFs of these images."""
+    batch = stack.batch(slice(0, 200), stack.row.device)
+    pose = draw_poses(len(batch), 0.0, torch.Generator().manual_seed(generator.initial_seed()))
+    decoder.to(batch.image_ft.device)
+    return batch, decoder.projector()(batch.half_plane, pose.rotation.to(batch.image_ft.device)) * batch.effective_ctf
 
 
 def _signal_amplitude(decoder: Decoder, stack: ParticleStack, generator: torch.Generator) -> float:
-    """Gives the projections the power of the images' signal."""
-    some, predicted = _first_projections(decoder, stack, generator)
-    power = some.image_ft.abs().square().sum(1).mean()
-    signal = (power - some.noise_variance.sum(1).mean()).clamp(min=1e-3 * power)
+    """Amplitude at which the projections have the signal power of the images."""
+    batch, predicted = _first_projections(decoder, stack, generator)
+    power = batch.image_ft.abs().square().sum(1).mean()
+    signal = (power - batch.noise_variance.sum(1).mean()).clamp(min=1e-3 * power)
     return (signal / predicted.abs().square().sum(1).mean()).sqrt().item()
 
 
 def _blob_amplitude(decoder: Decoder, stack: ParticleStack, generator: torch.Generator) -> float:
-    """Least-squares amplitude of the starting blob against the first images."""
-    some, blob = _first_projections(decoder, stack, generator)
-    fitted = (some.image_ft * blob.conj()).real.sum() / blob.abs().square().sum()
-    return max(fitted.item(), 1e-3 * (some.image_ft.abs().square().mean() / blob.abs().square().mean()).sqrt().item())
+    """Least-squares amplitude of the initial blob, fitted to the first images."""
+    batch, blob = _first_projections(decoder, stack, generator)
+    fitted = (batch.image_ft * blob.conj()).real.sum() / blob.abs().square().sum()
+    return max(fitted.item(), 1e-3 * (batch.image_ft.abs().square().mean() / blob.abs().square().mean()).sqrt().item())

@@ -1,6 +1,6 @@
-"""Training the encoder on a finished map by pose-image-pose alone, so that it can predict the poses of new particles.
+"""Training of the encoder on a finished map by PIP alone, for pose prediction of new particles.
 
-Stage 1's encoder was trained with stage 1's map, in which views may be arranged wrongly; later stages put them right.
+The encoder of stage 1 was trained together with the map of stage 1, which may have wrong poses that later stages correct.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from ace_em.training.loop import Training
 
 
 def encoder_training_config(ace: AceConfig, config: PredictConfig) -> AceConfig:
-    """Stage 1's settings with PIP alone, for ``config.steps`` updates."""
+    """The settings of stage 1, changed to train with PIP alone for ``config.steps`` updates."""
     return replace(
         ace,
         steps=config.steps,
@@ -38,11 +38,12 @@ def train_encoder_on_map(
     seed: int,
     begun: Plain | None = None,
 ) -> Training:
-    """The training of ``model``'s encoder, its decoder a :class:`~ace_em.models.fixed_volume.FixedVolume`; iterate over it.
+    """Training of the encoder of ``model``, as an iterator over updates.
 
     Parameters
     ----------
-    stack : gives the CTFs and the noise; its images are not used.
+    model : autoencoder whose decoder is a :class:`~ace_em.models.fixed_volume.FixedVolume`.
+    stack : source of the CTFs and the noise levels; its images are not used.
     """
     model.config = encoder_training_config(model.config, config)
     return Training(stack, diameter_px, model.config, fabric, seed, begun, model)

@@ -1,4 +1,4 @@
-"""Lightning's Fabric as the training is given it: one device, and no word about a setting that the code chooses."""
+"""Lightning Fabric for training on one device."""
 
 import logging
 
@@ -8,12 +8,12 @@ from ace_em.config import RunConfig
 
 
 def make_fabric(device: str, config: RunConfig) -> Fabric:
-    """For one device, 'cpu', 'cuda' or 'mps', at the precision of the settings."""
-    # the logger of what Lightning says once for all processes; the same filter is added to it once only
-    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_no_advice)
+    """Fabric for one device ('cpu', 'cuda' or 'mps') at the precision of the settings."""
+    # Lightning's rank-zero logger; adding the same filter again has no effect
+    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_not_precision_hint)
     return Fabric(accelerator="gpu" if device == "cuda" else device, devices=1, precision=config.precision)
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """False for the advice to round the factors of matrix products; which are rounded, :mod:`ace_em.maths.products` says."""
+def _is_not_precision_hint(record: logging.LogRecord) -> bool:
+    """False for the hint to lower the matmul precision, which :mod:`ace_em.maths.products` sets per product."""
     return "torch.set_float32_matmul_precision" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Poses from a trained autoencoder: the encoder's candidates, and the best of them."""
+"""Pose inference with a trained autoencoder: candidate poses from the encoder, of which the best is kept."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ace_em.training.autoencoder import AutoEncoder
 
 @torch.no_grad()
 def encode(model: AutoEncoder, stack: ParticleStack, block: int = 250) -> Pose:
-    """The best of every image's candidates (:func:`candidates`), (N,), scored on the whole half-plane, on the model's device."""
+    """The best candidate pose (:func:`candidates`) of every image, (N,), by the residual on the full half-plane."""
     model.eval()
     project = model.decoder.projector()
     device = next(model.parameters()).device
@@ -29,19 +29,19 @@ def encode(model: AutoEncoder, stack: ParticleStack, block: int = 250) -> Pose:
 
 
 def candidate_residuals(project: Projector, batch: Batch, pose: Pose) -> Tensor:
-    """``|y - h S|^2`` (b, K) of images against the volume's projections at poses (b, K)."""
+    """``|y - h S|^2`` (b, K) of images against projections of the volume at poses (b, K); zeros if K is 1."""
     if pose.rotation.shape[1] == 1:
-        return torch.zeros(len(batch), 1, device=batch.image_ft.device)  # nothing to choose from
+        return torch.zeros(len(batch), 1, device=batch.image_ft.device)  # a single candidate needs no comparison
     slices = project(batch.half_plane, pose.rotation)
     predicted = image_of_slice(slices, batch.effective_ctf[:, None], batch.half_plane, pose.shift_px)
     return image_residual(batch.image_ft[:, None], predicted)
 
 
 def candidates(model: AutoEncoder, batch: Batch) -> Pose:
-    """Poses (b, K) that the encoder proposes: its hypotheses, with their 180-degree alternatives if training scores those.
+    """Candidate poses (b, K): the hypotheses of the encoder, with their half turns if training used them.
 
-    A symmetric loss trains the encoder to be right about one copy of the image only, so copies are read too, and their poses
-    turned back: the half turn with eq. 6; half turn, mirror and both with eq. 7.
+    A symmetric loss trains the encoder to be correct for only one copy of an image. The copies are therefore encoded as well,
+    and their poses transformed back: the half turn for eq. 6; half turn, mirror and both for eq. 7.
     """
     copies, turns = [batch.image_ft], [torch.eye(2)]
     if model.config.symmetric_loss == "generalised":

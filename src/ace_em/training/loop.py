@@ -1,4 +1,4 @@
-"""The training loop, as an iterator over updates that a caller can stop and look into."""
+"""The training loop of stage 1, as an iterator over updates."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from ace_em.training.autoencoder import AutoEncoder, Losses, build_model
 from ace_em.training.state import TrainingState, seeded
 
 CHECKPOINT_EVERY = 25
-"""Updates between two saved states: a loss that is not finite, or a stop, loses fewer than these."""
+"""Updates between saved states: an interruption or a non-finite loss loses fewer updates than this."""
 MOST_PARTS = 16
-"""Parts that images are projected in before the batch is made smaller."""
+"""Maximum number of parts in which images are projected; after that the batch is made smaller."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One update.
+    """Progress after one update.
 
     Attributes
     ----------
-    step : updates so far.
+    step : number of updates so far.
     losses : scalars by name.
-    band : last shell that the image loss counted.
-    notes : what the user should know: memory that ran out, a return to an earlier state.
-    saved : whether :attr:`Training.saved` is new.
+    band : last shell used in the image loss.
+    notes : messages for the user, for example on lack of memory or a return to an earlier state.
+    saved : whether :attr:`Training.saved` was updated.
     """
 
     step: int
@@ -42,7 +42,7 @@ class Progress:
 
 
 def optimiser(model: AutoEncoder, config: AceConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's and the decoder's settings."""
+    """AdamW with separate settings for the encoder and the decoder."""
     return torch.optim.AdamW(
         [
             {"params": list(model.encoder.parameters()), "lr": config.lr_encoder, "weight_decay": 1e-3},
@@ -57,27 +57,26 @@ def optimiser(model: AutoEncoder, config: AceConfig) -> torch.optim.AdamW:
 
 
 class Training:
-    """Stage 1: iterating trains, one update at a time, and yields a :class:`Progress` after each.
+    """Training of stage 1, as an iterator: each iteration performs one update and yields a :class:`Progress`.
 
-    Each process draws its own batches; Fabric's wrapper averages the gradients.
+    Each process samples its own batches; Fabric averages the gradients.
 
     Parameters
     ----------
     stack : the images.
-    diameter_px : of the particle, in pixels of the stack's box.
-    seed : of the initial weights, batches and poses; torch's global random numbers are left alone.
-    begun : a state to resume from, an earlier :attr:`saved`.
-    model : trained instead of one with random weights.
+    diameter_px : particle diameter in pixels of the box of the stack.
+    seed : seed of the initial weights, batches and poses. The global random state of torch is not changed.
+    begun : state to resume from, an earlier :attr:`saved`.
+    model : model to train instead of one with random weights.
 
     Attributes
     ----------
-    model : the networks, on Fabric's device.
-    saved : the last saved state; training resumed from it takes the same steps, bit for bit on the same device.
+    model : the networks, on the device of Fabric.
+    saved : last saved state. Training resumed from it is bit-for-bit identical on the same device.
 
     Raises
     ------
-    Diverged
-        while iterating, when going back to an earlier state at a lower learning rate did not help three times.
+    Diverged : while iterating, if the loss is still not finite after three restarts at a lower learning rate.
     """
 
     def __init__(
@@ -95,9 +94,9 @@ class Training:
         generator = torch.Generator(fabric.device).manual_seed(1 + seed * 1009 + fabric.global_rank)
         with seeded(seed):
             model = build_model(self.stack, diameter_px, config, generator) if model is None else model
-        # its parts are made on the CPU and where the images are; they have to be in one place before there is an optimiser
+        # parts of the model are created on different devices; move them together before the optimiser is created
         self.model = model.to(fabric.device)
-        # no parameter, so that it does not move with the model
+        # the half-plane is no buffer and does not move with the model
         self.model.half_plane = self.stack.half_plane
         self.adam = optimiser(self.model, config)
         self.base_rates = [group["lr"] for group in self.adam.param_groups]
@@ -118,20 +117,20 @@ class Training:
             plan = step_plan(state.step, self.shells_per_band, self.config)
             losses = self._update(plan)
             state.step += 1
-            due = state.step % CHECKPOINT_EVERY == 0 or state.step == self.config.steps
-            if not losses["total"].isfinite() or (due and not state.is_finite()):
+            save = state.step % CHECKPOINT_EVERY == 0 or state.step == self.config.steps
+            if not losses["total"].isfinite() or (save and not state.is_finite()):
                 state.go_back(self.saved)
                 self._notes.append(
-                    f"the training loss is not finite: back to update {state.step}, at {state.rate:g} of the learning rate"
+                    f"the training loss is not finite: back to update {state.step}, with {state.rate:g} times the learning rate"
                 )
                 continue
-            if due:
+            if save:
                 self.saved = state.packed()
             notes, self._notes = tuple(self._notes), []
-            yield Progress(state.step, losses, plan.band, notes, due)
+            yield Progress(state.step, losses, plan.band, notes, save)
 
     def _update(self, plan: StepPlan) -> Losses:
-        """One step of the optimiser; with less memory for each try, when the device has too little."""
+        """One step of the optimiser. If memory runs out it is repeated, first in more parts, then with a smaller batch."""
         state = self.state
         rows = torch.randint(len(self.stack), (state.batch,), generator=state.generator, device=self.fabric.device)
         while True:
@@ -145,13 +144,13 @@ class Training:
                 self.wrapped_adam.step()
                 return {name: loss.detach() for name, loss in losses.items()}
             except (RuntimeError, MemoryError) as error:
-                # two images are the least that a batch can be normalised over
+                # batch normalisation needs at least two images
                 if not is_out_of_memory(error) or (state.parts >= min(MOST_PARTS, state.batch) and state.batch < 4):
                     raise
             free_cached()
             if state.parts < min(MOST_PARTS, state.batch):
                 state.parts *= 2
-                self._notes.append(f"out of memory: the images of a batch are projected in {state.parts} parts from now on")
+                self._notes.append(f"out of memory: each batch is projected in {state.parts} parts from now on")
             else:
                 state.batch //= 2
                 rows = rows[: state.batch]

@@ -1,4 +1,4 @@
-"""The state of the training between two updates: saved, restored after a loss that is NaN or infinite, and resumed from."""
+"""The training state, for checkpoints, resumption, and recovery from a loss that is NaN or infinite."""
 
 import copy
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ace_em.io.plain import Plain
 from ace_em.training.autoencoder import AutoEncoder
 
 MOST_RESTORED = 3
-"""Times that the training goes back to its last good state before it is given up."""
+"""Maximum number of restarts from the last saved state before training is abandoned."""
 
 
 @dataclass
@@ -21,10 +21,10 @@ class TrainingState:
 
     Attributes
     ----------
-    rate : factor on the learning rates of the schedule; halved each time the training went back.
-    restored : how often that was.
-    parts : images are projected in so many parts, as the device's memory allows.
-    batch : images per update; 0 before the first.
+    rate : factor on the scheduled learning rates, halved at each restart.
+    restored : number of restarts so far.
+    parts : number of parts in which images are projected, to fit in memory.
+    batch : images per update.
     """
 
     model: AutoEncoder
@@ -37,28 +37,33 @@ class TrainingState:
     batch: int = 0
 
     def packed(self) -> Plain:
-        """A copy, on the CPU, that the coming updates do not change."""
+        """A deep copy on the CPU, independent of later updates."""
         numbers = {name: getattr(self, name) for name in ("step", "rate", "restored", "parts", "batch")}
         networks = {"model": _cpu(self.model.state_dict()), "adam": _cpu(self.adam.state_dict())}
         return numbers | networks | {"generator": self.generator.get_state(), "device": self.generator.device.type}
 
     def load(self, data: Plain) -> None:
-        """Take up a packed state."""
+        """Load a packed state."""
         self._load_networks(data)
         if data.get("device", "cpu") == self.generator.device.type:
             self.generator.set_state(data["generator"])
         else:
-            # another device has another sequence of random numbers: not the one the run would have had, but no repetition either
+            # generator states differ between devices: start a new sequence that does not repeat the earlier one
             self.generator.manual_seed(self.generator.initial_seed() + data["step"])
         self.rate, self.restored = data["rate"], data["restored"]
         self.parts, self.batch = data["parts"], data["batch"]
 
     def go_back(self, data: Plain) -> None:
-        """Go back to the networks of a packed state at half the learning rate; the batches are new ones."""
+        """Return to the networks of a packed state with half the learning rate; new batches are drawn.
+
+        Raises
+        ------
+        Diverged : after :data:`MOST_RESTORED` restarts.
+        """
         if self.restored == MOST_RESTORED:
             raise Diverged(
                 f"training diverged: the loss was NaN or infinite in update {self.step}, after {self.restored} restarts from an "
-                "earlier state at half the learning rate each. Try a lower --ace.lr-encoder, --ace.voxel.lr or "
+                "earlier state, each with half the learning rate. Try a lower --ace.lr-encoder, --ace.voxel.lr or "
                 "--ace.fouriernet.lr"
             )
         self._load_networks(data)
@@ -66,7 +71,7 @@ class TrainingState:
 
     def _load_networks(self, data: Plain) -> None:
         self.model.load_state_dict(data["model"])
-        # the optimiser keeps the tensors that it is given
+        # load_state_dict keeps references to the tensors
         self.adam.load_state_dict(copy.deepcopy(data["adam"]))
         self.step = data["step"]
 
@@ -86,7 +91,7 @@ def _cpu(state: Plain) -> Plain:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's own random numbers from ``seed``, for initial weights; afterwards they go on as if nothing had been drawn."""
+    """Seed the global generator of torch (for initial weights), and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         yield
