@@ -153,7 +153,6 @@ def test_records_tell_the_stages_in_order(run: Path) -> None:
         "refine",
         "encoder",
         "content",
-        "content",
         "confidence",
         "end",
     ]
