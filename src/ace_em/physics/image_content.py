@@ -138,7 +138,7 @@ class ContentTest:
         best = self.independent * gain
         return (best if log_sum is None else torch.maximum(best, log_sum)) - math.log(self.poses_tried)
 
-    def content(self, shells: ShellPower, log_sum: Tensor | None = None, iterations: int = ITERATIONS) -> Content:
+    def content(self, shells: ShellPower, log_sum: Tensor | None = None) -> Content:
         """Probabilities of the three hypotheses for each of N images, by expectation-maximisation.
 
         The shares of the three are found, and the residual spectrum of particles: the map's own error, and what the noise
@@ -160,7 +160,7 @@ class ContentTest:
         weight = _best_fitting(shells.residual, filled)
         excess = (weight * shells.residual).sum(0) / (weight.sum() * likelihoods.count) - 1
         share = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64, device=over_empty.device)
-        for _ in range(iterations):
+        for _ in range(ITERATIONS):
             against_other = likelihoods.against_other(over_empty, excess, weight[:, 0])
             log_odds = torch.stack([torch.zeros_like(over_empty), -over_empty, -against_other], 1) + share.log()
             probability = torch.softmax(log_odds, 1)
