@@ -46,7 +46,7 @@ def test_turns_are_orthogonal_and_go_from_x_towards_y() -> None:
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("mirror", [False, True])
-def test_blobs_move_to_where_the_turn_takes_them(box: int, mirror: bool) -> None:
+def test_blobs_move_with_the_rotation(box: int, mirror: bool) -> None:
     half_plane, n = HalfPlane.within(box), len(ANGLES_DEG)
     turn = plane_turn(torch.tensor(ANGLES_DEG), torch.full((n,), mirror))
     before = blobs_ft(half_plane, POSITION_PX).expand(n, -1)
@@ -67,7 +67,7 @@ def test_blobs_move_to_where_the_turn_takes_them(box: int, mirror: bool) -> None
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("mirror", [False, True])
-def test_there_and_back_is_where_it_was(box: int, mirror: bool) -> None:
+def test_inverse_rotation_restores_the_image(box: int, mirror: bool) -> None:
     half_plane, n = HalfPlane.within(box), len(ANGLES_DEG)
     turn = plane_turn(torch.tensor(ANGLES_DEG), torch.full((n,), mirror))
     before = blobs_ft(half_plane, POSITION_PX).expand(n, -1)
@@ -78,7 +78,7 @@ def test_there_and_back_is_where_it_was(box: int, mirror: bool) -> None:
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_each_image_has_its_own_turn(box: int) -> None:
+def test_each_image_has_its_own_rotation(box: int) -> None:
     half_plane = HalfPlane.within(box)
     images = torch.stack([blobs_ft(half_plane, POSITION_PX * scale) for scale in (0.5, -1.0)])
     turn = plane_turn(torch.tensor([40.0, -100.0]), torch.tensor([True, False]))
@@ -89,7 +89,7 @@ def test_each_image_has_its_own_turn(box: int) -> None:
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_one_pixel_turns_about_the_centre(box: int) -> None:
+def test_one_pixel_rotates_about_the_centre(box: int) -> None:
     """A turn by right angles takes pixel (x, y) from the centre, index n // 2, to a pixel: no blob hides half a pixel."""
     half_plane, centre = HalfPlane.within(box), box // 2
     image = torch.zeros(1, box, box)
@@ -101,7 +101,7 @@ def test_one_pixel_turns_about_the_centre(box: int) -> None:
 
 
 @pytest.mark.parametrize("box", [12, 13])
-def test_a_mirror_is_exact(box: int) -> None:
+def test_mirroring_is_exact(box: int) -> None:
     """Pixel by pixel about the centre; the interpolating turn agrees for what is smooth, and twice is where it was."""
     half_plane = HalfPlane.within(box)
     image = half_plane.to_image(half_plane.from_image(torch.randn(3, box, box, generator=torch.Generator().manual_seed(0))))

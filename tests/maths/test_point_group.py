@@ -57,7 +57,7 @@ def test_generators_are_members(name: str) -> None:
 
 @pytest.mark.relion
 @pytest.mark.parametrize("name", NAMES)
-def test_matrices_are_those_of_relion(name: str) -> None:
+def test_matrices_match_relion(name: str) -> None:
     done = subprocess.run(
         ["relion_refine", "--print_symmetry_ops", "--sym", name], capture_output=True, text=True, timeout=60, check=True
     )
@@ -67,7 +67,7 @@ def test_matrices_are_those_of_relion(name: str) -> None:
     assert same_set(theirs, point_group(name), atol=1e-4)
 
 
-def test_axes_stand_where_the_docstring_says() -> None:
+def test_axes_match_the_docstring() -> None:
     half_z, half_x = torch.diag(torch.tensor([-1.0, -1, 1])).double(), torch.diag(torch.tensor([1.0, -1, -1])).double()
     has = {name: (half_z, half_x) for name in ("D2", "D4", "O", "I1", "I2")} | {"D3": (half_x,), "C2": (half_z,)}
     for name, members in has.items():
@@ -95,14 +95,14 @@ def test_unknown_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_of_every_orbit_is_in_the_asymmetric_unit(name: str) -> None:
+def test_asymmetric_unit_contains_one_rotation_per_orbit(name: str) -> None:
     group, rotation = point_group(name), random_rotations(500)
     assert torch.equal(in_asymmetric_unit(group[:, None] @ rotation, group).sum(0), torch.ones(500, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", ["C1", "C2", "D7", "T", "O", "I"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_share_of_rotations_in_the_asymmetric_unit(name: str, dtype: torch.dtype) -> None:
+def test_fraction_of_rotations_in_the_asymmetric_unit(name: str, dtype: torch.dtype) -> None:
     share = in_asymmetric_unit(random_rotations(20000, 1).to(dtype), point_group(name)).double().mean().item()
     expected = 1 / order(name)
     # five standard deviations of a binomial

@@ -24,7 +24,7 @@ def bound(a: Tensor, b: Tensor, roundoff: float) -> Tensor:
 
 @pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("shape", [(1, 7, 3), (40, 300, 500), (512, 64, 1000)])
-def test_within_the_bound(factors: Factors, shape: tuple[int, int, int]) -> None:
+def test_error_is_within_the_bound(factors: Factors, shape: tuple[int, int, int]) -> None:
     a, b = matrices(*shape)
     error = (product(a, b, factors).double() - a.double() @ b.double()).abs()
     roundoff = 0.0 if factors == "float32" else BFLOAT16_ROUNDOFF
@@ -40,7 +40,7 @@ def test_bfloat16_rounds_on_every_processor() -> None:
     assert ((product(a, b, "bfloat16").double() - exact).abs() <= bound(a, b, 0)).all()
 
 
-def test_rounding_is_small_beside_the_noise() -> None:
+def test_rounding_error_is_small_compared_with_the_noise() -> None:
     """One factor noise of unit variance: an entry has the deviation |b|, and rounding moves it by 0.8 u of that."""
     a, b = matrices(400, 300, 200)
     moved = (product(a, b, "bfloat16").double() - a.double() @ b.double()) / b.double().norm(dim=0)
@@ -54,7 +54,7 @@ def test_float64_is_never_rounded(factors: Factors) -> None:
 
 
 @pytest.mark.parametrize("factors", FACTORS)
-def test_the_setting_of_torch_is_put_back(factors: Factors) -> None:
+def test_torch_precision_setting_is_restored(factors: Factors) -> None:
     before = torch.get_float32_matmul_precision()
     assert before == "highest"
     product(*matrices(2, 3, 4), factors)

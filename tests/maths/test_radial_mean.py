@@ -23,7 +23,7 @@ def test_a_shell_is_its_radial_mean(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [16, 17])
-def test_what_has_no_mean_on_any_sphere_is_kept(n: int) -> None:
+def test_volumes_without_radial_mean_are_unchanged(n: int) -> None:
     z, y, x = torch.meshgrid(*[torch.arange(n).double() - n // 2] * 3, indexing="ij")
     # the first face of an even box has no opposite
     inside = radius_grid(n, 3) < n // 2 - 0.5
@@ -31,7 +31,7 @@ def test_what_has_no_mean_on_any_sphere_is_kept(n: int) -> None:
     torch.testing.assert_close(features(volume), volume, atol=1e-4, rtol=0)
 
 
-def test_it_is_a_projection() -> None:
+def test_radial_mean_is_a_projection() -> None:
     volume, shell = noise(18), torch.exp(-(radius_grid(18, 3).double() - 5).square() / 9)
     left = features(volume)
     assert (left * radial_mean(volume)).sum().abs() < 1e-5 * volume.square().sum()

@@ -54,7 +54,7 @@ def test_grid_is_even() -> None:
     torch.testing.assert_close(grid.square().mean(0), torch.full((3, 3), 1 / 3), atol=5e-3, rtol=0)
 
 
-def test_generator_turns_the_grid_as_a_whole() -> None:
+def test_generator_rotates_the_whole_grid() -> None:
     plain, turned = so3_grid(30.0), so3_grid(30.0, torch.Generator().manual_seed(1))
     turn = turned @ plain.mT
     torch.testing.assert_close(turn, turn[:1].expand_as(turn), atol=1e-5, rtol=0)
@@ -63,7 +63,7 @@ def test_generator_turns_the_grid_as_a_whole() -> None:
     assert not torch.allclose(turned, so3_grid(30.0, torch.Generator().manual_seed(2)))
 
 
-def test_mates_are_half_turns_about_the_image_axes() -> None:
+def test_alternatives_are_half_turns_about_the_image_axes() -> None:
     rotation = random_rotations(5).reshape(5, 1, 3, 3)
     four = alternatives(rotation)
     assert four.shape == (5, 1, 4, 3, 3) and four.dtype == torch.float64
@@ -88,14 +88,14 @@ def test_distances_are_those_of_the_angle(dtype: torch.dtype, atol_deg: float) -
     torch.testing.assert_close(squared_frobenius(a, b), 8 * torch.sin(torch.deg2rad(angle_deg) / 2).square(), atol=1e-5, rtol=0)
 
 
-def test_random_rotations_are_6_apart() -> None:
+def test_random_rotations_have_mean_squared_distance_6() -> None:
     a, b = random_rotations(20_000, 1), random_rotations(20_000, 2)
     # standard error 0.015
     assert squared_frobenius(a, b).mean() == pytest.approx(6, abs=0.06)
 
 
 @pytest.mark.parametrize("n_side", [1, 2, 4, 16])
-def test_pixel_centres_are_those_of_healpix(n_side: int) -> None:
+def test_pixel_centres_match_healpix(n_side: int) -> None:
     """Against astropy-healpix, which knows powers of 2."""
     from astropy_healpix import healpix_to_lonlat
 

@@ -81,7 +81,7 @@ def test_one_bright_voxel(box: int) -> None:
 
 
 @pytest.mark.parametrize("box", [16, 17])
-def test_unturned_slice_is_the_sum_along_z(box: int) -> None:
+def test_unrotated_slice_is_the_sum_along_z(box: int) -> None:
     """At the identity nothing is interpolated, and the projection is exact but for the correction of the box's edge."""
     half_plane = half_plane64(box)
     volume = smooth_volume(box, sigma=1.2)
@@ -105,7 +105,7 @@ def test_against_torch_fourier_slice() -> None:
     assert (ours - turned_back).abs().max() > 0.2 * theirs.max()
 
 
-def test_more_padding_is_more_exact() -> None:
+def test_padding_improves_accuracy() -> None:
     """Against the closed form of one Gaussian away from the centre: the error falls with the padding."""
     box, sigma = 24, 1.5
     centre = torch.tensor([4.0, -3.0, 2.0], dtype=F64)
@@ -124,7 +124,7 @@ def test_more_padding_is_more_exact() -> None:
     assert error[2] < 0.008 and error[4] < 0.002
 
 
-def test_alternatives_show_the_image_turned_and_mirrored() -> None:
+def test_alternatives_rotate_and_mirror_the_image() -> None:
     box = 20
     half_plane = half_plane64(box, 8)
     volume_ft = volume_to_ft(smooth_volume(box))
@@ -137,7 +137,7 @@ def test_alternatives_show_the_image_turned_and_mirrored() -> None:
     assert (half_plane.to_image(image) - mirrored).abs().max() > 0.1
 
 
-def test_sample_reads_the_whole_space() -> None:
+def test_sample_covers_all_of_fourier_space() -> None:
     """Frequencies out of the plane, against the transform itself at nodes of the grid; Hermitian by construction."""
     box = 12
     volume = torch.randn(box, box, box, generator=generator(0), dtype=F64)
@@ -195,7 +195,7 @@ def slow_insertion(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotat
     return out
 
 
-def test_hermitian_completes_the_insertion() -> None:
+def test_hermitian_symmetry_of_the_insertion() -> None:
     box, size = 6, 12
     half_plane, rotation = half_plane64(box), rotations(3)
     values = half_plane.from_image(torch.randn(3, box, box, generator=generator(0), dtype=F64))
@@ -209,7 +209,7 @@ def test_hermitian_completes_the_insertion() -> None:
     assert plane.abs().max() > 1
 
 
-def test_hermitian_joins_the_doubled_nyquist_planes() -> None:
+def test_duplicated_nyquist_planes_are_summed() -> None:
     grid = torch.randn(3, 9, 9, 5, generator=generator(0), dtype=F64)
     before = grid.clone()
     completed = complete_hermitian_(grid.clone())
@@ -219,7 +219,7 @@ def test_hermitian_joins_the_doubled_nyquist_planes() -> None:
 
 
 @pytest.mark.parametrize("box", [12, 13])
-def test_ft_to_volume_undoes_the_spread_of_insertion(box: int) -> None:
+def test_ft_to_volume_corrects_for_the_interpolation(box: int) -> None:
     """Insertion spreads a point over a triangle: the volume comes out times sinc^2, which the correction divides away."""
     size = padded_size(box, 2)
     volume = smooth_volume(box)

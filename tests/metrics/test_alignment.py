@@ -66,7 +66,7 @@ def test_recovers_turn_hand_and_origin(mirrored: bool, outliers: float, noise_de
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_third_of_the_poses_right_and_the_others_a_third_of_a_turn_off(mirrored: bool) -> None:
+def test_pseudo_symmetric_poses_are_aligned(mirrored: bool) -> None:
     """A nearly three-fold particle: the median error is that of the wrong ones, and says nothing of the frame."""
     true, turn = truth(), random_rotations(1, 5)[0]
     generator = torch.Generator().manual_seed(9)
@@ -89,7 +89,7 @@ def test_apply_frame_inverts_the_definition() -> None:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_the_frame_is_that_of_the_images(mirrored: bool) -> None:
+def test_frame_agrees_with_the_images(mirrored: bool) -> None:
     """Two maps and two pose sets that give the same images; the frame must carry one map's atoms to the other's.
 
     An atom of the true map at p stands in the estimated map at ``p_e``, where ``p = A J p_e - origin`` (J the mirror).
@@ -120,7 +120,7 @@ def test_the_frame_is_that_of_the_images(mirrored: bool) -> None:
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_turned_map_is_the_true_map(mirrored: bool, shifted: bool) -> None:
+def test_turn_volume_gives_the_true_map(mirrored: bool, shifted: bool) -> None:
     """The same two maps and pose sets: the frame of the poses brings the estimated map onto the true one."""
     box, resolution = 32, 7.0
     generator = torch.Generator().manual_seed(3)
@@ -135,7 +135,7 @@ def test_turned_map_is_the_true_map(mirrored: bool, shifted: bool) -> None:
     assert fsc[: box // 4].min() > 0.98
 
 
-def test_aligned_random_poses_stay_random() -> None:
+def test_random_poses_stay_random_after_alignment() -> None:
     """No frame makes chance look like success."""
     true = truth()
     guess = Pose(random_rotations(N, 9), true.shift_px)

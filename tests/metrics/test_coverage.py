@@ -15,7 +15,7 @@ def uniform(n: int) -> Tensor:
     return roma.random_rotmat(n, generator=torch.Generator().manual_seed(0))
 
 
-def test_uniform_views_reach_everything() -> None:
+def test_uniform_views_cover_the_sphere() -> None:
     rotation = uniform(10_000)
     assert coverage(rotation) == 1
     counts = view_counts(rotation)
@@ -24,7 +24,7 @@ def test_uniform_views_reach_everything() -> None:
     assert counts.min() > 20 and counts.max() < 100
 
 
-def test_one_view_is_one_pixel_whatever_psi() -> None:
+def test_one_view_is_one_pixel_for_every_psi() -> None:
     psi = torch.linspace(0, 359, 100)
     rotation = relion_angles_to_rotmat(torch.stack([torch.full_like(psi, 40), torch.full_like(psi, 70), psi], -1))
     assert coverage(rotation) == pytest.approx(1 / 192)

@@ -44,7 +44,7 @@ def test_laws(n: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("grey", [3e4, 1e6, 1e-12])
-def test_grey_values_of_any_size(grey: float) -> None:
+def test_fsc_is_independent_of_the_scale(grey: float) -> None:
     """Integers of 16 bits in a large box: the product of two powers would leave the range of float32."""
     a, b = noise(96, 0).float(), (noise(96, 0) + noise(96, 1)).float()
     torch.testing.assert_close(fourier_shell_correlation(grey * a, grey * b), fourier_shell_correlation(a, b), atol=1e-5, rtol=0)
@@ -107,7 +107,7 @@ def test_corrected_fsc() -> None:
     torch.testing.assert_close(corrected_fsc(masked, random, 1), torch.tensor([1.0, 0.9, 0.8, 0.5, 4 / 9, 0.0]))
 
 
-def test_a_masks_own_correlation_is_taken_away() -> None:
+def test_correlation_from_the_mask_is_corrected() -> None:
     """Two maps that agree to shell 8 and are noise beyond it: a tight mask makes them agree, the correction undoes that."""
     n, from_shell = 48, 8
     radius = radius_grid(n, 3)
@@ -182,7 +182,7 @@ def test_corrected_curve_of_a_particle_in_noise_has_the_known_expectation() -> N
     assert randomised[5:].abs().mean() < 0.05
 
 
-def test_phases_are_random_from_where_the_unmasked_curve_falls() -> None:
+def test_phases_are_randomised_where_the_unmasked_fsc_falls() -> None:
     n, last = 32, 7
     shared_ft, near = centred_fft(noise(n, 0), 3), radius_grid(n, 3) < last + 0.5
     one, two = (centred_ifft(torch.where(near, shared_ft, centred_fft(noise(n, s), 3)), 3).real for s in (1, 2))

@@ -137,7 +137,7 @@ def test_volume_is_the_closed_form_density(monkeypatch: pytest.MonkeyPatch, box:
         torch.testing.assert_close(volume, wanted, atol=0.01 * wanted.max().item(), rtol=0)
 
 
-def test_the_ball_cuts_the_lattice_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ball_masks_only_the_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
     box = 20
     radius = grid(box).norm(dim=-1)
 
@@ -163,7 +163,7 @@ def gradients(model: FourierNet) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("lattice", [False, True])
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, lattice: bool) -> None:
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, lattice: bool) -> None:
     """Values and gradients with every block's activations made again, against all at once."""
     box, seen = 8, list[int]()
     half_plane, rotation, model = HalfPlane.within(box), rotations(3), net(box, lattice=lattice)

@@ -45,7 +45,7 @@ def test_block_adds_its_input() -> None:
     torch.testing.assert_close(block(x), x.relu())
 
 
-def test_encoder_does_not_see_the_grey_level() -> None:
+def test_encoder_is_independent_of_the_image_scale() -> None:
     torch.manual_seed(0)
     half_plane = HalfPlane.within(16)
     encoder = ResNetEncoder(half_plane, 2, 2.0, hidden=32).eval()
@@ -59,7 +59,7 @@ def test_encoder_does_not_see_the_grey_level() -> None:
         assert encoder(image_ft * 0).rotation.isfinite().all()
 
 
-def test_encoder_feeds_the_filtered_images() -> None:
+def test_trunk_receives_the_filtered_images() -> None:
     torch.manual_seed(0)
     half_plane = HalfPlane.within(16)
     encoder = ResNetEncoder(half_plane, 1, 2.0, hidden=32).eval()

@@ -33,7 +33,7 @@ def layers(network: Siren) -> Iterator[tuple[torch.nn.Linear, Tensor, Tensor]]:
         yield layer, argument, x
 
 
-def test_forward_is_the_layers_and_a_linear_end() -> None:
+def test_forward_applies_all_layers_with_a_linear_output() -> None:
     network = siren(30.0, 0)
     with torch.no_grad():
         *_, (_, _, last) = layers(network)

@@ -129,7 +129,7 @@ def test_the_two_projectors_agree(box: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("voxels", [1, 2 * BOX**3, 3 * BOX**3 + 5])
-def test_blocks_of_rotations_change_nothing(monkeypatch: pytest.MonkeyPatch, voxels: int) -> None:
+def test_blocks_of_rotations_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, voxels: int) -> None:
     """One, two and three rotations at a time, of five, against all at once; in float64, as sums are made in another order."""
     blocks: list[int] = []
 
@@ -152,6 +152,6 @@ def test_blocks_of_rotations_change_nothing(monkeypatch: pytest.MonkeyPatch, vox
     torch.testing.assert_close(found[1][1], found[0][1])
 
 
-def test_ball_has_room_but_stays_in_the_box() -> None:
+def test_ball_is_larger_than_the_particle_but_inside_the_box() -> None:
     assert ball_radius_px(64, 30.0) == pytest.approx(24)
     assert ball_radius_px(64, 60.0) == pytest.approx(30.5)

@@ -71,7 +71,7 @@ def test_sign_at_zero_frequency_is_plus_w() -> None:
     assert (ctf(p, half_plane, PIXEL)[:, 1] > p.amplitude_contrast).all()
 
 
-def test_u_and_v_swap_with_a_turn_of_90_degrees() -> None:
+def test_swapping_u_and_v_is_a_rotation_by_90_degrees() -> None:
     half_plane, p = HalfPlane.within(32), parameters()
     swapped = parameters(
         defocus_u_angstrom=p.defocus_v_angstrom.tolist(),
@@ -83,7 +83,7 @@ def test_u_and_v_swap_with_a_turn_of_90_degrees() -> None:
     assert (ctf(turned, half_plane, PIXEL) - ctf(p, half_plane, PIXEL)).abs().amax(1)[[0, 2, 3]].min() > 0.1
 
 
-def test_no_astigmatism_is_round_and_finite() -> None:
+def test_ctf_without_astigmatism_is_round_and_finite() -> None:
     half_plane = HalfPlane.within(32)
     p = parameters(defocus_v_angstrom=parameters().defocus_u_angstrom.tolist())
     values = ctf(p, half_plane, PIXEL)

@@ -12,12 +12,12 @@ from ace_em.physics.noise import background_mask, background_mean_sd, noise_powe
 
 
 @pytest.mark.parametrize(("snr_db", "sd"), [(0, 2.0), (-10, 2 * math.sqrt(10)), (20, 0.2), (-3.0103, 2 * math.sqrt(2))])
-def test_decibel_is_of_power(snr_db: float, sd: float) -> None:
+def test_decibels_refer_to_power(snr_db: float, sd: float) -> None:
     assert snr_db_to_noise_sd(4.0, snr_db) == pytest.approx(sd, rel=1e-5)
 
 
 @pytest.mark.parametrize("box", [8, 9])
-def test_background_is_outside_of_the_circle(box: int) -> None:
+def test_background_is_outside_the_circle(box: int) -> None:
     mask = background_mask(box, 2.0)
     for y in range(box):
         for x in range(box):

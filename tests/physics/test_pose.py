@@ -65,7 +65,7 @@ def test_mirrored_pose_gives_the_same_image_of_the_reflected_volume(box: int) ->
     assert (line_integral(reflected, pose.rotation) - images).abs().max() > 0.5
 
 
-def test_a_pose_travels_as_one() -> None:
+def test_pose_operations_act_on_rotation_and_shift() -> None:
     pose = Pose(torch.arange(27.0).view(3, 3, 3), torch.tensor([[1.0, 2], [3, 4], [5, 6]]))
     assert len(pose) == 3
     assert torch.equal(pose[1:].shift_px, torch.tensor([[3.0, 4], [5, 6]])) and torch.equal(

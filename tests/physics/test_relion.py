@@ -137,7 +137,7 @@ def projected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return case, HalfPlane.within(case.box).from_image(stack), transfer, Particles.open(folder / "poses.star")
 
 
-def test_projections_are_ours(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+def test_relion_projections_match(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
     case, theirs, transfer, particles = projected
     pose = particles.poses()
     assert pose is not None
@@ -151,7 +151,7 @@ def test_projections_are_ours(projected: tuple[Case, Tensor, Tensor, Particles])
     assert correlation(theirs, slices).min() > 0.998
 
 
-def test_another_convention_is_much_worse(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+def test_other_conventions_do_not_match(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
     case, theirs, transfer, particles = projected
     pose = particles.poses()
     assert pose is not None
@@ -188,7 +188,7 @@ def test_ctf_sign_and_angle(projected: tuple[Case, Tensor, Tensor, Particles]) -
 
 
 @pytest.mark.parametrize("box", [32, 48])
-def test_reconstruction_from_our_images_is_our_map(box: int, tmp_path: Path) -> None:
+def test_relion_reconstruction_matches_the_map(box: int, tmp_path: Path) -> None:
     case = make_case(box, 1500, 1)
     half_plane = HalfPlane.within(box)
     images = half_plane.to_image(case.image_ft(case.pose.rotation, case.pose.shift_px, case.transfer()))
@@ -214,7 +214,7 @@ def test_reconstruction_from_our_images_is_our_map(box: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("tilt_sd_deg", [90.0, 12.0], ids=["all views", "mostly top views"])
-def test_the_unfiltered_map_is_what_relion_reconstructs(tilt_sd_deg: float, tmp_path: Path) -> None:
+def test_the_unfiltered_map_matches_relion_reconstruct(tilt_sd_deg: float, tmp_path: Path) -> None:
     """From noisy images, shell by shell in grey values: a filter of ours or of RELION's would show."""
     case, half_plane = make_case(32, 300, 2), HalfPlane.within(32)
     generator = torch.Generator().manual_seed(2)

@@ -1,4 +1,4 @@
-"""Images that show no particle: told by what their best pose explains, and in nothing that comes of the others."""
+"""Blank images: detection from the likelihood of the best pose, and exclusion from all maps and statistics."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ from stacks import FixedStack
 C1 = torch.eye(3)[None]
 CONFIG = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
 N, JUNK = 160, 4
-"""Every fourth image is noise."""
+"""Every fourth image is pure noise."""
 
 
 def is_junk(n: int = N) -> Tensor:
@@ -42,7 +42,7 @@ def search_space() -> SearchSpace:
     return SearchSpace(20, 13.0, CONFIG, C1)
 
 
-def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -> None:
+def test_blank_images_are_separated_from_particles(particle: Any) -> None:
     p = particle(N, noise=1.0, brightness=4.0)
     images, grid = with_junk(p).band(7), search_space().grid(7.0, torch.Generator().manual_seed(0))
     far = Pose(torch.eye(3).expand(N, 3, 3), p.pose.shift_px)
@@ -50,7 +50,7 @@ def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -
     gain = images.power() - found.residual
     assert len(grid) > 1000
     assert torch.equal(BlankTest(len(grid)).shown(gain), ~is_junk())
-    # by chance something is found in noise as well: the best of as many poses is no evidence
+    # the best of many poses fits noise by chance, which the number of poses tried accounts for
     flat = dataclasses.replace(p.volume_ft, grid=0.04 * p.volume_ft.grid)
     by_chance = images.power() - find_poses(flat, images, far, grid, CONFIG, keep_before=False).residual
     assert by_chance[is_junk()].mean() > 1 and BlankTest(len(grid)).log_odds(by_chance[is_junk()]).max() < 0
@@ -60,8 +60,8 @@ def gains(mean: float, sd: float, n: int, seed: int = 0) -> Tensor:
     return mean + sd * torch.randn(n, generator=torch.Generator().manual_seed(seed))
 
 
-def test_weak_images_are_kept_where_there_is_no_junk() -> None:
-    """The same images beside as many of noise are doubtful."""
+def test_weak_images_are_kept_in_a_clean_stack() -> None:
+    """The same images are rejected in a stack with as many noise images."""
     blank = BlankTest(poses_tried=1000.0)
     weak, noise = gains(12.0, 3.5, 500), gains(-12.0, 3.5, 1500)
     assert blank.shown(weak).float().mean() > 0.98
@@ -69,18 +69,18 @@ def test_weak_images_are_kept_where_there_is_no_junk() -> None:
     assert not among_noise[500:].any() and 0.8 < among_noise[:500].float().mean() < 0.97
 
 
-def test_many_poses_that_fit_a_little_are_evidence_together() -> None:
-    """No pose of a weak image is much likelier than an empty image, but hundreds are a little."""
+def test_many_weak_poses_add_up_to_evidence() -> None:
+    """No single pose of a weak image is much likelier than a blank image, but hundreds are slightly likelier."""
     blank = BlankTest(poses_tried=1000.0)
     weak, together = torch.tensor([4.0]), torch.tensor([8.5])
     assert blank.log_odds(weak).item() == pytest.approx(4 - 6.9, abs=0.01)
     assert blank.log_odds(weak, together).item() == pytest.approx(8.5 - 6.9, abs=0.01)
-    # a peak that the grid steps over counts for itself
+    # a peak between grid points counts through the refined pose
     assert blank.log_odds(torch.tensor([20.0]), together).item() == pytest.approx(20 - 6.9, abs=0.01)
 
 
-def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
-    """In rounds of the ab initio search and of half-sets: faint images that the best pose alone would have dropped."""
+def test_search_sums_the_likelihoods_of_the_grid(particle: Any) -> None:
+    """In ab initio and half-set rounds: faint images that the best pose alone would have rejected."""
     p = particle(N, noise=1.0, brightness=0.6)
     images, grid = p.images.band(5), search_space().grid(5.0, torch.Generator().manual_seed(0))
     found = find_poses(p.volume_ft, images, p.pose, grid, CONFIG)
@@ -91,7 +91,7 @@ def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
     assert torch.equal(blank.log_odds(gain, followed.of_grid), blank.log_odds(gain))
 
 
-def test_images_whose_neighbours_are_alike_count_less() -> None:
+def test_correlated_coefficients_count_less() -> None:
     gain = gains(12.0, 1.0, 100)
     assert BlankTest(1000.0, 1.0).log_odds(gain).mean() == pytest.approx(12 - 6.9, abs=0.3)
     assert BlankTest(1000.0, 0.5).log_odds(gain).mean() == pytest.approx(6 - 6.9, abs=0.3)
@@ -114,7 +114,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Tensor]:
     return rows_of
 
 
-def test_the_ab_initio_search_leaves_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ab_initio_search_leaves_blank_images_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, abinitio_module)
     images = with_junk(p)
     config = dataclasses.replace(CONFIG, first_band=4.5, last_band=4.5, ab_initio_images=N)
@@ -123,7 +123,7 @@ def test_the_ab_initio_search_leaves_them_out(particle: Any, monkeypatch: pytest
     last = next(ab_initio(setup, p.volume, p.pose, torch.arange(N), torch.Generator().manual_seed(1)))
     assert last.shown == pytest.approx(0.75)
     assert not is_junk()[order[torch.cat(inserted)]].any() and len(torch.cat(inserted)) == 0.75 * N
-    # what the map explains is that of the particles
+    # the explained fraction is that of the particles
     assert last.explained == pytest.approx(1, abs=0.06) and last.stable > 0.9
 
 
@@ -131,7 +131,7 @@ def follow(reference: VolumeFT, images: FixedStack, pose: Pose, rows: Tensor, do
     return refine_poses(reference, images, pose, 2)
 
 
-def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_sets_leave_blank_images_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, half_sets_module)
     half_set = 1 + (torch.arange(N) % 5 % 2)
     sets = HalfSets(with_junk(p), half_set, p.mask, C1, blank=BlankTest(1000.0))
@@ -140,7 +140,7 @@ def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(state.shown, ~is_junk())
     for half, rows in enumerate(inserted, start=1):
         assert torch.equal(rows, torch.nonzero((half_set == half) & ~is_junk())[:, 0])
-    # maps, noise and intensity scales are those of the particles by themselves
+    # maps, noise and intensity scales are the same as without the blank images
     few = HalfSets(p.images.subset(~is_junk()), half_set[~is_junk()], p.mask, C1, blank=BlankTest(1000.0))
     start = shared_start(few.stack, p.volume, p.pose[~is_junk()], 7.0)
     alone = next_round(few, start, 7.0, follow)
@@ -151,7 +151,7 @@ def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(state.intensity_scale[~is_junk()], alone.intensity_scale)
     assert state.intensity_scale[is_junk()].std() < 1e-6
     assert state.explained == pytest.approx(1, abs=0.06)
-    # their poses may jump: nothing waits for them
+    # the poses of blank images may change without delaying convergence
     jumping = dataclasses.replace(state, moved_deg=torch.where(is_junk(), 90.0, 1.0))
     assert jumping.stable_share(10.0) == 1 and jumping.particles_moved_deg.max() == 1
 

@@ -37,7 +37,7 @@ def simulated(config: SimulationConfig) -> tuple[Specimen, Pose, CTFParameters, 
     return specimen, pose, parameters, torch.cat(list(simulate_images(specimen, pose, parameters, config, generator)))
 
 
-def test_same_seed_same_tensors() -> None:
+def test_same_seed_gives_the_same_tensors() -> None:
     _, pose, parameters, images = simulated(CONFIG)
     _, pose2, parameters2, images2 = simulated(CONFIG)
     assert images.shape == (230, 32, 32) and images.dtype == torch.float32
@@ -102,7 +102,7 @@ def test_blocks_report_progress_and_leave_nothing_out() -> None:
 
 @pytest.mark.parametrize("box", [32, 33])
 @pytest.mark.parametrize("with_ctf", [False, True])
-def test_atoms_and_their_map_give_the_same_images(box: int, with_ctf: bool) -> None:
+def test_atoms_and_map_give_the_same_images(box: int, with_ctf: bool) -> None:
     config = dataclasses.replace(CONFIG, box=box, n=20)
     generator = torch.Generator().manual_seed(1)
     pose, parameters = sample_poses(config, generator), sample_ctf(config, generator)

@@ -85,7 +85,7 @@ def test_is_structure_goes_by_the_name() -> None:
         assert not is_structure(Path(name))
 
 
-def test_the_box_holds_every_orientation() -> None:
+def test_least_box_contains_every_orientation() -> None:
     """A heavy end: the centre of mass is not in the middle."""
     atoms = Atoms(torch.tensor([[-10.0, 0, 0], [90.0, 0, 0]]), torch.tensor([9.0, 1.0]))
     assert atoms.least_box_angstrom == pytest.approx(180)
@@ -180,7 +180,7 @@ def test_truncated_gz_is_named(tmp_path: Path, kept: float) -> None:
             read_structure(tmp_path / "cut.pdb.gz")
 
 
-def test_absent_file_and_folder(tmp_path: Path) -> None:
+def test_missing_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pdb", tmp_path):
         with pytest.raises(InputError, match=f"^{path}: no such file"):
             read_structure(path)

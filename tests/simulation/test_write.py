@@ -59,14 +59,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_four_files_and_nothing_else(made: Path) -> None:
+def test_simulate_writes_four_files(made: Path) -> None:
     assert set(content(made)) == set(FILES)
     assert read_stack(made / "particles.mrcs").shape == (8, 32, 32)
     volume, pixel_size = read_volume(made / "volume.mrc")
     assert volume.shape == (32, 32, 32) and pixel_size == pytest.approx(17.0)
 
 
-def test_particles_hide_the_truth(made: Path) -> None:
+def test_particles_star_has_no_poses(made: Path) -> None:
     hidden, truth = read_particle_star(made / "particles.star"), read_particle_star(made / "truth.star")
     assert not any(name.startswith(("rlnAngle", "rlnOrigin", "rlnRandom")) for name in hidden.particles)
     assert list(truth.particles) == list(hidden.particles) + POSE_COLUMNS
@@ -76,7 +76,7 @@ def test_particles_hide_the_truth(made: Path) -> None:
     assert Particles.open(made / "particles.star").poses() is None
 
 
-def test_the_command_is_the_function_and_the_seed_decides(command: Callable[..., Result], made: Path) -> None:
+def test_command_matches_the_function_and_the_seed_is_used(command: Callable[..., Result], made: Path) -> None:
     code, out, err = command(STRUCTURE)
     assert (code, err) == (0, "") and "sim/particles.star" in out and "sim/truth.star" in out
     first = content(Path("sim"))
@@ -141,7 +141,7 @@ def test_ctf_from_a_star_file(command: Callable[..., Result], made: Path, tmp_pa
     assert abs(numeric_column(own, "rlnAngleRot")[:8] - numeric_column(seeded, "rlnAngleRot")).min() > 1e-3
 
 
-def test_map_as_it_is(command: Callable[..., Result], made: Path) -> None:
+def test_map_with_matching_box_is_used_unchanged(command: Callable[..., Result], made: Path) -> None:
     """The map of a set, as input, gives the same set."""
     assert command(made / "volume.mrc")[0] == 0
     volume, before = (read_volume(f / "volume.mrc")[0] for f in (Path("sim"), made))
@@ -152,7 +152,7 @@ def test_map_as_it_is(command: Callable[..., Result], made: Path) -> None:
         assert np.corrcoef(one, other)[0, 1] > 0.999
 
 
-def test_map_is_brought_to_box_and_pixel(command: Callable[..., Result], made: Path, tmp_path: Path) -> None:
+def test_map_is_resampled_to_box_and_pixel_size(command: Callable[..., Result], made: Path, tmp_path: Path) -> None:
     volume = torch.from_numpy(read_volume(made / "volume.mrc")[0])
     # the same box of 544 A in 48 finer voxels, in the corner of nothing: 60 voxels, centre on centre
     write_volume(tmp_path / "fine.mrc", resize(fourier_resize(volume, 48, 3), 60, 3).numpy(), 17.0 * 32 / 48)
@@ -260,11 +260,11 @@ def test_star_without_poses(command: Callable[..., Result], made: Path) -> None:
     [["--voltage", 0], ["--voltage", -300], ["--snr-db", 1000000], ["--pixel-size", 2], ["--seed", 10**30]],
     ids=lambda args: " ".join(map(str, args)),
 )
-def test_settings_that_make_no_images(command: Callable[..., Result], args: list[object]) -> None:
+def test_invalid_settings_are_refused(command: Callable[..., Result], args: list[object]) -> None:
     assert_refused(command(STRUCTURE, *args), [str(args[0])[2:].replace("_", "-")], set())
 
 
-def test_input_in_the_output_folder_is_left_alone(command: Callable[..., Result], made: Path) -> None:
+def test_input_in_the_output_folder_is_unchanged(command: Callable[..., Result], made: Path) -> None:
     Path("sim").mkdir()
     Path("sim/particles.star").write_bytes((made / "truth.star").read_bytes())
     before = content(Path("sim"))
@@ -272,7 +272,7 @@ def test_input_in_the_output_folder_is_left_alone(command: Callable[..., Result]
     assert Path("sim/particles.star").read_bytes() == before["particles.star"]
 
 
-def test_a_set_does_not_replace_what_it_is_made_from(command: Callable[..., Result], made: Path) -> None:
+def test_a_set_does_not_overwrite_its_input(command: Callable[..., Result], made: Path) -> None:
     Path("sim").mkdir()
     for name in ("volume.mrc", "truth.star"):
         Path("sim", name).write_bytes((made / name).read_bytes())

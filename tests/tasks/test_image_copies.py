@@ -98,7 +98,7 @@ def test_eq_7_copies_are_random_turns_and_mirrors(astigmatic: Astigmatic) -> Non
     assert not torch.equal(image_copies(images, EQ_7, generator).image_ft, image_copies(images, EQ_7, seeded(2)).image_ft)
 
 
-def test_eq_7_draws_every_angle_and_mirrors_every_other_image(astigmatic: Astigmatic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eq_7_angles_are_uniform_and_half_of_the_images_mirrored(astigmatic: Astigmatic, monkeypatch: pytest.MonkeyPatch) -> None:
     draws: list[tuple[Tensor, Tensor]] = []
 
     def spy(self: Batch, angle_deg: Tensor, mirror: Tensor) -> Batch:
@@ -132,7 +132,7 @@ def loss(case: Astigmatic, config: AceConfig, poses: list[Pose], seed: int = 0) 
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_truth_about_one_copy_is_enough(astigmatic: Astigmatic, seed: int) -> None:
+def test_one_correct_copy_is_enough(astigmatic: Astigmatic, seed: int) -> None:
     """And it may be the first copy for some images and the second for others."""
     pose = astigmatic.pose
     wrong = Pose(pose.rotation.roll(1, 0), pose.shift_px)

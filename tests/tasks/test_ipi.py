@@ -39,7 +39,7 @@ def shifted_transfer(planted: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("scored", [0, 1, 2, 3])
-def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
+def test_correct_hypothesis_is_chosen(planted: Any, scored: int) -> None:
     rotations, where = heads_with(planted.pose.rotation, 0)
     rotations.requires_grad_()
     rotation, is_turned = choose_rotation(planted.project, planted.images, guesses(planted, rotations), scored)
@@ -52,7 +52,7 @@ def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
 
 
 @pytest.mark.parametrize("half_turn", [1, 2, 3])
-def test_finds_the_right_half_turn(planted: Any, half_turn: int) -> None:
+def test_correct_half_turn_is_chosen(planted: Any, half_turn: int) -> None:
     rotations, where = heads_with(planted.pose.rotation, half_turn)
     rotations.requires_grad_()
     rotation, is_turned = choose_rotation(
@@ -100,7 +100,7 @@ def answering(*hypotheses: Hypotheses) -> Callable[[Tensor], Hypotheses]:
     return encoder
 
 
-def test_the_truth_costs_nothing_but_its_shifts(planted: Any) -> None:
+def test_loss_of_the_true_poses_is_the_shift_loss(planted: Any) -> None:
     rotations, _ = heads_with(planted.pose.rotation, 0)
     result = run(planted, answering(Hypotheses(rotations, planted.pose.shift_px)))
     assert result.losses["image"] < 1e-10 and result.losses["alternative"] == 0
@@ -119,7 +119,7 @@ def half_noise(planted: Any) -> tuple[Any, Tensor]:
 
 
 @pytest.mark.parametrize("blank", [True, False])
-def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -> None:
+def test_blank_images_have_no_gradient(planted: Any, blank: bool) -> None:
     """Neither for its pose and shift, nor for the volume; without the blank hypothesis it pulls at all of them."""
     mixed, junk = half_noise(planted)
     rotations = planted.pose.rotation[:, None].clone().requires_grad_()
@@ -144,7 +144,7 @@ def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -
         torch.testing.assert_close(result.shift_sd_px, planted.pose.shift_px[~junk].std())
 
 
-def test_a_volume_that_explains_nothing_tells_no_image_from_noise(planted: Any) -> None:
+def test_no_image_is_blank_while_the_volume_explains_nothing(planted: Any) -> None:
     """A decoder without a shape yet fits every image worse than nothing does, and must learn from them all the same."""
     with torch.no_grad():
         planted.decoder.density.mul_(-1.0)
@@ -162,7 +162,7 @@ def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
 
 
 @pytest.mark.parametrize("half_turn", [1, 2, 3])
-def test_a_winning_half_turn_pulls_its_hypothesis(planted: Any, half_turn: int) -> None:
+def test_a_chosen_half_turn_trains_its_hypothesis(planted: Any, half_turn: int) -> None:
     rotations = (planted.pose.rotation @ HALF_TURNS[half_turn])[:, None].clone().requires_grad_()
     answer = Hypotheses(rotations, planted.pose.shift_px)
     result = run(planted, answering(answer), half_turn=half_turn)
@@ -176,7 +176,7 @@ def test_a_winning_half_turn_pulls_its_hypothesis(planted: Any, half_turn: int) 
     assert without.losses["alternative"] == 0 and without.losses["image"] > 0.01
 
 
-def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) -> None:
+def test_the_loss_uses_its_band_and_the_encoder_all_frequencies(planted: Any) -> None:
     images = planted.images
     images.image_ft[:, images.half_plane.radius > 4] += 100
     seen = []
@@ -190,7 +190,7 @@ def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) 
     assert torch.equal(seen[0], images.image_ft)
 
 
-def test_half_turn_scores_the_turned_image_too(planted: Any) -> None:
+def test_half_turn_loss_includes_the_rotated_image(planted: Any) -> None:
     """Answers that are right for the turned images alone: rotation times a half turn about z, shift reversed."""
     wrong = Hypotheses(planted.pose.rotation.roll(1, 0)[:, None], planted.pose.shift_px)
     right = Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)

@@ -53,7 +53,7 @@ def test_symmetric_loss_takes_the_smaller_per_image() -> None:
     assert image_loss(one[None], 2.0) == pytest.approx((1 + 5 + 3) / 3 / 2)
 
 
-def test_only_the_better_copy_of_an_image_learns() -> None:
+def test_only_the_better_copy_has_a_gradient() -> None:
     residual = torch.tensor([[1.0, 5.0, 3.0, 0.5], [4.0, 2.0, 7.0, 9.0]], requires_grad=True)
     image_loss(residual, 2.0).backward()
     torch.testing.assert_close(residual.grad, torch.tensor([[1.0, 0, 1, 1], [0, 1.0, 0, 0]]) / 8)
@@ -95,7 +95,7 @@ def test_pose_loss_of_a_small_angle() -> None:
 
 
 @pytest.mark.parametrize(("spread", "wanted"), [(0.0, 0.0), (0.1, 0.1 * 6 / 9), (1.0, 6 / 9)])
-def test_the_best_hypothesis_pays_and_the_others_their_share(spread: float, wanted: float) -> None:
+def test_spread_weights_the_best_and_the_mean_error(spread: float, wanted: float) -> None:
     rotation = random_rotations(5)
     # errors 8, 8, 0, 8 in any order: the mean is 6
     predicted = rotation[:, None] @ HALF_TURNS[torch.tensor([1, 2, 0, 3])]
@@ -104,7 +104,7 @@ def test_the_best_hypothesis_pays_and_the_others_their_share(spread: float, want
     assert pose_loss(rotation, zero, predicted.flip(1), zero, spread) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_spread_means_nothing_with_one_hypothesis() -> None:
+def test_spread_has_no_effect_with_one_hypothesis() -> None:
     rotation, predicted, zero = random_rotations(5), random_rotations(9)[4:, None], torch.zeros(5, 2)
     losses = [pose_loss(rotation, zero, predicted, zero, spread) for spread in (0.0, 0.3, 1.0)]
     torch.testing.assert_close(losses[1], losses[0])
@@ -112,7 +112,7 @@ def test_spread_means_nothing_with_one_hypothesis() -> None:
     assert losses[0] > 0.1
 
 
-def test_only_the_best_hypothesis_learns() -> None:
+def test_only_the_best_hypothesis_has_a_gradient() -> None:
     rotation = random_rotations(3)
     heads = torch.tensor([2, 0, 1])
     predicted = (rotation[:, None] @ HALF_TURNS[torch.tensor([1, 2, 3])]).clone()

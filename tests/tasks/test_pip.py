@@ -62,7 +62,7 @@ def test_noise_has_the_given_variance() -> None:
     assert background_noise(10, half_plane, 0 * variance, seeded()).abs().max() == 0
 
 
-def test_noise_is_that_of_the_images(tmp_path: Path) -> None:
+def test_noise_matches_that_of_the_images(tmp_path: Path) -> None:
     """Images of noise alone, as they are read: as strong in the middle, as weak in the corners."""
     config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=50.0, snr_db=-60.0, shift_sd=0.0)
     simulate(STRUCTURE, tmp_path, config)

@@ -29,7 +29,7 @@ def said() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-def test_lightning_advises_no_other_precision(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_hint_is_filtered(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own check of a GPU with Tensor Cores, on a machine that need not have one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")

@@ -67,7 +67,7 @@ def test_learns(blobs: FixedStack, pip: bool) -> None:
     assert (volume - volume.transpose(0, 2)).norm() > 0.1 * volume.norm()
 
 
-def test_a_model_that_is_handed_over_is_where_the_images_are(blobs: FixedStack) -> None:
+def test_a_given_model_is_moved_to_the_device_of_the_images(blobs: FixedStack) -> None:
     """The half-plane is no parameter: a model moves without it."""
 
     class Moved(FixedStack):
@@ -82,7 +82,7 @@ def test_a_model_that_is_handed_over_is_where_the_images_are(blobs: FixedStack) 
     assert trained.model.half_plane is elsewhere
 
 
-def test_a_decoder_says_its_own_rate(blobs: FixedStack) -> None:
+def test_the_decoder_sets_its_learning_rate(blobs: FixedStack) -> None:
     class Slow(VoxelGrid):
         def learning_rate(self, config: AceConfig) -> float:
             return config.voxel.lr / 100
@@ -94,7 +94,7 @@ def test_a_decoder_says_its_own_rate(blobs: FixedStack) -> None:
     assert optimiser(model, SMALL).param_groups[1]["lr"] == SMALL.voxel.lr / 100
 
 
-def test_same_seed_same_bits(blobs: FixedStack) -> None:
+def test_same_seed_gives_identical_results(blobs: FixedStack) -> None:
     (one, log), (same, same_log), (other, _) = run(blobs, 3, steps=6), run(blobs, 3, steps=6), run(blobs, 4, steps=6)
     assert all(torch.equal(a, b) for a, b in zip(state(one), state(same), strict=True))
     assert [p.losses["total"].item() for p in log] == [p.losses["total"].item() for p in same_log]
@@ -102,7 +102,7 @@ def test_same_seed_same_bits(blobs: FixedStack) -> None:
     assert not torch.equal(one.model.encoder.heads.rotation.weight, other.model.encoder.heads.rotation.weight)
 
 
-def test_the_global_random_numbers_are_left_alone(blobs: FixedStack) -> None:
+def test_global_random_state_is_unchanged(blobs: FixedStack) -> None:
     torch.manual_seed(1)
     wanted = torch.randn(3)
     torch.manual_seed(1)
@@ -127,7 +127,7 @@ def test_the_global_random_numbers_are_left_alone(blobs: FixedStack) -> None:
     ],
     ids=str,
 )
-def test_every_setting_runs_and_matters(blobs: FixedStack, settings: dict[str, Any]) -> None:
+def test_every_setting_runs_and_has_an_effect(blobs: FixedStack, settings: dict[str, Any]) -> None:
     trained, log = run(blobs, steps=3, **settings)
     assert all(torch.isfinite(torch.stack(list(p.losses.values()))).all() for p in log)
     assert all(torch.isfinite(p).all() for p in trained.model.parameters())
@@ -174,7 +174,7 @@ def test_drawn_shifts_follow_the_spread_of_the_predictions(blobs: FixedStack) ->
         assert model.shift_sd_px.item() == pytest.approx(0.99 * before + 0.01 * spread, rel=1e-4)
 
 
-def test_the_band_marches_in_shells(blobs: FixedStack) -> None:
+def test_the_band_is_given_in_shells(blobs: FixedStack) -> None:
     _, log = run(blobs, steps=4, march=0.5, first_band=2.0, last_band=4.0)
     # 1.6 shells of the box for one cycle per diameter
     torch.testing.assert_close(torch.tensor([p.band for p in log]), torch.tensor([3.2, 4.8, 6.4, 6.4]))
@@ -291,7 +291,7 @@ def test_encode_finds_a_planted_candidate(blobs: FixedStack, block: int) -> None
     assert torch.equal(found.shift_px, pose.shift_px)
 
 
-def test_encode_picks_the_least_residual(blobs: FixedStack) -> None:
+def test_encode_takes_the_lowest_residual(blobs: FixedStack) -> None:
     """Of an untrained encoder's 16 candidates, one by one."""
     model, images, _ = model_and_images(blobs)
     found = encode(model, images)

@@ -39,7 +39,7 @@ def test_every_preset_trains(astigmatic_blobs: ParticleStack, name: str) -> None
 @pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
 # not the ResNet: on CPUs oneDNN's bfloat16 convolutions differ from call to call, up to NaN (torch 2.13)
 @pytest.mark.parametrize("encoder", ["fourier"])
-def test_short_floats_change_little(astigmatic_blobs: ParticleStack, encoder: str, decoder: str) -> None:
+def test_mixed_precision_changes_little(astigmatic_blobs: ParticleStack, encoder: str, decoder: str) -> None:
     """bfloat16 for the encoder's products; transforms, slices, SIRENs and losses stay in float32."""
     losses = []
     for precision in ("32-true", "bf16-mixed"):

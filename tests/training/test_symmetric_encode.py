@@ -99,7 +99,7 @@ def test_encode_returns_the_poses_of_the_images(
 
 
 @pytest.mark.parametrize(("loss", "copy"), [("half-turn", "mirror"), ("none", "half turn"), ("none", "mirror")])
-def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: ParticleStack, loss: str, copy: str) -> None:
+def test_copies_not_used_in_the_loss_are_not_encoded(astigmatic_blobs: ParticleStack, loss: str, copy: str) -> None:
     model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss)
     turn = SYMMETRIC["generalised"][copy]
     model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
