@@ -1,4 +1,4 @@
-"""Work in blocks that get smaller when memory runs out."""
+"""Processing in blocks that become smaller when memory runs out."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Poses: RELION's angles written out, both ways, and the other hand."""
+"""Poses: conversion from and to RELION's angles, and the opposite hand."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_mirrored_pose_gives_the_same_image_of_the_reflected_volume(box: int) ->
     torch.testing.assert_close(line_integral(reflected, pose.mirrored().rotation), images)
     assert torch.equal(pose.mirrored().shift_px, pose.shift_px)
     torch.testing.assert_close(pose.mirrored().mirrored().rotation, pose.rotation)
-    # the other hand is another volume: its own pose does not give the image
+    # the mirrored volume is different: the original pose does not give the image
     assert (line_integral(reflected, pose.rotation) - images).abs().max() > 0.5
 
 

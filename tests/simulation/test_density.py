@@ -1,4 +1,4 @@
-"""Density of atoms against sums written out, and against gemmi."""
+"""Density of atoms against explicit sums and against gemmi."""
 
 import math
 
@@ -51,8 +51,8 @@ def test_density_is_the_sum_of_gaussians(box: int) -> None:
 
 
 def test_density_matches_gemmi() -> None:
-    """gemmi's neutron density with one Gaussian per atom, weighted to the atomic number (section 4 of the design)."""
-    # sigma is a pixel: what ours leaves out beyond Nyquist, and gemmi's samples alias, is small
+    """gemmi's neutron density with one Gaussian per atom, weighted by the atomic number."""
+    # sigma is one pixel, so the density beyond Nyquist, which gemmi's sampling aliases, is small
     box, resolution = 40, 9.0
     atoms = some_atoms()
     sigma = gaussian_sigma_angstrom(resolution)

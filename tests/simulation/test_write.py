@@ -1,4 +1,4 @@
-"""``ace-em simulate``: the files it writes belong together, and bad input writes none."""
+"""``ace-em simulate``: consistent output files, and no files on bad input."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Result = tuple[int, str, str]
 
 
 def read_stack(path: Path) -> np.ndarray:
-    """Every image."""
+    """All images."""
     return read_images(path, np.arange(stack_shape(path)[0]))
 
 
@@ -88,7 +88,7 @@ def test_command_matches_the_function_and_the_seed_is_used(command: Callable[...
 
 
 def test_truth_explains_the_images(tmp_path: Path) -> None:
-    """Images drawn anew from the poses and CTFs that stand in truth.star are the stack, up to its scale."""
+    """Images simulated from the poses and CTFs in truth.star equal the stack up to scale."""
     config = dataclasses.replace(CONFIG, snr_db=200.0)
     simulate(STRUCTURE, tmp_path, config)
     truth = Particles.open(tmp_path / "truth.star")
@@ -104,13 +104,13 @@ def test_truth_explains_the_images(tmp_path: Path) -> None:
 
 
 def test_poses_from_a_star_file(command: Callable[..., Result], made: Path) -> None:
-    """Row by row, from the first again when there are fewer; origins keep their length in Angstrom."""
+    """Row by row, repeated if there are fewer; origins are kept in Angstrom."""
     assert command(STRUCTURE, "--poses", made / "truth.star", "--n", 11, "--pixel-size", 20, "--seed", 9)[0] == 0
     given, found = read_particle_star(made / "truth.star"), read_particle_star("sim/truth.star")
     for name in POSE_COLUMNS:
         expected = numeric_column(given, name)[np.arange(11) % 8]
         np.testing.assert_allclose(numeric_column(found, name), expected, atol=2e-4)
-    # the CTFs are still the seed's
+    # the CTFs still follow the seed
     assert abs(numeric_column(found, "rlnDefocusU")[:8] - numeric_column(given, "rlnDefocusU")).min() > 1
 
 
@@ -128,7 +128,7 @@ def test_ctf_from_a_star_file(command: Callable[..., Result], made: Path, tmp_pa
     two["rlnOpticsGroup"], two["rlnVoltage"], two["rlnAmplitudeContrast"] = ["1", "2"], ["300", "200"], ["0.1", "0.07"]
     table.particles["rlnOpticsGroup"] = ["2", "1", "1", "2", "1", "1", "1", "1"]
     table.particles["rlnPhaseShift"] = [f"{10 * i}.5" for i in range(8)]
-    # columns only: the images of the file need not be there
+    # only columns are read: the images of the file need not exist
     write_star(tmp_path / "ctf.star", dataclasses.replace(table, optics=two))
     assert command(STRUCTURE, "--ctf", "ctf.star", "--n", 10, "--seed", 9)[0] == 0
     given, found = read_particle_star("ctf.star"), read_particle_star("sim/particles.star")
@@ -136,13 +136,13 @@ def test_ctf_from_a_star_file(command: Callable[..., Result], made: Path, tmp_pa
     for name in [*names, "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]:
         expected = numeric_column(given, name)[np.arange(10) % 8]
         np.testing.assert_allclose(numeric_column(found, name), expected, rtol=1e-6, err_msg=name)
-    # the poses are still the seed's
+    # the poses still follow the seed
     own, seeded = read_particle_star("sim/truth.star"), read_particle_star(made / "truth.star")
     assert abs(numeric_column(own, "rlnAngleRot")[:8] - numeric_column(seeded, "rlnAngleRot")).min() > 1e-3
 
 
 def test_map_with_matching_box_is_used_unchanged(command: Callable[..., Result], made: Path) -> None:
-    """The map of a set, as input, gives the same set."""
+    """The map of a simulated set, used as input, gives the same set."""
     assert command(made / "volume.mrc")[0] == 0
     volume, before = (read_volume(f / "volume.mrc")[0] for f in (Path("sim"), made))
     np.testing.assert_allclose(volume, before, atol=1e-5 * before.max())
@@ -154,7 +154,7 @@ def test_map_with_matching_box_is_used_unchanged(command: Callable[..., Result],
 
 def test_map_is_resampled_to_box_and_pixel_size(command: Callable[..., Result], made: Path, tmp_path: Path) -> None:
     volume = torch.from_numpy(read_volume(made / "volume.mrc")[0])
-    # the same box of 544 A in 48 finer voxels, in the corner of nothing: 60 voxels, centre on centre
+    # the same box of 544 A in 48 finer voxels, zero-padded to 60 voxels about the centre
     write_volume(tmp_path / "fine.mrc", resize(fourier_resize(volume, 48, 3), 60, 3).numpy(), 17.0 * 32 / 48)
     assert command("fine.mrc")[0] == 0
     found, pixel_size = read_volume("sim/volume.mrc")

@@ -52,7 +52,7 @@ def test_without_marching_the_full_band_is_used_from_the_start() -> None:
 
 
 def test_without_last_band_all_frequencies_are_used() -> None:
-    """As published; a march towards no end does not start."""
+    """As published; without a last band there is no marching."""
     for march in (0.0, 0.6):
         config = AceConfig(last_band=0.0, march=march)
         assert all(math.isinf(band_per_diameter(step, config)) for step in (0, 300, 599))

@@ -1,4 +1,4 @@
-"""Training when a loss is not finite, when a device has too little memory, and when it is resumed from a saved state."""
+"""Training with non-finite losses, lack of memory, and resumption from a saved state."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ def start(stack: FixedStack, begun: Plain = None, **settings: Any) -> Training:
 
 
 def run(training: Training) -> tuple[list[Progress], list[Plain]]:
-    """Every update, and every state that was saved."""
+    """All updates and all saved states."""
     log, saved = [], []
     for progress in training:
         log.append(progress)
@@ -50,7 +50,7 @@ def weights(training: Training) -> list[torch.Tensor]:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
-    """Updates, counted as they are made, whose loss and weights are NaN."""
+    """Make loss and weights NaN in the given updates, counted as they are made."""
     original, count = Training._update, []
 
     def spoilt(self: Training, plan: StepPlan) -> Losses:
@@ -84,7 +84,7 @@ def test_training_diverges_after_three_restarts(blobs: FixedStack, monkeypatch: 
 
 
 def test_non_finite_weights_are_never_saved(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The update before a state is saved spoils the weights, not its own loss."""
+    """The update before a save makes the weights NaN, but not its own loss."""
     original, done = Training._update, []
 
     def late(self: Training, plan: StepPlan) -> Losses:
@@ -153,7 +153,7 @@ def test_other_errors_are_not_handled_as_out_of_memory(blobs: FixedStack, monkey
 
 
 def test_parts_give_the_same_gradients(blobs: FixedStack) -> None:
-    """The encoder sees the whole batch, so that its batch statistics are the same: one update, the same gradients."""
+    """The encoder sees the whole batch, so batch statistics and gradients are the same."""
     volumes, losses = [], []
     for parts in (1, 5):
         training = start(blobs, steps=1)
@@ -162,12 +162,12 @@ def test_parts_give_the_same_gradients(blobs: FixedStack) -> None:
         volumes.append(training.model.decoder.density.detach())
     for name, loss in losses[0].items():
         torch.testing.assert_close(losses[1][name], loss, rtol=1e-5, atol=1e-6)
-    # Adam's first step has the sign of the gradient: but for gradients near zero the two are the same
+    # Adam's first step has the sign of the gradient, so only parameters with gradients near zero may differ
     assert (volumes[0] - volumes[1]).abs().median() < 1e-6
 
 
 def test_resuming_on_another_device_reseeds_the_generator(blobs: FixedStack) -> None:
-    """A generator's state means nothing to that of another device, and is refused by it."""
+    """The generator of another device does not accept the saved state."""
     saved = run(start(blobs))[1][0]
     assert saved["device"] == "cpu"
     moved = saved | {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}
