@@ -1,8 +1,8 @@
-r"""How far the same float32 computation lies from float64, and from itself, under other arithmetic of one machine.
+r"""Differences between float32 and float64 results, and between float32 results under other CPU arithmetic.
 
     python benchmarks/arithmetic.py
 
-Each kind of arithmetic is a process of its own, as torch reads its settings when it is imported. Differences are relative to
+Each kind of arithmetic runs in a separate process, because torch reads its settings on import. Differences are relative to
 the largest value of the float64 result; those of scores are in standard deviations of the noise.
 """
 
@@ -34,7 +34,7 @@ BOX, N = 48, 64
 
 
 def computed(dtype: torch.dtype, factors: Factors) -> dict[str, Tensor]:
-    """One result of each kind of operation, from inputs that are the same to the bit in float32."""
+    """One result of each kind of operation, from inputs that are bit-identical in float32."""
     generator = torch.Generator().manual_seed(0)
     atoms = Atoms(6 * torch.randn(200, 3, generator=generator), torch.rand(200, generator=generator))
     rotation = roma.random_rotmat(N, generator=generator)

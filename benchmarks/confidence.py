@@ -1,4 +1,4 @@
-r"""How often poses are right that say how probable they are: the table of said and found.
+r"""Calibration of the pose probabilities: the fraction of correct poses against the predicted probability.
 
     make demo    # RUN is demo/run, SEEN is demo/data
     ace-em simulate examples/data/5nrl_every10th_atom.npz -o NEW --n 2000 --box 128 --pixel-size 4.25 --snr-db -10 \
@@ -6,7 +6,7 @@ r"""How often poses are right that say how probable they are: the table of said 
     ace-em predict NEW/particles.star --run RUN -o NEW/poses.star
     python benchmarks/confidence.py RUN SEEN NEW
 
-Right is within 15 degrees of the truth, both in the frame of the run's map.
+A pose is correct if it is within 15 degrees of the truth in the frame of the run's map.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How many particles a second the encoder of a run reads, and how many `ace-em predict` does in all.
+"""Throughput, in particles per second, of the encoder of a run and of `ace-em predict` as a whole.
 
 python benchmarks/encoder.py RUN PARTICLES --threads 2
 """

@@ -1,12 +1,12 @@
-r"""Simulated stacks with junk in them: how many of the particles' poses are right, and what is said of every image.
+r"""Simulated stacks that contain junk: fraction of correct poses, verdict of the run, and calibration of the probabilities.
 
     python benchmarks/junk.py --data DATA --work WORK [--only "20 % noise"] [--seed 0] [--set subunit]
 
-DATA holds structures/ (4v6x.npz, 6vyb.pdb.gz, 5nrl.npz). Sets and runs are kept below WORK. A set is one of particles with
-noise images, or images of another particle, shuffled in; shares are of the whole stack. Printed for each: poses of the
-particles that are within 10 degrees of the truth, in the frame that most of them share; the verdict; time before the encoder
-is trained on the final map; and how often poses are right (within 15 degrees) that say how probable they are. Junk is
-never right.
+DATA holds structures/ (4v6x.npz, 6vyb.pdb.gz, 5nrl.npz). Sets and runs are kept below WORK. A set contains particles with
+noise images, or images of another particle, shuffled in; fractions are of the whole stack. Printed for each: the fraction of
+particles with poses within 10 degrees of the truth after robust alignment; the verdict; the time before the encoder
+is trained on the final map; and the fraction of correct poses (within 15 degrees) against their probability. Junk is
+never correct.
 """
 
 import argparse
@@ -55,14 +55,14 @@ MIXTURES = [
     Mixture("40 % junk", noise=0.15, other=0.15, edges=0.1),
     Mixture("60 % junk", noise=0.25, other=0.2, edges=0.15),
     Mixture("noise alone", noise=1.0),
-    # a training and an ab initio search that are far too short
+    # training and ab initio search are far too short to converge
     Mixture("a wrong arrangement", options="--ace.steps 60 --search.ab_initio_rounds 2 --search.max_rounds 2 --starts 1".split()),
 ]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A structure of the data folder (with the chains about a chosen one, or all) and how it is simulated; the other one."""
+    """A structure of the data folder, all of it or the chains around one, its simulation, and the other particle."""
 
     structure: str
     about: str
@@ -79,7 +79,7 @@ BASES = {
 
 
 def structure_of(base: Base, data: Path, work: Path) -> Path:
-    """The whole structure, or the chains that are nearer to one of its RNAs than to the other."""
+    """The whole structure, or the chains closer to one of its two largest RNAs than to the other."""
     whole = data / "structures" / base.structure
     if not base.about:
         return whole
@@ -113,7 +113,7 @@ def simulated(structure: Path, out: Path, n: int, base: Base, seed: int) -> Path
 
 
 def mixture(item: Mixture, base: Base, data: Path, work: Path, seed: int) -> tuple[Path, np.ndarray]:
-    """Folder of the mixed set, and which of its images show the particle (N,)."""
+    """Folder of the mixed set, and whether each of its images shows the particle, (N,) bool."""
     good = simulated(structure_of(base, data, work), work / f"good_{seed}", N_SHOWN, base, seed)
     n = N_SHOWN if item.noise < 1 else 0
     total = round(N_SHOWN / (1 - item.noise - item.other - item.edges)) if n else N_SHOWN
@@ -202,7 +202,7 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
         return
     said = torch.from_numpy(numeric_column(table, PROBABILITY))
     if not end["converged"]:
-        print("0 is written as the probability of every pose; the table is of what it was before the verdict")
+        print("all probabilities in poses.star are 0; the table shows those from before the verdict")
         said = before_the_verdict(out)
     file = out / "confident.star"
     confident = set(read_particle_star(file).particles["rlnImageName"]) if file.exists() else set()
@@ -218,7 +218,7 @@ def report(item: Mixture, folder: Path, particle: np.ndarray, out: Path) -> None
 
 
 def before_the_verdict(out: Path) -> torch.Tensor:
-    """Probabilities (N,) of a run that has not converged, as they would have been, but for the whole arrangement's."""
+    """Probabilities (N,) of the poses of a run that did not converge, without the factor for the whole map."""
     finished = torch.load(out / "checkpoint.pt", weights_only=True)["done"]
     found, last = unpacked(Evidence, finished["confidence"]), list(finished)[list(finished).index("confidence") - 1]
     shown = finished[last]["shown"]

@@ -1,8 +1,8 @@
-"""The memory that runs of several sizes announce, and what they take at the peak.
+"""Announced memory of runs of several sizes, compared with their peak memory.
 
     python benchmarks/memory.py --folder DIR
 
-The runs are short: what they hold does not depend on how long they learn. They do not converge.
+The runs are short and do not converge; peak memory does not depend on the length of a run.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A million particles of 64 px through ``ace-em predict`` and one search round, and the memory that they take.
+"""``ace-em predict`` and one search round for a million particles of 64 px: time and peak memory.
 
     python benchmarks/million.py --folder DIR
 
-A few gigabytes are needed in DIR. The images are 10,000 simulated ones, under a hundred names each: a stack and hard links to it.
-(A sparse file would do for the memory, but an image without any contrast is refused.)
+DIR needs a few gigabytes. The images are a stack of 10,000 simulated particles and a hundred hard links to it.
+(A sparse file would suffice for memory, but images without contrast are refused.)
 """
 
 import argparse
@@ -22,7 +22,7 @@ SIMULATED = "--box 64 --pixel-size 8.5 --resolution 17 --snr-db -10 --shift-sd 2
 
 
 def timed(name: str, *command: str) -> None:
-    """Run a command; print what it took."""
+    """Run a command and print its time and peak memory."""
     before, began = os.times(), time.monotonic()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -36,7 +36,7 @@ def timed(name: str, *command: str) -> None:
 
 
 def many(folder: Path, n: int) -> Path:
-    """A STAR file of ``n`` rows over hard links to the one stack."""
+    """A STAR file of ``n`` rows that refer to hard links to the stack."""
     lines = (folder / "data/particles.star").read_text().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if "@" in line)
     head, rows = lines[:first], [line.split("@", 1) for line in lines[first:] if "@" in line]
@@ -53,10 +53,10 @@ def many(folder: Path, n: int) -> Path:
 
 
 def search_round(star: Path, run: Path, memory_gib: float, quick: bool) -> None:
-    """What a run does in the first round of its search of all images: every image against its half's map, and new maps.
+    """The first round of the search of all images: each image against the map of its half, then new maps.
 
-    ``quick`` takes a grid 1.3 times as coarse and one local step from the two best orientations, which changes the time and not
-    what is held.
+    ``quick`` uses a grid 1.3 times as coarse and one local step from the two best orientations, which changes the time but not
+    the memory.
     """
     import torch
 
@@ -86,7 +86,7 @@ def search_round(star: Path, run: Path, memory_gib: float, quick: bool) -> None:
         rounds = search_half_sets(sets, [start], space, torch.Generator().manual_seed(0), lambda _, done: task.update(done))
         state = next(rounds)
     resolution = plan.box_angstrom / state.fsc143_shell
-    reporter.say(f"{n / (time.monotonic() - began):.0f} images a second; half-maps agree to {resolution:.1f} A (FSC 0.143)")
+    reporter.say(f"{n / (time.monotonic() - began):.0f} images per second; half-map resolution {resolution:.1f} A (FSC 0.143)")
     reporter.say(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of memory at the peak")
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--n", type=int, default=1_000_000)
-    parser.add_argument("--memory", type=float, default=1.0, help="GiB that the images may take in the search")
+    parser.add_argument("--memory", type=float, default=1.0, help="memory for images in the search, in GiB")
     parser.add_argument("--quick", action="store_true", help="a coarser search")
     parser.add_argument("--only", choices=["predict", "search", "search-here"])
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Every table and figure of the ACE-EM paper, the paper's number beside ours.
+"""All tables and figures of the ACE-EM paper, with the numbers of the paper for comparison.
 
     make paper ARGS="--data DATA --only table4"
 
-``--scale cpu`` (default) shrinks box, images and steps so that one table takes minutes and all of them hours on two cores;
-``--scale paper`` is the published size, for a GPU. Finished runs are kept in the work folder: what two tables share is
-trained once, and an interrupted command goes on where it was.
+``--scale cpu`` (default) reduces box, images and steps, so that one table takes minutes and all take hours on two cores;
+``--scale paper`` is the published size, for a GPU. Finished runs are kept in the work folder, so runs shared by tables are
+trained once, and an interrupted command continues where it stopped.
 """
 
 import argparse
@@ -36,14 +36,14 @@ ACE_EM = Path(sys.executable).parent / "ace-em"
 
 @dataclass(frozen=True)
 class Bench:
-    """Where runs are kept and how they are made."""
+    """Scale of the runs, and the data and work folders."""
 
     scale: Scale
     data: Path
     work: Path
 
     def images(self, name: str) -> Path:
-        """The simulated set, made when it is not there."""
+        """Folder of the simulated set, simulated if missing."""
         folder = self.work / f"{name}-{self.scale.n}"
         if not (folder / "volume.mrc").exists():
             arguments = simulate_arguments(name, self.scale, self.data, folder)
@@ -51,7 +51,7 @@ class Bench:
         return folder
 
     def result(self, spec: Spec) -> dict[str, Any]:
-        """Scores of a run, trained when it has not been."""
+        """Scores of a run, trained if missing."""
         path = self.work / f"{spec.key()}.json"
         if not path.exists():
             print(f"training {spec}", flush=True)
@@ -60,7 +60,7 @@ class Bench:
         return result
 
     def all_stages(self, name: str) -> dict[str, float]:
-        """The end of a default run through the command line, refined at 64 px: its scores, image visits and CPU seconds."""
+        """Final scores, image visits and CPU seconds of a default command-line run, refined at 64 px."""
         path = self.work / f"all-stages-{name}.json"
         if not path.exists():
             run, images = self.work / f"all-stages-{name}", self.images(name)
@@ -84,7 +84,7 @@ class Bench:
 
 
 def visits(run: Path, n: int) -> int:
-    """Images that a run has looked at, from its settings and records: in training, ab initio search, search and refinement."""
+    """Number of image visits of a run, from its settings and records: training, ab initio search, search and refinement."""
     config = RunConfig()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     count = {stage: sum(r["stage"] == stage for r in records) for stage in ("start", "ab_initio", "search", "refine")}

@@ -1,4 +1,4 @@
-"""The pictures of the paper, from finished runs: surfaces, view directions, curves over time, errors, image triplets."""
+"""Figures of the paper from finished runs: surfaces, viewing directions, curves over time, errors, image triplets."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ace_em.report.figures import CHART, COLOURS, LINES, PICTURE, new_figure, pn
 
 @dataclass(frozen=True)
 class Panel:
-    """A score of the histories against ``x``, 'visits' or 'cpu_s'."""
+    """A panel that plots one score of the histories against ``x``, 'visits' or 'cpu_s'."""
 
     key: str
     label: str
@@ -30,22 +30,22 @@ class Panel:
 
 
 FINE = 128
-"""Edge of the grid that surfaces are drawn on."""
+"""Edge of the grid for drawing surfaces, in voxels."""
 SHARE = 0.05
-"""Of a box is inside a surface."""
+"""Default fraction of the box inside a surface."""
 
 
 def surface(volume: np.ndarray, turn: Tensor, share: float) -> np.ndarray:
-    """A shaded picture (FINE, FINE) of the surface that holds the densest ``share`` of the box, seen along z after ``turn``.
+    """Shaded image (FINE, FINE) of the isosurface around the densest ``share`` of the box, viewed along z after ``turn``.
 
-    The map is smoothed a little: a transform that ends abruptly at the box's edge rings.
+    The map is slightly smoothed, because a transform that ends abruptly at Nyquist causes ringing.
     """
     fine = fourier_resize(_turned(torch.from_numpy(volume), turn), FINE, 3).numpy()
     level = np.quantile(fine, 1 - share)
     inside = fine > level
     front = FINE - 1 - np.argmax(inside[::-1], axis=0)
     hit = inside.any(axis=0)
-    # where between two voxels the level is crossed
+    # interpolate the depth at which the level is crossed
     y, x = np.indices(front.shape)
     here, beyond = fine[front, y, x], fine[np.minimum(front + 1, FINE - 1), y, x]
     depth = front + (here - level) / np.maximum(here - beyond, 1e-9)
@@ -73,11 +73,11 @@ VIEWS = (torch.eye(3), roma.euler_to_rotmat("XYZ", torch.tensor([90.0, 0.0, 35.0
 
 
 def surfaces(volumes: Sequence[tuple[str, np.ndarray, str]], shares: Sequence[float] = ()) -> bytes:
-    """Titles, maps and colours (matplotlib's colour maps) side by side, each from two sides.
+    """Surfaces of maps side by side, each from two directions, given as title, map and matplotlib colour map.
 
     Parameters
     ----------
-    shares : of the box that each surface holds, where it is not the usual one.
+    shares : fraction of the box inside each surface; :data:`SHARE` by default.
     """
     with matplotlib.rc_context(PICTURE | {"figure.facecolor": "white", "text.color": "black", "axes.titlecolor": "black"}):
         figure = new_figure((2.6 * len(volumes), 5.4))
@@ -92,7 +92,7 @@ def surfaces(volumes: Sequence[tuple[str, np.ndarray, str]], shares: Sequence[fl
 
 
 def curves(groups: dict[str, list[list[dict[str, float]]]], panels: Sequence[Panel], columns: int = 4) -> bytes:
-    """Scores over a run, a colour and dash for each of ``groups`` (name to histories), a line for each seed."""
+    """Scores over a run, with one colour and dash per group (name to histories) and one line per seed."""
     with matplotlib.rc_context(CHART):
         columns = min(len(panels), columns)
         figure = new_figure((4.3 * columns, 0.6 + 3.7 * math.ceil(len(panels) / columns)))
@@ -113,7 +113,7 @@ def curves(groups: dict[str, list[list[dict[str, float]]]], panels: Sequence[Pan
 
 
 def view_maps(runs: Sequence[tuple[str, Tensor]]) -> bytes:
-    """Viewing directions of poses (N, 3, 3) as points on the globe (Mollweide)."""
+    """Viewing directions of poses (N, 3, 3) as points in a Mollweide projection."""
     with matplotlib.rc_context(CHART):
         figure = new_figure((5.2 * len(runs), 3.2))
         for n, (title, rotation) in enumerate(runs):
@@ -128,7 +128,7 @@ def view_maps(runs: Sequence[tuple[str, Tensor]]) -> bytes:
 
 
 def error_histograms(runs: Sequence[tuple[str, np.ndarray]]) -> bytes:
-    """Distribution of the rotation error, one panel a run."""
+    """Distribution of the rotation error, one panel per run."""
     with matplotlib.rc_context(CHART):
         figure = new_figure((7.0, 2.4 * len(runs)))
         for n, (axes, (title, error)) in enumerate(zip(figure.subplots(len(runs), 1, sharex=True), runs, strict=True)):
@@ -140,7 +140,7 @@ def error_histograms(runs: Sequence[tuple[str, np.ndarray]]) -> bytes:
 
 
 def image_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str]) -> bytes:
-    """Grey images in a grid, a named row each."""
+    """Greyscale images in a grid with named rows."""
     with matplotlib.rc_context(PICTURE):
         figure = new_figure((2.3 * len(titles), 2.35 * len(rows)))
         panels = figure.subplots(len(rows), len(titles), squeeze=False)
@@ -155,6 +155,6 @@ def image_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequenc
 
 
 def write(path: Path, picture: bytes) -> str:
-    """Markdown that shows the picture, written beside the table."""
+    """Write the picture next to the table; return the Markdown that shows it."""
     path.write_bytes(picture)
     return f"![{path.stem}]({path.parent.name}/{path.name})"

@@ -1,4 +1,4 @@
-"""Beyond the paper's own: both decoders and encoders with and without PIP, eq. 6 against eq. 7, the fast recipe."""
+"""Comparisons beyond the paper: decoders and encoders with and without PIP, eq. 6 against eq. 7, and the fast preset."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from paper_runs import Spec
 from paper_shown import PANELS, Item, Runs, pip_spec, seeds_of, table
 
 ABLATION = [(preset, encoder) for preset in ("paper-voxel", "paper-fourier") for encoder in ("", "resnet")]
-"""'' is the scale's own encoder: the Fourier encoder on a CPU, the ResNet-18 at the paper's size."""
+"""'' is the default encoder of the scale: the Fourier encoder for 'cpu', the ResNet-18 for 'paper'."""
 
 
 def ablation_seeds(scale: Scale, encoder: str) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ def symmetric(runs: Runs, pictures: Path) -> list[str]:
 
 
 def three_fold(arrays: dict[str, np.ndarray]) -> float:
-    """Share of the poses whose error is a turn of about 120 degrees."""
+    """Fraction of the poses with a rotation error of about 120 degrees."""
     angle = 2 * np.degrees(np.arcsin(np.sqrt(np.clip(arrays["error"] / 8, 0, 1))))
     return float(((angle > 105) & (angle < 135)).mean())
 
@@ -103,7 +103,7 @@ def fast_spec(scale: Scale) -> Spec:
 
 
 def paper_one_hypothesis(scale: Scale) -> list[Spec]:
-    """paper-voxel and cryoai with one hypothesis and their own symmetric losses; rates, size and encoder are the scale's."""
+    """paper-voxel and cryoai with one hypothesis and their own symmetric losses, but the rates, size and encoder of the scale."""
     if scale.name != "cpu":
         return [spec(scale, "spliceosome-10", preset) for preset in ("paper-voxel", "cryoai")]
     one = {"ace__hypotheses": 1, "ace__alternatives": False, "ace__march": 0.0}

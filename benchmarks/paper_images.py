@@ -1,4 +1,4 @@
-"""Figure 7: an input image, the decoder's projection at the encoder's pose, and that with CTF, shift and noise."""
+"""Figure 7: an input image, the projection of the decoder at the encoder's pose, and the same with CTF, shift and noise."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from ace_em.physics.pose import Pose
 from ace_em.tasks.pip import background_noise
 
 ROW = 7
-"""Which image is shown: any one."""
+"""Index of the image shown; an arbitrary choice."""
 
 
 def example_images(spec: Spec, arrays: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:
-    """Three pictures (box, box) of one image of a run's set, whitened as the networks see it.
+    """Three images (box, box) for one particle of the set of a run, whitened like the input of the encoder.
 
     Parameters
     ----------
     arrays : poses and map of the run.
-    folder : its simulated set.
+    folder : simulated set of the run.
     """
     images, _, _ = load_images(folder, dict(spec.settings)["final_box"])
     one = images.batch(slice(ROW, ROW + 1))

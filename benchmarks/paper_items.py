@@ -1,4 +1,4 @@
-"""What the paper shows, as runs: its datasets, methods and scales, and which runs each table and figure needs."""
+"""The runs behind the tables and figures of the paper: data sets, methods and scales."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from sets import ctf_star, fresh
 
 @dataclass(frozen=True)
 class Dataset:
-    """A simulated set; ``pip_weight`` is the paper's beta at this noise (section 4.1; its middle at -10 dB)."""
+    """A simulated set. ``pip_weight`` is the paper's beta at this SNR (section 4.1; the middle of its range at -10 dB)."""
 
     title: str
     structure: str
@@ -42,7 +42,7 @@ METHODS = {"ours (V)": "paper-voxel", "ours (F)": "paper-fourier", "cryoAI": "cr
 
 @dataclass(frozen=True)
 class Scale:
-    """How large: images of a set, and what is changed of a preset (by decoder)."""
+    """Size of the runs: number of images per set, and changes to the presets per decoder."""
 
     name: str
     n: int
@@ -51,14 +51,14 @@ class Scale:
     seeds: tuple[int, ...] = (1, 2, 3)
     device: str = "cpu"
     pip_weight: float | None = None
-    """in place of the paper's for each set"""
+    """Overrides the weight of the data sets if given."""
 
     def settings(self, preset: str) -> dict[str, Any]:
         return self.fourier if preset in ("paper-fourier", "cryoai") else self.voxel
 
 
-# what lets a CPU finish in minutes: 32 px, the Fourier encoder with four hypotheses, frequency marching, fewer and smaller
-# updates; the same for every method, which then differ as their presets do
+# settings for minutes on a CPU: 32 px, the Fourier encoder with four hypotheses, frequency marching, fewer and smaller
+# updates; the same for every method, so the methods differ only as their presets do
 CPU: dict[str, Any] = {
     "final_box": 32,
     "ace.encoder": "fourier",
@@ -73,7 +73,7 @@ CPU: dict[str, Any] = {
     "ace.lr_encoder": 1e-3,
     "ace.batch": 256,
 }
-# the half turns do what eq. 6 and 7 are for, so that those are compared apart, with one hypothesis and without half turns
+# half turns serve the same purpose as eq. 6 and eq. 7, which are compared separately, with one hypothesis and no half turns
 CPU_VOXEL = CPU | {"ace.steps": 1500, "ace.label_steps": 0, "ace.symmetric_loss": "none"}
 CPU_FOURIER = CPU | {
     "ace.steps": 600,
@@ -88,7 +88,7 @@ SCALES = {
 
 
 def spec(scale: Scale, images: str, preset: str, seed: int = 1, half: int = 0, **changes: Any) -> Spec:
-    """A preset on a set at a scale; ``changes`` by name with two underscores for the dot (``ace__pip``)."""
+    """A preset on a data set at a scale. In the names of ``changes``, two underscores stand for the dot (``ace__pip``)."""
     weight = DATASETS[images].pip_weight if scale.pip_weight is None else scale.pip_weight
     settings = scale.settings(preset) | {"ace.pip_weight": weight}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}

@@ -1,4 +1,4 @@
-"""Figures 2 to 8: the runs each needs, and its picture."""
+"""Figures 2 to 8: the runs that each needs, and how it is drawn."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def fig2_specs(scale: Scale) -> list[Spec]:
 
 
 def pair_specs(scale: Scale) -> list[Spec]:
-    """Without PIP and with it, one seed."""
+    """One seed, without and with PIP."""
     return [pip_spec(scale, "paper-fourier", pip, 1) for pip in (False, True)]
 
 
@@ -78,7 +78,7 @@ def fig5(runs: Runs, pictures: Path) -> list[str]:
     spike, ribosome = (runs.arrays(s) for s in fig5_specs(runs.scale))
     maps = [("spike, FourierNet", spike["volume"], "Blues_r"), ("truth", spike["true_volume"], "gray")]
     maps += [("80S, voxels, half", ribosome["volume"], "Blues_r"), ("truth", ribosome["true_volume"], "gray")]
-    # the spike is small in its box
+    # the spike fills less of its box
     picture = draw.write(pictures / "figure5.png", draw.surfaces(maps, [0.012, 0.012, 0.05, 0.05]))
     return ["## Figure 5: spike (200 dB) and 80S (half of the images)", "", picture]
 

@@ -1,6 +1,6 @@
-"""One training of the autoencoder for a table or figure of the paper: its images, its settings, its scores over time.
+"""One training run of the autoencoder for a table or figure of the paper: images, settings, and scores over time.
 
-A run is named by what it is made from (``Spec``); tables that share a run share its result, which is kept in the work folder.
+A run is identified by its ``Spec``. Tables with the same run share its result, which is kept in the work folder.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ from ace_em.training.loop import Progress, Training
 
 CPU = torch.device("cpu")
 WATCHED = 1000
-"""Images whose poses are scored while a run goes on."""
+"""Number of images whose poses are scored during a run."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a run is made from: images, preset, seed, settings beyond the preset (name, value), half-set (0: all images)."""
+    """Specification of a run: images, preset, seed, changed settings (name, value), and half-set (0 for all images)."""
 
     images: str
     preset: str
@@ -51,21 +51,21 @@ class Spec:
         return changed(preset(self.preset), dict(self.settings))
 
     def key(self) -> str:
-        """A name for the run: two presets that a scale makes equal are trained once."""
+        """Identifier of the run. Presets with identical settings at a scale share it and are trained once."""
         made_from = [self.images, self.seed, self.half, flat(self.config()) | {"preset": ""}]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """True poses (N,) at the working box, and the true volume there."""
+    """True poses (N,) and volume at the working box."""
 
     pose: Pose
     volume: Tensor
 
 
 def load_images(folder: Path, box: int) -> tuple[ParticleStack, Truth, float]:
-    """The images of a simulated folder at a working box, their truth, and the particle's diameter in pixels there."""
+    """Images of a simulated set at a working box, their truth, and the particle diameter in pixels."""
     particles = Particles.open(folder / "truth.star")
     look = survey(particles)
     images = read_stack(particles, look, box)
@@ -78,7 +78,7 @@ def load_images(folder: Path, box: int) -> tuple[ParticleStack, Truth, float]:
 
 
 def score(pose: Pose, volume: Tensor, truth: Truth, rows: Tensor) -> dict[str, float]:
-    """The paper's metrics of poses (n,) of the images ``rows``, and of a volume in the frame of those poses."""
+    """Metrics of the paper for poses (n,) of the images ``rows`` and for a volume in the frame of these poses."""
     true, box = truth.pose[rows], volume.shape[-1]
     frame = align_poses(pose, true)
     aligned = apply_frame(pose, frame)
@@ -88,14 +88,14 @@ def score(pose: Pose, volume: Tensor, truth: Truth, rows: Tensor) -> dict[str, f
 
 
 class Watch:
-    """Scores a run at ``points`` moments; its own time does not count."""
+    """Score a run at ``points`` times during training; the time for scoring is not counted."""
 
     def __init__(self, images: ParticleStack, truth: Truth, steps: int, batch: int, on_cpu: bool, points: int = 20) -> None:
         self.images, self.truth, self.steps, self.batch = images, truth, steps, batch
         self.every = max(1, steps // points)
         self.rows = torch.arange(min(WATCHED, len(images)))
         self.history: list[dict[str, float]] = []
-        # a device's work is not in the process's CPU time
+        # the CPU time of the process does not include work on a device
         self.clock = time.process_time if on_cpu else time.perf_counter
         self.started, self.away, self.spent = self.clock(), 0.0, 0.0
 
@@ -114,7 +114,7 @@ class Watch:
 
 
 def train_run(spec: Spec, folder: Path, device: str) -> tuple[dict[str, Any], AutoEncoder, Pose, Truth]:
-    """Train as the spec says; its scores over time and at the end, the model, every image's pose."""
+    """Train a run. Return its scores over time and at the end, the model, the poses of all images, and the truth."""
     config = spec.config()
     ace = config.ace
     images, truth, diameter_px = load_images(folder, config.final_box)
@@ -137,7 +137,7 @@ def train_run(spec: Spec, folder: Path, device: str) -> tuple[dict[str, Any], Au
 
 
 def save(work: Path, spec: Spec, result: dict[str, Any], model: AutoEncoder, pose: Pose, truth: Truth) -> None:
-    """Scores as JSON; poses, errors and the map, turned into the true frame, for the figures."""
+    """Save scores as JSON, and poses, errors and the map in the true frame for the figures."""
     frame = align_poses(pose, truth.pose)
     aligned = apply_frame(pose, frame)
     error = (aligned.rotation - truth.pose.rotation).square().sum((-1, -2))

@@ -1,4 +1,4 @@
-"""What a table or figure is to the benchmark: the runs it needs, the lines it shows; and what several of them share."""
+"""Interface of tables and figures to the benchmark, and helpers shared by them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from paper_runs import Spec
 
 
 class Runs(Protocol):
-    """Gives scores and arrays of runs."""
+    """Source of the scores and arrays of runs."""
 
     scale: Scale
 
@@ -27,7 +27,7 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """``specs``: the runs it needs at a scale; ``show``: its lines of Markdown, pictures written into a folder."""
+    """A table or figure: ``specs`` gives its runs at a scale; ``show`` its Markdown, with pictures written to a folder."""
 
     specs: Callable[[Scale], list[Spec]]
     show: Callable[[Runs, Path], list[str]]
@@ -39,7 +39,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def beside(ours: float, paper: float | None, digits: str = ".2g") -> str:
-    """Ours, and in brackets the paper's."""
+    """Our value, with that of the paper in brackets."""
     return f"{ours:{digits}} ({'-' if paper is None else f'{paper:g}'})"
 
 
@@ -52,7 +52,7 @@ PANELS += [draw.Panel("res_px", "FSC 0.5, px"), draw.Panel("coverage", "coverage
 
 
 def pip_spec(scale: Scale, preset: str, pip: bool, seed: int, encoder: str = "") -> Spec:
-    """PIP on or off, everything else the same; an encoder other than the scale's own sees fewer images."""
+    """A run with or without PIP, otherwise the same. An encoder other than the default of the scale trains on fewer images."""
     changes: dict[str, Any] = {} if pip else {"ace__pip": False}
     if encoder:
         steps = 1500 if preset == "paper-voxel" else 1000

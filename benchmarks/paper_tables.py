@@ -1,4 +1,4 @@
-"""Tables 1, 2 and 4: the runs each needs, and the paper's numbers beside ours."""
+"""Tables 1, 2 and 4: the runs that each needs, and the numbers of the paper for comparison."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def table1(runs: Runs, pictures: Path) -> list[str]:
         for method, preset in METHODS.items():
             result = runs.result(spec(runs.scale, images, preset))
             end, paper = result["end"], TABLE1.get((images, method), NONE)
-            # shifts are scored in pixels of the working box; the paper's are of 128
+            # shifts are scored in pixels of the working box; the paper uses pixels of a 128 px box
             trans = end["trans"] * (128 / result["box"]) ** 2
             values = (end["res_px"], end["rot_mean"], end["rot_median"], trans)
             cells = [beside(v, p, d) for v, p, d in zip(values, paper, (".2f", ".2g", ".2g", ".3g"), strict=True)]
@@ -118,7 +118,7 @@ def table4_spec(scale: Scale, pip: bool, labels: bool, seed: int) -> Spec:
     changes: dict[str, Any] = {"ace__pip": pip, "ace__symmetric_loss": "none" if scale.name == "cpu" else "generalised"}
     changes["ace__label_steps"] = 0 if not labels else 300 if scale.name == "cpu" else 4000
     if scale.name == "cpu":
-        # the march would stand in for the labels
+        # without frequency marching, which would have the same effect as the labels
         changes |= {"ace__march": 0.0, "ace__steps": 1000}
     return spec(scale, "spliceosome-10", "paper-voxel", seed, **changes)
 

@@ -1,9 +1,9 @@
-"""The standing benchmark: simulate the sets, reconstruct them, score them, write a dated table.
+"""The standing benchmark: simulate sets, reconstruct and score them, and write a dated table.
 
     make bench ARGS="--data DATA --seeds 3 --only '5nrl -10 dB'"
 
-DATA holds structures/, poses_ctf/ and particles/. Everything is run as a user would run it, through the command line, with
-default options but for those that the table shows. Other programs on the same images: peers/compare.py (``--peers``).
+DATA holds structures/, poses_ctf/ and particles/. Everything is run through the command line, as a user would, with
+default options except those shown in the table. For other programs on the same images see peers/compare.py (``--peers``).
 """
 
 import argparse
@@ -31,7 +31,7 @@ HEAD += ["Trans. px^2", "FSC 0.5 px", "bound px", "over bound", "half-maps 0.143
 
 
 def ace_em(arguments: list[str], log: Path) -> dict[str, float]:
-    """Run the command: exit code, wall and CPU seconds, its own peak memory (GiB). A run may end without converging (3)."""
+    """Run the command; return exit code, wall and CPU seconds, and peak memory in GiB. Exit code 3 means not converged."""
     started = time.monotonic()
     with open(log, "w") as file:
         process = subprocess.Popen([ACE_EM, *arguments], stdout=file, stderr=subprocess.STDOUT)
@@ -53,7 +53,7 @@ def options(settings: dict[str, str]) -> list[str]:
 
 
 def simulated_row(item: SimulatedSet, images: Path, work: Path, seed: int) -> list[str]:
-    """One reconstruction, scored."""
+    """Reconstruct and score one set."""
     run = work / f"{''.join(c if c.isalnum() else '_' for c in item.name)}_{seed}"
     shutil.rmtree(run, ignore_errors=True)
     arguments = ["reconstruct", str(images / "particles.star"), "-o", str(run), "--seed", str(seed)]
@@ -83,10 +83,10 @@ def simulated_row(item: SimulatedSet, images: Path, work: Path, seed: int) -> li
 
 
 def agreement(a: torch.Tensor, b: torch.Tensor, order: int) -> float:
-    """Share of particles whose two poses differ by one of ``order`` global rotations, or their mirrors, within 10 degrees.
+    """Fraction of particles whose two poses agree within 10 degrees up to one of ``order`` global rotations, on either hand.
 
-    For a particle with a point group of that order two independent runs agree only up to the group; the rotations are found
-    one after the other, each the one that the most of the remaining particles share.
+    Two independent runs of a particle with a point group of that order agree only up to the group. The rotations are found
+    one after the other, each as the most frequent one among the remaining particles.
     """
     best = 0.0
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
@@ -105,7 +105,7 @@ def agreement(a: torch.Tensor, b: torch.Tensor, order: int) -> float:
 
 
 def real_rows(item: RealSet, data: Path, work: Path, seeds: int) -> list[str]:
-    """A real set from several seeds, and how far they agree up to the point group."""
+    """A real set from several seeds, and the agreement of the poses up to the point group."""
     lines, poses = [], []
     for seed in range(1, seeds + 1):
         run = work / f"{''.join(c if c.isalnum() else '_' for c in item.name)}_{seed}"
@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, table: Path) -> None:
-    """The peers on one set's images at 64 px, by peers/compare.py."""
+    """Run other programs on the images of one set at 64 px, by peers/compare.py."""
     item = next(s for s in SETS if s.name == "5nrl -10 dB, 64 px")
     images = fresh(arguments.work / f"{item.images}_peers")
     ace_em(["simulate", *simulate_options(item, arguments.data, images, 1)], images / "simulate.log")

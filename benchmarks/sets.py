@@ -1,4 +1,4 @@
-"""The benchmark sets: what is simulated, from which structure, with which options, and how it is reconstructed."""
+"""The benchmark sets: structures, options of the simulation, and options of the reconstruction."""
 
 import dataclasses
 import shutil
@@ -21,10 +21,10 @@ SPLICEOSOME = {"n": 5000, "box": 128, "pixel_size": 4.25}
 
 @dataclass(frozen=True)
 class SimulatedSet:
-    """A structure file of the data folder, the options that make images of it, and those of the reconstruction.
+    """A simulated set: a structure of the data folder, options of the simulation, and options of the reconstruction.
 
-    ``ctf_from`` and ``poses_from`` name .npz files of real CTF parameters and poses; ``goal`` is what the table should show:
-    share within 10 degrees, median Rot., FSC 0.5 over the bound, minutes.
+    ``ctf_from`` and ``poses_from`` are .npz files with experimental CTF parameters and poses. ``goal`` is the expected result:
+    fraction within 10 degrees, median Rot., excess of FSC 0.5 over the bound, minutes.
     """
 
     name: str
@@ -37,7 +37,7 @@ class SimulatedSet:
 
     @property
     def images(self) -> str:
-        """A folder name that sets of the same images share."""
+        """Folder name, shared by sets with the same images."""
         parts = [Path(self.structure).name.split(".")[0], *(f"{k}{v:g}" for k, v in self.simulate.items())]
         return "_".join([*parts, *(Path(f).stem.split("_")[0] for f in (self.ctf_from, self.poses_from) if f)])
 
@@ -131,7 +131,7 @@ REAL = [
 
 
 def ctf_star(npz: Path, n: int, seed: int, out: Path) -> Path:
-    """STAR file with the CTF of ``n`` random particles of a table of box, A/px, U, V (A), angle (degrees), kV, Cs (mm), w,
+    """STAR file with the CTFs of ``n`` random rows of a table: box, A/px, U, V (A), angle (degrees), kV, Cs (mm), w,
     phase shift (degrees)."""
     with np.load(npz) as arrays:
         rows = next(arrays[name] for name in arrays.files if arrays[name].ndim == 2 and arrays[name].shape[1] == 9)
@@ -144,7 +144,7 @@ def ctf_star(npz: Path, n: int, seed: int, out: Path) -> Path:
 def pose_star(npz: Path, n: int, seed: int, out: Path, pixel_size: float) -> Path:
     """STAR file with ``n`` random views of cryoDRGN's array ``rot``, the transpose of our rotation, and shifts of 20 A.
 
-    The table's own ``trans`` has a mean of a tenth of the box along both axes, which is not the particles' doing.
+    The array ``trans`` is not used, as its mean is a tenth of the box along both axes, which is not typical of particles.
     """
     with np.load(npz) as arrays:
         rot = arrays["rot"]
@@ -165,7 +165,7 @@ def _star(columns: dict[str, list[str]], n: int, out: Path) -> Path:
 
 
 def simulate_options(item: SimulatedSet, data: Path, folder: Path, seed: int) -> list[str]:
-    """Arguments of ``ace-em simulate`` for a set; tables of real CTFs and poses are written beside it."""
+    """Arguments of ``ace-em simulate`` for a set; STAR files of experimental CTFs and poses are written to its folder."""
     options = [part for key, value in item.simulate.items() for part in (f"--{key}", f"{value:g}")]
     n = int(item.simulate["n"])
     if item.ctf_from:
@@ -177,7 +177,7 @@ def simulate_options(item: SimulatedSet, data: Path, folder: Path, seed: int) ->
 
 
 def cropped(folder: Path, box: int) -> Path:
-    """A simulated set with its images and map Fourier-cropped to ``box`` px: FOLDER_box. Poses and CTFs are as they were."""
+    """A copy of a simulated set, FOLDER_box, with images and map Fourier-cropped to ``box`` px and the same poses and CTFs."""
     out = fresh(folder.with_name(f"{folder.name}_{box}px"))
     particles = Particles.open(folder / "particles.star")
     pixel_size = particles.pixel_size_angstrom * particles.box / box
@@ -195,7 +195,7 @@ def cropped(folder: Path, box: int) -> Path:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder."""
+    """Create an empty folder, replacing an existing one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -1,5 +1,5 @@
-"""How close the three inner loops run to what the machine can do: the search to its matrix product, slices and insertion to
-plain gathers and scatters of as many numbers.
+"""Speed of the three inner loops relative to the machine: the search compared with its matrix product, slices and insertion
+compared with plain gathers and scatters of as many numbers.
 
     taskset -c 0 make bench-speed
 """
@@ -25,7 +25,7 @@ from ace_em.refinement.search import SearchSpace, search
 
 
 def best_of(work: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of a few runs: on a shared machine the others measure the neighbours."""
+    """Seconds of the fastest of a few runs, as the others may be slowed by other processes on a shared machine."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
@@ -52,7 +52,7 @@ def random_images(box: int, n: int) -> ParticleStack:
 
 
 def search_lines(box: int = 32, band: float = 14.0, n: int = 400) -> list[str]:
-    """The search of stage 2 against one matrix product of the same shape."""
+    """The search of stage 2 compared with one matrix product of the same shape."""
     images = random_images(box, n).band(band)
     space = SearchSpace(box, 20.0, SearchConfig(), torch.eye(3)[None])
     grid = space.grid(band, torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def search_lines(box: int = 32, band: float = 14.0, n: int = 400) -> list[str]:
 
 
 def slice_lines(box: int, n: int = 64) -> list[str]:
-    """Slices and insertion against gathering and scattering eight complex neighbours a point."""
+    """Slices and insertion compared with gathering and scattering eight complex neighbours per point."""
     half_plane, rotation = HalfPlane.within(box), roma.random_rotmat(n)
     volume_ft = volume_to_ft(torch.randn(box, box, box))
     points = n * len(half_plane)
@@ -88,7 +88,7 @@ def slice_lines(box: int, n: int = 64) -> list[str]:
     target = torch.zeros(3, flat.shape[1])
     scattered = points / best_of(lambda: [target[c].index_add_(0, index + i, value) for c in range(3) for i in range(8)])
     images, pose = random_images(box, n), Pose(rotation, torch.zeros(n, 2))
-    # every image takes both steps: in noise nothing comes to rest
+    # every image takes both steps, since noise images do not converge
     local = points * 2 * 5 / best_of(lambda: refine_poses(volume_ft, images, pose, 2))
     return [
         f"slices at {box} px: {sliced / 1e6:.1f} M points/s, {sliced / gathered:.0%} of gathering their neighbours at random",

@@ -1,8 +1,8 @@
-"""Kill a run with SIGKILL at random moments, resume it, and compare what it leaves, byte by byte, with an undisturbed run.
+"""Kill a run with SIGKILL at random times, resume it, and compare its output byte by byte with an undisturbed run.
 
     python benchmarks/survive.py --kills 20 --seed 1
 
-The run is a small one (300 simulated images) that goes through every stage, with a checkpoint every second.
+The run is small (300 simulated images), goes through all stages, and saves a checkpoint every second.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def digests(run: Path) -> dict[str, str]:
 
 
 def last_stage(run: Path) -> str:
-    """What the run had recorded last."""
+    """The last record of the run."""
     if not (run / "metrics.jsonl").exists():
         return "reading images"
     lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
@@ -46,7 +46,7 @@ def last_stage(run: Path) -> str:
 
 def finish(process: subprocess.Popen[bytes]) -> None:
     err = process.communicate()[1]
-    # so small a run does not converge: 3 is as good an end as 0
+    # so small a run may not converge, so exit code 3 is accepted
     if process.returncode not in (0, 3):
         raise SystemExit(f"exit code {process.returncode}: {err.decode()}")
 
@@ -65,7 +65,7 @@ def main() -> None:
         began = time.monotonic()
         finish(start(data, whole))
         seconds, expected = time.monotonic() - began, digests(whole)
-        print(f"undisturbed: {seconds:.0f} s, seed of the moments {args.seed}", flush=True)
+        print(f"undisturbed: {seconds:.0f} s, seed of the kill times {args.seed}", flush=True)
         different = 0
         for number in range(1, args.kills + 1):
             run, moment = Path(folder) / f"run{number}", chance.uniform(2, seconds)

@@ -97,7 +97,7 @@ def test_the_list_of_modules_is_filled(site: Path) -> None:
     for name in ("physics.ctf.CTFParameters", "tasks.losses", "metrics.fsc", "maths.half_plane.HalfPlane"):
         assert f'id="ace_em.{name}"' in html
     # a description that is taken for a type stands in code, its own marks in it
-    assert "samples per image edge." in html and "<code>samples per image edge" not in html
+    assert "pixels per image edge." in html and "<code>pixels per image edge" not in html
     assert ":func:" not in html
 
 

@@ -1,11 +1,11 @@
-"""Work in blocks that get smaller when memory runs out."""
+"""Processing in blocks that become smaller when memory runs out."""
 
 import pytest
 
 from ace_em.maths.blocks import in_blocks
 
 
-def test_blocks_are_halved_until_there_is_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_are_halved_until_they_fit_in_memory(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[int] = []
 
     def work(rows: slice) -> list[int]:
@@ -20,7 +20,7 @@ def test_blocks_are_halved_until_there_is_memory(caplog: pytest.LogCaptureFixtur
     assert [r.getMessage() for r in caplog.records] == [f"out of memory: continuing in blocks of {n} images" for n in (5, 2)]
 
 
-def test_another_error_is_not_taken_for_it() -> None:
+def test_other_errors_are_raised() -> None:
     def wrong(rows: slice) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -28,7 +28,7 @@ def test_another_error_is_not_taken_for_it() -> None:
         in_blocks(8, 4, wrong)
 
 
-def test_one_image_that_does_not_fit_is_the_end() -> None:
+def test_one_image_that_does_not_fit_is_an_error() -> None:
     def too_large(rows: slice) -> None:
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""The filter bank against sums written out."""
+"""The filter bank against explicit sums."""
 
 import math
 
@@ -29,13 +29,13 @@ def test_filter_bank_is_the_sum_over_neighbours() -> None:
     filtered = filter_bank(images, kernels)
     assert filtered.shape == (2, 5, 20, 20)
     torch.testing.assert_close(filtered[1, 3, 10, 8], (images[1, 5:16, 3:14] * kernels[3]).sum())
-    # zeros outside of the image
+    # zeros outside the image
     torch.testing.assert_close(filtered[0, 2, 0, 0], (images[0, :6, :6] * kernels[2, 5:, 5:]).sum())
 
 
 @pytest.mark.parametrize("box", [32, 33])
 def test_kernel_transfer_filters_as_the_bank_does(box: int) -> None:
-    """For images whose rim, half a kernel wide, is zero: beyond it the bank sees zeros and a product wraps around."""
+    """For images with a zero margin of half a kernel, since the bank pads with zeros and the product is periodic."""
     half_plane, kernels = HalfPlane.within(box), gaussian_kernels()
     images = torch.zeros(3, box, box)
     images[:, 6:-6, 6:-6] = torch.randn(3, box - 12, box - 12, generator=torch.Generator().manual_seed(0))
@@ -43,13 +43,13 @@ def test_kernel_transfer_filters_as_the_bank_does(box: int) -> None:
     assert factor.shape == (5, len(half_plane)) and not factor.is_complex()
     filtered = half_plane.from_image(filter_bank(images, kernels))
     torch.testing.assert_close(half_plane.from_image(images)[:, None] * factor, filtered, atol=1e-3, rtol=1e-4)
-    # on another half-plane of the same box the coefficients keep their factors
+    # on another half-plane of the same box the factors are the same
     inner = half_plane.band(6)
     torch.testing.assert_close(kernel_transfer(kernels[3:4], inner), factor[3:4, : len(inner)])
 
 
 def test_kernel_transfer_is_a_gaussian_where_the_kernel_is_one() -> None:
-    """Variance 1: ``exp(-2 pi^2 k^2 / box^2)``, but for 0.0072 at half a cycle per pixel; the mean is kept by all."""
+    """Variance 1: ``exp(-2 pi^2 k^2 / box^2)``, within 0.0072 at half a cycle per pixel; all kernels keep the mean."""
     half_plane = HalfPlane.within(40)
     factor = kernel_transfer(gaussian_kernels(), half_plane)
     torch.testing.assert_close(factor[:, 0], torch.ones(5))

@@ -1,4 +1,4 @@
-"""Centre, parity and normalisation of the transforms, and what a half-plane holds."""
+"""Centre, parity and normalisation of the transforms, and the half-plane."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ def random_volume(n: int, ndim: int, seed: int = 0, dtype: torch.dtype = torch.f
 
 
 def in_circle(n: int) -> Tensor:
-    """(n, n) the circle |k| < n / 2, with integers."""
+    """The circle |k| < n / 2, (n, n), from integers."""
     axis = torch.arange(n) - n // 2
     return 4 * (axis[:, None].square() + axis.square()) < n**2
 
@@ -28,7 +28,7 @@ def band_limited_image(n: int, seed: int = 0) -> Tensor:
 
 
 def turned_180(image: Tensor) -> Tensor:
-    """The image turned about index n // 2: point p goes to -p."""
+    """The image rotated by 180 degrees about index n // 2: point p goes to -p."""
     n = image.shape[-1]
     index = (-(torch.arange(n) - n // 2) + n // 2) % n
     return image[..., index, :][..., index]
@@ -43,7 +43,7 @@ def test_delta_at_the_centre_has_a_flat_transform(n: int, ndim: int, dtype: torc
     delta_ft = centred_fft(delta, ndim)
     assert delta_ft.real.dtype == dtype
     torch.testing.assert_close(delta_ft, torch.full_like(delta_ft, 3))
-    # and the other way round: a constant is a delta at zero frequency
+    # conversely, the transform of a constant is a delta at zero frequency
     torch.testing.assert_close(
         centred_fft(torch.ones_like(delta), ndim).real, delta / 3 * n**ndim, atol=2e-3 if dtype == torch.float32 else 1e-9, rtol=0
     )
@@ -73,7 +73,7 @@ def test_resize_keeps_the_centre(old: int, new: int) -> None:
     wanted = torch.tensor([at.get(p, -1.0) for p in range(-(new // 2), new - new // 2)])
     line = torch.tensor(list(at.values()))
     torch.testing.assert_close(resize(line, new, 1, fill=-1.0), wanted)
-    # every trailing axis alike, leading axes untouched
+    # all trailing axes are resized, leading axes unchanged
     square = resize(line.expand(3, old, old), new, 2, fill=-1.0)
     assert square.shape == (3, new, new)
     inside = (wanted >= 0)[:, None] & (wanted >= 0)
@@ -83,7 +83,7 @@ def test_resize_keeps_the_centre(old: int, new: int) -> None:
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize(("old", "new"), list(itertools.product((12, 13, 18, 19), repeat=2)))
 def test_fourier_resize_samples_the_same_function(old: int, new: int, ndim: int) -> None:
-    """A function of a few waves, sampled in both boxes: the grey values are those of the function."""
+    """A sum of a few waves, sampled in both boxes: the values are those of the function."""
 
     def sampled(n: int) -> Tensor:
         axis = 2 * math.pi * (torch.arange(n, dtype=torch.float64) - n // 2) / n
@@ -145,7 +145,7 @@ def test_half_plane_sums_are_those_of_the_circle(n: int) -> None:
     half = HalfPlane.within(n).from_image(image)
     whole = centred_fft(image, 2)[in_circle(n)]
     torch.testing.assert_close(2 * half.abs().square().sum() - half[0].abs().square(), whole.abs().square().sum())
-    # a plain sum: imaginary parts of partners cancel
+    # in a sum, the imaginary parts of partners cancel
     torch.testing.assert_close((2 * half.sum() - half[0]).real, whole.sum().real)
 
 
@@ -154,19 +154,19 @@ def test_half_plane_round_trip(n: int) -> None:
     half_plane = HalfPlane.within(n)
     images = torch.stack([band_limited_image(n, seed) for seed in range(3)])
     torch.testing.assert_close(half_plane.to_image(half_plane.from_image(images)), images)
-    # what is outside of the circle goes, what is inside stays
+    # coefficients outside the circle are removed, those inside are kept
     white = random_volume(n, 2, 0)
     torch.testing.assert_close(half_plane.to_image(half_plane.from_image(white)), band_limited_image(n, 0))
 
 
 def test_half_plane_orders_x_before_y() -> None:
-    """A wave along x alone has its power at (kx, 0)."""
+    """A wave along x has its power at (kx, 0)."""
     n = 16
     wave = torch.cos(2 * math.pi * 3 * frequencies(n) / n).expand(n, n)
     half_plane = HalfPlane.within(n)
     assert half_plane.k[half_plane.from_image(wave).abs().argmax()].tolist() == [3, 0]
     assert half_plane.k[half_plane.from_image(wave.T).abs().argmax()].tolist() == [0, 3]
-    # gather reads the frequencies it names
+    # gather reads the given frequencies
     kx = frequencies(n).expand(n, n)
     assert torch.equal(half_plane.gather(torch.stack([kx, kx.T])), half_plane.k.T)
 

@@ -1,4 +1,4 @@
-"""Turning and mirroring against blobs in closed form: which way, about which point, and back again."""
+"""Rotation and mirroring of images against blobs in closed form: sense, centre, and inverse."""
 
 import math
 
@@ -34,31 +34,31 @@ def test_turns_are_orthogonal_and_go_from_x_towards_y() -> None:
         turn = plane_turn(angle, torch.full((len(angle),), mirror))
         torch.testing.assert_close(turn @ turn.mT, torch.eye(2).expand(len(angle), 2, 2))
         torch.testing.assert_close(torch.linalg.det(turn), torch.full((len(angle),), det))
-        # x is not touched by the mirror, so it is turned by the angle either way
+        # the mirror leaves x unchanged, so x is rotated by the angle in both cases
         radians = torch.deg2rad(angle)
         torch.testing.assert_close(turn[:, :, 0], torch.stack([torch.cos(radians), torch.sin(radians)], -1))
     quarter = torch.tensor([90.0])
     torch.testing.assert_close(plane_turn(quarter, NO)[0] @ torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(plane_turn(quarter, NO)[0] @ torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0]))
-    # first mirrored, y -> -y, and then turned
+    # first mirrored, y -> -y, then rotated
     torch.testing.assert_close(plane_turn(quarter, YES)[0] @ torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
 
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("mirror", [False, True])
-def test_blobs_move_to_where_the_turn_takes_them(box: int, mirror: bool) -> None:
+def test_blobs_move_with_the_rotation(box: int, mirror: bool) -> None:
     half_plane, n = HalfPlane.within(box), len(ANGLES_DEG)
     turn = plane_turn(torch.tensor(ANGLES_DEG), torch.full((n,), mirror))
     before = blobs_ft(half_plane, POSITION_PX).expand(n, -1)
     after = turn_half_plane(half_plane, before, turn)
     wanted = blobs_ft(half_plane, POSITION_PX @ turn.mT)
     for a, w, b, angle in zip(after, wanted, before, ANGLES_DEG, strict=True):
-        # where turned frequencies meet the grid, 1 / sinc^2 is not undone: 5 % too much at 7 pixels from the centre
+        # at frequencies on the grid interpolation does not cancel 1 / sinc^2: 5 % too much at 7 pixels from the centre
         assert error(a, w) < (0.06 if angle % 90 == 0 else 0.03)
         assert error(a, b) > 0.3 or (angle == 0 and not mirror)
     fine = turn_half_plane(half_plane, before, turn, pad=6)
     assert error(fine, wanted) < 0.01
-    # the other way round, and in the other order
+    # not with the opposite sense or the opposite order
     backwards = blobs_ft(half_plane, POSITION_PX @ turn)
     assert mirror or error(fine[1], backwards[1]) > 0.3
     late = torch.tensor([[1.0, 0.0], [0.0, -1.0]]) @ plane_turn(torch.tensor(ANGLES_DEG), NO.expand(n))
@@ -67,7 +67,7 @@ def test_blobs_move_to_where_the_turn_takes_them(box: int, mirror: bool) -> None
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("mirror", [False, True])
-def test_there_and_back_is_where_it_was(box: int, mirror: bool) -> None:
+def test_inverse_rotation_restores_the_image(box: int, mirror: bool) -> None:
     half_plane, n = HalfPlane.within(box), len(ANGLES_DEG)
     turn = plane_turn(torch.tensor(ANGLES_DEG), torch.full((n,), mirror))
     before = blobs_ft(half_plane, POSITION_PX).expand(n, -1)
@@ -78,7 +78,7 @@ def test_there_and_back_is_where_it_was(box: int, mirror: bool) -> None:
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_each_image_has_its_own_turn(box: int) -> None:
+def test_each_image_has_its_own_rotation(box: int) -> None:
     half_plane = HalfPlane.within(box)
     images = torch.stack([blobs_ft(half_plane, POSITION_PX * scale) for scale in (0.5, -1.0)])
     turn = plane_turn(torch.tensor([40.0, -100.0]), torch.tensor([True, False]))
@@ -89,8 +89,8 @@ def test_each_image_has_its_own_turn(box: int) -> None:
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_one_pixel_turns_about_the_centre(box: int) -> None:
-    """A turn by right angles takes pixel (x, y) from the centre, index n // 2, to a pixel: no blob hides half a pixel."""
+def test_one_pixel_rotates_about_the_centre(box: int) -> None:
+    """Rotation by a right angle about index n // 2 maps pixels to pixels, which would show an error of half a pixel."""
     half_plane, centre = HalfPlane.within(box), box // 2
     image = torch.zeros(1, box, box)
     image[0, centre + 2, centre + 5] = 1
@@ -101,8 +101,8 @@ def test_one_pixel_turns_about_the_centre(box: int) -> None:
 
 
 @pytest.mark.parametrize("box", [12, 13])
-def test_a_mirror_is_exact(box: int) -> None:
-    """Pixel by pixel about the centre; the interpolating turn agrees for what is smooth, and twice is where it was."""
+def test_mirroring_is_exact(box: int) -> None:
+    """Mirroring reorders pixels exactly, agrees with interpolation for smooth images, and is its own inverse."""
     half_plane = HalfPlane.within(box)
     image = half_plane.to_image(half_plane.from_image(torch.randn(3, box, box, generator=torch.Generator().manual_seed(0))))
     image_ft = half_plane.from_image(image)

@@ -1,4 +1,4 @@
-"""Point groups: the laws of a group, RELION's own matrices, and the copies of a rotation."""
+"""Point groups: group laws, RELION's matrices, and symmetry copies of a rotation."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def order(name: str) -> int:
 
 
 def same_set(a: Tensor, b: Tensor, atol: float = 1e-9) -> bool:
-    """Whether two lists of matrices, each without repeats, hold the same ones."""
+    """Whether two lists of distinct matrices are the same set."""
     close = (a[:, None] - b[None]).abs().amax((-1, -2)) < atol
     return a.shape == b.shape and bool((close.sum(0) == 1).all() and (close.sum(1) == 1).all())
 
@@ -40,10 +40,10 @@ def test_laws_of_a_group(name: str) -> None:
     assert group.shape == (order(name), 3, 3) and group.dtype == torch.float64
     assert torch.equal(group[0], EYE)
     assert (squared_frobenius(group[1:], EYE) > 1e-3).all()
-    # rotations, proper ones
+    # proper rotations
     torch.testing.assert_close(group @ group.mT, EYE.expand_as(group), atol=1e-12, rtol=0)
     torch.testing.assert_close(torch.linalg.det(group), torch.ones(len(group), dtype=torch.float64))
-    # closed: each element only reorders the group, and so does taking inverses
+    # closed: multiplication by an element permutes the group, as does inversion
     assert all(same_set(g @ group, group) for g in group)
     assert same_set(group.mT, group)
 
@@ -57,7 +57,7 @@ def test_generators_are_members(name: str) -> None:
 
 @pytest.mark.relion
 @pytest.mark.parametrize("name", NAMES)
-def test_matrices_are_those_of_relion(name: str) -> None:
+def test_matrices_match_relion(name: str) -> None:
     done = subprocess.run(
         ["relion_refine", "--print_symmetry_ops", "--sym", name], capture_output=True, text=True, timeout=60, check=True
     )
@@ -67,7 +67,7 @@ def test_matrices_are_those_of_relion(name: str) -> None:
     assert same_set(theirs, point_group(name), atol=1e-4)
 
 
-def test_axes_stand_where_the_docstring_says() -> None:
+def test_axes_match_the_docstring() -> None:
     half_z, half_x = torch.diag(torch.tensor([-1.0, -1, 1])).double(), torch.diag(torch.tensor([1.0, -1, -1])).double()
     has = {name: (half_z, half_x) for name in ("D2", "D4", "O", "I1", "I2")} | {"D3": (half_x,), "C2": (half_z,)}
     for name, members in has.items():
@@ -95,14 +95,14 @@ def test_unknown_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_of_every_orbit_is_in_the_asymmetric_unit(name: str) -> None:
+def test_asymmetric_unit_contains_one_rotation_per_orbit(name: str) -> None:
     group, rotation = point_group(name), random_rotations(500)
     assert torch.equal(in_asymmetric_unit(group[:, None] @ rotation, group).sum(0), torch.ones(500, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", ["C1", "C2", "D7", "T", "O", "I"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_share_of_rotations_in_the_asymmetric_unit(name: str, dtype: torch.dtype) -> None:
+def test_fraction_of_rotations_in_the_asymmetric_unit(name: str, dtype: torch.dtype) -> None:
     share = in_asymmetric_unit(random_rotations(20000, 1).to(dtype), point_group(name)).double().mean().item()
     expected = 1 / order(name)
     # five standard deviations of a binomial
@@ -121,11 +121,11 @@ def test_blocks_do_not_change_the_asymmetric_unit(monkeypatch: pytest.MonkeyPatc
 def test_nearest_copy(name: str) -> None:
     group, rotation, reference = point_group(name), random_rotations(40), random_rotations(40, 1)
     nearest = nearest_copy(rotation, reference, group)
-    # one of the orbit, and none is nearer
+    # a member of the orbit, and no other is nearer
     distance = squared_frobenius(group[:, None] @ rotation, reference)
     torch.testing.assert_close(squared_frobenius(nearest, reference), distance.amin(0))
     assert (squared_frobenius(group[:, None] @ rotation, nearest).amin(0) < 1e-18).all()
-    # a copy of the reference is brought back to it
+    # a symmetry copy of the reference is mapped back to it
     torch.testing.assert_close(nearest_copy(group[-1] @ reference, reference, group), reference, atol=1e-12, rtol=0)
 
 
@@ -143,6 +143,6 @@ def test_mirrored_axes(name: str) -> None:
     torch.testing.assert_close(turn @ turn.mT, EYE)
     assert torch.linalg.det(turn).item() == pytest.approx(1)
     assert same_set(turn @ mirror @ group @ mirror @ turn.T, group)
-    # the turn is not idle where it is asked for
+    # the rotation is needed for these groups
     assert same_set(mirror @ group @ mirror, group) == torch.equal(turn, EYE)
     assert torch.equal(turn, EYE) == (name not in ("T", "I3", "I4"))

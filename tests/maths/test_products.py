@@ -1,4 +1,4 @@
-"""Products with rounded factors, against the exact one and the bound that is stated."""
+"""Products with rounded factors, against the exact product and the documented bound."""
 
 from typing import get_args
 
@@ -17,14 +17,14 @@ def matrices(m: int, k: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def bound(a: Tensor, b: Tensor, roundoff: float) -> Tensor:
-    """Of the error of every entry: both factors rounded, and a sum of k terms in float32."""
+    """Bound on the error of every entry: both factors rounded, and a sum of k terms in float32."""
     summed = a.shape[1] * torch.finfo(torch.float32).eps
     return (2 * roundoff + roundoff**2 + summed) * (a.double().abs() @ b.double().abs())
 
 
 @pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("shape", [(1, 7, 3), (40, 300, 500), (512, 64, 1000)])
-def test_within_the_bound(factors: Factors, shape: tuple[int, int, int]) -> None:
+def test_error_is_within_the_bound(factors: Factors, shape: tuple[int, int, int]) -> None:
     a, b = matrices(*shape)
     error = (product(a, b, factors).double() - a.double() @ b.double()).abs()
     roundoff = 0.0 if factors == "float32" else BFLOAT16_ROUNDOFF
@@ -34,14 +34,14 @@ def test_within_the_bound(factors: Factors, shape: tuple[int, int, int]) -> None
 def test_bfloat16_rounds_on_every_processor() -> None:
     a, b = matrices(40, 300, 500)
     error = (product(a, b, "bfloat16").double() - a.double() @ b.double()).abs()
-    # more than a sum in float32 can lose, and what rounding alone is known to give
+    # larger than the error of a float32 sum, and equal to the known effect of rounding
     assert error.median() > bound(a, b, 0).median()
     exact = a.bfloat16().double() @ b.bfloat16().double()
     assert ((product(a, b, "bfloat16").double() - exact).abs() <= bound(a, b, 0)).all()
 
 
-def test_rounding_is_small_beside_the_noise() -> None:
-    """One factor noise of unit variance: an entry has the deviation |b|, and rounding moves it by 0.8 u of that."""
+def test_rounding_error_is_small_compared_with_the_noise() -> None:
+    """With unit-variance noise as one factor, an entry has standard deviation |b|, and rounding changes it by 0.8 u |b|."""
     a, b = matrices(400, 300, 200)
     moved = (product(a, b, "bfloat16").double() - a.double() @ b.double()) / b.double().norm(dim=0)
     assert moved.std().item() == pytest.approx(0.8 * BFLOAT16_ROUNDOFF, rel=0.3)
@@ -54,7 +54,7 @@ def test_float64_is_never_rounded(factors: Factors) -> None:
 
 
 @pytest.mark.parametrize("factors", FACTORS)
-def test_the_setting_of_torch_is_put_back(factors: Factors) -> None:
+def test_torch_precision_setting_is_restored(factors: Factors) -> None:
     before = torch.get_float32_matmul_precision()
     assert before == "highest"
     product(*matrices(2, 3, 4), factors)

@@ -1,4 +1,4 @@
-"""The radial mean: what it keeps whole, what it does not touch, and that it is the least-squares one."""
+"""The radial mean: radial functions are kept, others are unaffected, and it is the least-squares fit."""
 
 import pytest
 import torch
@@ -17,27 +17,27 @@ def test_a_shell_is_its_radial_mean(n: int) -> None:
     radius = radius_grid(n, 3).double()
     shell = torch.exp(-(radius - n / 4).square() / 4)
     assert features(shell).norm() < 0.02 * shell.norm()
-    # also in Fourier space: nothing is left of it in any shell
+    # also in Fourier space: every shell of the remainder has zero mean
     left, before = (centred_fft(v, 3).abs() for v in (features(shell), shell))
     assert left.max() < 0.02 * before.max()
 
 
 @pytest.mark.parametrize("n", [16, 17])
-def test_what_has_no_mean_on_any_sphere_is_kept(n: int) -> None:
+def test_volumes_without_radial_mean_are_unchanged(n: int) -> None:
     z, y, x = torch.meshgrid(*[torch.arange(n).double() - n // 2] * 3, indexing="ij")
-    # the first face of an even box has no opposite
+    # the first plane of an even box has no opposite
     inside = radius_grid(n, 3) < n // 2 - 0.5
     volume = (x + x * y - 2 * z * z + x * x + y * y) * inside
     torch.testing.assert_close(features(volume), volume, atol=1e-4, rtol=0)
 
 
-def test_it_is_a_projection() -> None:
+def test_radial_mean_is_a_projection() -> None:
     volume, shell = noise(18), torch.exp(-(radius_grid(18, 3).double() - 5).square() / 9)
     left = features(volume)
     assert (left * radial_mean(volume)).sum().abs() < 1e-5 * volume.square().sum()
     torch.testing.assert_close(features(left), left, atol=1e-5, rtol=0)
     torch.testing.assert_close(features(volume + 3 * shell), left, atol=0.05, rtol=0)
-    # noise keeps nearly all of itself: there is one profile to fit, and thousands of voxels
+    # noise is almost unchanged: one profile is fitted to thousands of voxels
     assert left.square().sum() > 0.98 * volume.square().sum()
 
 

@@ -1,4 +1,4 @@
-"""Rotations: the grid covers SO(3), mates are half turns, distances are angles."""
+"""Rotations: coverage of the SO(3) grid, half-turn alternatives, and distances."""
 
 import math
 
@@ -42,19 +42,19 @@ def test_grid_covers_so3(spacing_deg: float, turned: bool) -> None:
     # trace(A^T B) = 1 + 2 cos(angle)
     trace = (random.flatten(1) @ grid.flatten(1).T).amax(1)
     nearest_deg = torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1)))
-    # a cubic grid leaves at most half the diagonal of its cell; HEALPix cells are a little longer one way
+    # the covering radius of a cubic grid is half the cell diagonal; HEALPix cells are slightly elongated
     assert nearest_deg.max() < 1.15 * spacing_deg
     assert 0.3 * spacing_deg < nearest_deg.mean() < 0.7 * spacing_deg
 
 
 def test_grid_is_even() -> None:
-    """The mean of R is 0 and that of R_ij^2 is 1/3 for rotations spread evenly."""
+    """For uniform rotations the mean of R is 0 and that of R_ij^2 is 1/3."""
     grid = so3_grid(15.0)
     torch.testing.assert_close(grid.mean(0), torch.zeros(3, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(grid.square().mean(0), torch.full((3, 3), 1 / 3), atol=5e-3, rtol=0)
 
 
-def test_generator_turns_the_grid_as_a_whole() -> None:
+def test_generator_rotates_the_whole_grid() -> None:
     plain, turned = so3_grid(30.0), so3_grid(30.0, torch.Generator().manual_seed(1))
     turn = turned @ plain.mT
     torch.testing.assert_close(turn, turn[:1].expand_as(turn), atol=1e-5, rtol=0)
@@ -63,7 +63,7 @@ def test_generator_turns_the_grid_as_a_whole() -> None:
     assert not torch.allclose(turned, so3_grid(30.0, torch.Generator().manual_seed(2)))
 
 
-def test_mates_are_half_turns_about_the_image_axes() -> None:
+def test_alternatives_are_half_turns_about_the_image_axes() -> None:
     rotation = random_rotations(5).reshape(5, 1, 3, 3)
     four = alternatives(rotation)
     assert four.shape == (5, 1, 4, 3, 3) and four.dtype == torch.float64
@@ -73,7 +73,7 @@ def test_mates_are_half_turns_about_the_image_axes() -> None:
     half_turn = torch.tensor([0.0, math.pi, math.pi, math.pi], dtype=torch.float64)
     axis = torch.tensor([[0.0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
     torch.testing.assert_close(relative[0, 0], roma.rotvec_to_rotmat(half_turn[:, None] * axis))
-    # a group: the product of two mates is a mate
+    # a group: the product of two alternatives is an alternative
     products = (HALF_TURNS[:, None] @ HALF_TURNS[None]).reshape(16, 1, 9)
     assert ((products - HALF_TURNS.reshape(1, 4, 9)).abs().amax(-1).amin(1) == 0).all()
 
@@ -88,15 +88,15 @@ def test_distances_are_those_of_the_angle(dtype: torch.dtype, atol_deg: float) -
     torch.testing.assert_close(squared_frobenius(a, b), 8 * torch.sin(torch.deg2rad(angle_deg) / 2).square(), atol=1e-5, rtol=0)
 
 
-def test_random_rotations_are_6_apart() -> None:
+def test_random_rotations_have_mean_squared_distance_6() -> None:
     a, b = random_rotations(20_000, 1), random_rotations(20_000, 2)
     # standard error 0.015
     assert squared_frobenius(a, b).mean() == pytest.approx(6, abs=0.06)
 
 
 @pytest.mark.parametrize("n_side", [1, 2, 4, 16])
-def test_pixel_centres_are_those_of_healpix(n_side: int) -> None:
-    """Against astropy-healpix, which knows powers of 2."""
+def test_pixel_centres_match_healpix(n_side: int) -> None:
+    """Against astropy-healpix, which supports powers of 2."""
     from astropy_healpix import healpix_to_lonlat
 
     longitude, latitude = healpix_to_lonlat(np.arange(12 * n_side**2), n_side, order="ring")
@@ -109,7 +109,7 @@ def test_pixel_centres_are_those_of_healpix(n_side: int) -> None:
 
 @pytest.mark.parametrize("n_side", [3, 5, 11])
 def test_pixels_of_any_number_have_the_same_area(n_side: int) -> None:
-    """Centres are unit vectors that balance, and as many random directions are nearest to each, within counting errors."""
+    """Centres are unit vectors with zero mean, and equally many random directions are nearest to each, within counting errors."""
     centres = healpix_centres(n_side)
     assert centres.shape == (12 * n_side**2, 3)
     torch.testing.assert_close(centres.norm(dim=1), torch.ones(len(centres), dtype=torch.float64))

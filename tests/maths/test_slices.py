@@ -1,4 +1,4 @@
-"""Central slices: one bright voxel, another library, the adjoint, gradients, and a slow insertion written out."""
+"""Central slices: one bright voxel, another library, the adjoint, gradients, and an explicit slow insertion."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ def half_plane64(box: int, max_radius: float | None = None) -> HalfPlane:
 
 
 def smooth_volume(box: int, seed: int = 0, n_blobs: int = 12, sigma: float = 1.7) -> Tensor:
-    """Gaussians well inside of the box, with no symmetry."""
+    """Gaussians well inside the box, without symmetry."""
     axis = torch.arange(box, dtype=F64) - box // 2
     centres = (
         torch.randn(n_blobs, 3, generator=generator(seed), dtype=F64).clamp(-1.5, 1.5) * torch.tensor([3.5, 2.5, 1.8]) * box / 32
@@ -58,7 +58,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The CPU path divides its work by the number of threads."""
+    """The CPU code path depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -67,7 +67,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("box", [16, 17])
 def test_one_bright_voxel(box: int) -> None:
-    """A voxel at p gives the wave exp(-2 pi i k . R^T p / n), whatever the rotation: axis order, sign and centre."""
+    """A voxel at p gives the wave exp(-2 pi i k . R^T p / n) for any rotation, which fixes axis order, sign and centre."""
     half_plane = half_plane64(box)
     rotation = rotations(20)
     for p in ((3, 0, 0), (0, 2, 0), (0, 0, 4), (-3, 2, 1)):
@@ -81,12 +81,12 @@ def test_one_bright_voxel(box: int) -> None:
 
 
 @pytest.mark.parametrize("box", [16, 17])
-def test_unturned_slice_is_the_sum_along_z(box: int) -> None:
-    """At the identity nothing is interpolated, and the projection is exact but for the correction of the box's edge."""
+def test_unrotated_slice_is_the_sum_along_z(box: int) -> None:
+    """At the identity nothing is interpolated, so the projection is exact apart from the gridding correction."""
     half_plane = half_plane64(box)
     volume = smooth_volume(box, sigma=1.2)
     slices = central_slices(volume_to_ft(volume / volume.sum(), 2), half_plane, torch.eye(3, dtype=F64))
-    # what is left is 1 / sinc^2 itself, which a read between nodes would undo
+    # the difference is 1 / sinc^2, which interpolation between grid points would cancel
     size = padded_size(box, 2)
     axis = 1 / torch.sinc((torch.arange(box, dtype=F64) - box // 2) / size).square()
     corrected = volume / volume.sum() * axis[:, None, None] * axis[:, None] * axis
@@ -105,8 +105,8 @@ def test_against_torch_fourier_slice() -> None:
     assert (ours - turned_back).abs().max() > 0.2 * theirs.max()
 
 
-def test_more_padding_is_more_exact() -> None:
-    """Against the closed form of one Gaussian away from the centre: the error falls with the padding."""
+def test_padding_improves_accuracy() -> None:
+    """Against one off-centre Gaussian in closed form: the error decreases with the padding."""
     box, sigma = 24, 1.5
     centre = torch.tensor([4.0, -3.0, 2.0], dtype=F64)
     axis = torch.arange(box, dtype=F64) - box // 2
@@ -124,21 +124,21 @@ def test_more_padding_is_more_exact() -> None:
     assert error[2] < 0.008 and error[4] < 0.002
 
 
-def test_alternatives_show_the_image_turned_and_mirrored() -> None:
+def test_alternatives_rotate_and_mirror_the_image() -> None:
     box = 20
     half_plane = half_plane64(box, 8)
     volume_ft = volume_to_ft(smooth_volume(box))
     image, half_turn, back_x, back_y = central_slices(volume_ft, half_plane, alternatives(rotations(4))).unbind(1)
     torch.testing.assert_close(half_turn, image.conj())
-    # from the back, about x: the image with y reversed; about y: with x reversed
+    # view from the back, about x: y is reversed; about y: x is reversed
     mirrored = half_plane.to_image(image).flip(1).roll(1, 1)
     torch.testing.assert_close(half_plane.to_image(back_x), mirrored)
     torch.testing.assert_close(half_plane.to_image(back_y), half_plane.to_image(image).flip(2).roll(1, 2))
     assert (half_plane.to_image(image) - mirrored).abs().max() > 0.1
 
 
-def test_sample_reads_the_whole_space() -> None:
-    """Frequencies out of the plane, against the transform itself at nodes of the grid; Hermitian by construction."""
+def test_sample_covers_all_of_fourier_space() -> None:
+    """Frequencies outside the plane, against the transform at grid points; Hermitian by construction."""
     box = 12
     volume = torch.randn(box, box, box, generator=generator(0), dtype=F64)
     volume_ft = volume_to_ft(volume, 2)
@@ -173,13 +173,13 @@ def test_insertion_is_the_adjoint(box: int, threads: int) -> None:
     assert inserted.shape == (3, size + 1, size + 1, size // 2 + 1)
     left = inner(central_slices(VolumeFT(v, box), half_plane, rotation), y)
     torch.testing.assert_close(left, inner(v, inserted[:2]), atol=1e-10, rtol=1e-12)
-    # the weights go where the real parts go
+    # weights are inserted like real parts
     torch.testing.assert_close(inserted[2], insert_slices(weights + 0j, weights, half_plane, rotation, size)[0])
     torch.testing.assert_close(inserted[2].sum(), weights.sum())
 
 
 def slow_insertion(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotation: Tensor, size: int) -> Tensor:
-    """(3, P + 1, P + 1, P + 1): every coefficient and its Hermitian partner, corner by corner, in a whole transform."""
+    """Explicit insertion (3, P + 1, P + 1, P + 1) of every coefficient and its Hermitian partner into a full transform."""
     out = torch.zeros(3, size + 1, size + 1, size + 1, dtype=F64)
     for sign in (1, -1):
         for matrix, value_row, weight_row in zip(rotation, values, weights, strict=True):
@@ -195,21 +195,21 @@ def slow_insertion(values: Tensor, weights: Tensor, half_plane: HalfPlane, rotat
     return out
 
 
-def test_hermitian_completes_the_insertion() -> None:
+def test_hermitian_symmetry_of_the_insertion() -> None:
     box, size = 6, 12
     half_plane, rotation = half_plane64(box), rotations(3)
     values = half_plane.from_image(torch.randn(3, box, box, generator=generator(0), dtype=F64))
     weights = torch.rand(3, len(half_plane), generator=generator(1), dtype=F64)
     completed = complete_hermitian_(insert_slices(values, weights, half_plane, rotation, size))
     wanted = slow_insertion(values, weights, half_plane, rotation, size)[..., size // 2 :]
-    # the outermost planes are Nyquist's, which hermitian joins
+    # the outermost planes are the duplicated Nyquist planes
     torch.testing.assert_close(completed[:, 1:-1, 1:-1], wanted[:, 1:-1, 1:-1], atol=1e-12, rtol=0)
     plane = torch.complex(completed[0], completed[1])[..., 0]
     torch.testing.assert_close(plane, plane.flip(0, 1).conj())
     assert plane.abs().max() > 1
 
 
-def test_hermitian_joins_the_doubled_nyquist_planes() -> None:
+def test_duplicated_nyquist_planes_are_summed() -> None:
     grid = torch.randn(3, 9, 9, 5, generator=generator(0), dtype=F64)
     before = grid.clone()
     completed = complete_hermitian_(grid.clone())
@@ -219,8 +219,8 @@ def test_hermitian_joins_the_doubled_nyquist_planes() -> None:
 
 
 @pytest.mark.parametrize("box", [12, 13])
-def test_ft_to_volume_undoes_the_spread_of_insertion(box: int) -> None:
-    """Insertion spreads a point over a triangle: the volume comes out times sinc^2, which the correction divides away."""
+def test_ft_to_volume_corrects_for_the_interpolation(box: int) -> None:
+    """Insertion spreads a point by a triangle, which multiplies the volume by sinc^2; the correction divides by it."""
     size = padded_size(box, 2)
     volume = smooth_volume(box)
     axis = torch.sinc((torch.arange(size, dtype=F64) - size // 2) / size).square()
@@ -228,13 +228,13 @@ def test_ft_to_volume_undoes_the_spread_of_insertion(box: int) -> None:
     whole = centred_fft(spread, 3)
     whole = torch.cat([whole, whole[:1]])
     whole = torch.cat([whole, whole[:, :1]], 1)
-    # x from 0 to P / 2: the Nyquist plane stands at -P / 2 in the centred transform
+    # x from 0 to P / 2: the Nyquist plane is at -P / 2 in the centred transform
     half = torch.cat([whole[..., size // 2 :], whole[..., :1]], -1)
     torch.testing.assert_close(ft_to_volume(torch.view_as_real(half).movedim(-1, 0), box), volume)
 
 
 def test_back_projection_of_projections_is_the_volume() -> None:
-    """Insertion over weights, from slices of many directions, gives the volume back: the two directions agree on every axis."""
+    """Inserted values over weights, from many directions, recover the volume: slicing and insertion agree on all axes."""
     box = 16
     half_plane, rotation = half_plane64(box), rotations(1500)
     volume = smooth_volume(box, sigma=1.4)
@@ -275,7 +275,7 @@ def test_gradient_with_respect_to_the_volume() -> None:
 
 @pytest.mark.parametrize("angle", [0.0, 1.0])
 def test_gradient_with_respect_to_the_rotation(angle: float) -> None:
-    """Through a rotation vector applied to a fixed rotation, at a zero vector too, where naive formulae give NaN."""
+    """With respect to a rotation vector, including the zero vector, where naive formulas give NaN."""
     box = 12
     half_plane, start = half_plane64(box, 5), rotations(3)
     volume_ft = volume_to_ft(smooth_volume(box, sigma=1.2), 3)

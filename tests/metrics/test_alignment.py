@@ -1,4 +1,4 @@
-"""The global rotation, hand and origin between two pose sets, from poses and from images."""
+"""The global rotation, hand and origin that relate two sets of poses, tested on poses and on images."""
 
 import pytest
 import roma
@@ -28,7 +28,7 @@ def truth() -> Pose:
 
 
 def estimate_of(true: Pose, turn: Tensor, origin_px: Tensor, mirrored: bool) -> Pose:
-    """Poses in another frame, by the definition of Frame, inverted."""
+    """Poses in another frame, by inverting the definition of Frame."""
     rotation = turn.T @ true.rotation
     moved = (true.rotation.mT @ origin_px)[:, :2].flip(-1)
     pose = Pose(rotation, true.shift_px - moved)
@@ -66,8 +66,8 @@ def test_recovers_turn_hand_and_origin(mirrored: bool, outliers: float, noise_de
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_third_of_the_poses_right_and_the_others_a_third_of_a_turn_off(mirrored: bool) -> None:
-    """A nearly three-fold particle: the median error is that of the wrong ones, and says nothing of the frame."""
+def test_pseudo_symmetric_poses_are_aligned(mirrored: bool) -> None:
+    """A pseudo-three-fold particle, for which the median error is that of the wrong poses."""
     true, turn = truth(), random_rotations(1, 5)[0]
     generator = torch.Generator().manual_seed(9)
     copy = torch.multinomial(torch.tensor([0.4, 0.3, 0.3]), N, replacement=True, generator=generator)
@@ -89,8 +89,8 @@ def test_apply_frame_inverts_the_definition() -> None:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_the_frame_is_that_of_the_images(mirrored: bool) -> None:
-    """Two maps and two pose sets that give the same images; the frame must carry one map's atoms to the other's.
+def test_frame_agrees_with_the_images(mirrored: bool) -> None:
+    """Two maps and two sets of poses that give the same images; the frame must map the atoms of one to the other.
 
     An atom of the true map at p stands in the estimated map at ``p_e``, where ``p = A J p_e - origin`` (J the mirror).
     """
@@ -120,8 +120,8 @@ def test_the_frame_is_that_of_the_images(mirrored: bool) -> None:
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_turned_map_is_the_true_map(mirrored: bool, shifted: bool) -> None:
-    """The same two maps and pose sets: the frame of the poses brings the estimated map onto the true one."""
+def test_turn_volume_gives_the_true_map(mirrored: bool, shifted: bool) -> None:
+    """The same maps and poses: the frame found from the poses aligns the estimated map with the true map."""
     box, resolution = 32, 7.0
     generator = torch.Generator().manual_seed(3)
     p_e = torch.randn(30, 3, generator=generator).clamp(-2, 2) * torch.tensor([4.0, 3.0, 1.5])
@@ -135,8 +135,8 @@ def test_turned_map_is_the_true_map(mirrored: bool, shifted: bool) -> None:
     assert fsc[: box // 4].min() > 0.98
 
 
-def test_aligned_random_poses_stay_random() -> None:
-    """No frame makes chance look like success."""
+def test_random_poses_stay_random_after_alignment() -> None:
+    """Alignment does not make random poses look correct."""
     true = truth()
     guess = Pose(random_rotations(N, 9), true.shift_px)
     error = pose_error(apply_frame(guess, align_poses(guess, true)), true)

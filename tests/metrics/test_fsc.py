@@ -18,7 +18,7 @@ def noise(n: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("n", [12, 13])
 def test_definition(n: int) -> None:
-    """Shell by shell, coefficient by coefficient, from numpy-ordered transforms."""
+    """FSC computed coefficient by coefficient from uncentred transforms."""
     a, b = noise(n, 0) + 0.5, noise(n, 0) + noise(n, 1)
     a_ft, b_ft = torch.fft.fftn(a), torch.fft.fftn(b)
     k = torch.fft.fftfreq(n, 1 / n, dtype=F64)
@@ -44,8 +44,8 @@ def test_laws(n: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("grey", [3e4, 1e6, 1e-12])
-def test_grey_values_of_any_size(grey: float) -> None:
-    """Integers of 16 bits in a large box: the product of two powers would leave the range of float32."""
+def test_fsc_is_independent_of_the_scale(grey: float) -> None:
+    """16-bit integer values in a large box, for which the product of two powers would overflow float32."""
     a, b = noise(96, 0).float(), (noise(96, 0) + noise(96, 1)).float()
     torch.testing.assert_close(fourier_shell_correlation(grey * a, grey * b), fourier_shell_correlation(a, b), atol=1e-5, rtol=0)
 
@@ -74,10 +74,10 @@ def test_resolution_shell_interpolates() -> None:
     assert resolution_shell(curve, 0.5) == pytest.approx(3.75)
     assert resolution_shell(curve, 0.143) == pytest.approx(6 + (0.6 - 0.143) / 0.5)
     assert resolution_shell(curve, 0.8) == pytest.approx(3)
-    # the first crossing counts, not the last; never below: the last shell
+    # the first crossing counts, not the last; if the FSC never falls below, the last shell
     assert resolution_shell(curve, 0.3) == pytest.approx(4.5)
     assert resolution_shell(torch.full((9,), 0.7), 0.5) == 8
-    # the handful of coefficients in shells 0 and 1 is passed over
+    # shells 0 and 1 are ignored
     assert resolution_shell(torch.tensor([-1.0, 0.9, 0.9, 0.9]), 0.5) == 3
     assert resolution_shell(torch.tensor([1.0, 0.3, 0.9, 0.1]), 0.5) == pytest.approx(2.5)
     assert resolution_shell(torch.tensor([1.0, 0.3, 0.2, 0.1]), 0.5) == 1
@@ -87,13 +87,13 @@ def test_resolution_shell_interpolates() -> None:
 def test_random_phases_beyond_a_shell(n: int) -> None:
     volume, from_shell = noise(n, 0), 6
     random = randomise_phases(volume, from_shell, torch.Generator().manual_seed(1))
-    # power is kept, coefficient by coefficient: the phases were those of a real map
+    # the power of each coefficient is kept, and the map stays real
     torch.testing.assert_close(centred_fft(random, 3).abs(), centred_fft(volume, 3).abs())
     near = radius_grid(n, 3) <= from_shell
     torch.testing.assert_close(centred_fft(random, 3)[near], centred_fft(volume, 3)[near])
     fsc = fourier_shell_correlation(volume, random)
     torch.testing.assert_close(fsc[:from_shell], torch.ones(from_shell, dtype=F64))
-    # beyond: nothing but chance, 1 / sqrt(2 pi s^2)
+    # beyond: only random correlation, 1 / sqrt(2 pi s^2)
     shells = torch.arange(from_shell + 1, n // 2 + 1)
     assert (fsc[from_shell + 1 :] * (2 * math.pi) ** 0.5 * shells).abs().max() < 3.5
     same = randomise_phases(volume, from_shell, torch.Generator().manual_seed(1))
@@ -107,8 +107,8 @@ def test_corrected_fsc() -> None:
     torch.testing.assert_close(corrected_fsc(masked, random, 1), torch.tensor([1.0, 0.9, 0.8, 0.5, 4 / 9, 0.0]))
 
 
-def test_a_masks_own_correlation_is_taken_away() -> None:
-    """Two maps that agree to shell 8 and are noise beyond it: a tight mask makes them agree, the correction undoes that."""
+def test_correlation_from_the_mask_is_corrected() -> None:
+    """Maps that agree up to shell 8 with noise beyond it: a tight mask raises the FSC there, which is corrected."""
     n, from_shell = 48, 8
     radius = radius_grid(n, 3)
     mask = torch.exp(-(radius / 7).square()).double()
@@ -133,7 +133,7 @@ def soft_ball(n: int, radius: float, edge: float) -> Tensor:
 
 
 def mean_curves(curves: list[MaskedFSC]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unmasked, masked, randomised, corrected, over repeats."""
+    """Mean unmasked, masked, randomised and corrected curves over repeats."""
     unmasked, masked, randomised, corrected = (
         torch.stack([getattr(c, name) for c in curves]).mean(0) for name in ("unmasked", "masked", "randomised", "corrected")
     )
@@ -141,7 +141,7 @@ def mean_curves(curves: list[MaskedFSC]) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def test_pure_noise_in_a_tight_mask() -> None:
-    """Noise on a common grey level: the mask's own shape is what the halves share inside it."""
+    """Noise with a common mean: inside the mask the half-maps share the shape of the mask."""
     n, repeats = 24, 48
     mask = soft_ball(n, 3, 2)
     curves = [
@@ -156,7 +156,7 @@ def test_pure_noise_in_a_tight_mask() -> None:
 
 
 def test_corrected_curve_of_a_particle_in_noise_has_the_known_expectation() -> None:
-    """SNR / (1 + SNR), where SNR is what the mask leaves of signal and of noise; without a mask solvent dilutes it."""
+    """SNR / (1 + SNR), with the SNR inside the mask; without a mask solvent noise lowers it."""
     n, repeats = 48, 6
     mask = soft_ball(n, 12, 5)
 
@@ -169,7 +169,7 @@ def test_corrected_curve_of_a_particle_in_noise_has_the_known_expectation() -> N
         curves.append(masked_fsc(signal + noise(n, s + 1), signal + noise(n, s + 2), mask, torch.Generator().manual_seed(s)))
     unmasked, masked, randomised, corrected = mean_curves(curves)
     shells = torch.arange(n // 2 + 1, dtype=F64)
-    # the mask acts on the particle twice and on the noise once
+    # the particle is masked twice, the noise once
     inside = snr(shells) * mask.pow(4).mean() / mask.square().mean()
     outside = snr(shells) * mask.square().mean()
     independent = (2 * math.pi * repeats * mask.square().mean()).sqrt() * shells
@@ -182,7 +182,7 @@ def test_corrected_curve_of_a_particle_in_noise_has_the_known_expectation() -> N
     assert randomised[5:].abs().mean() < 0.05
 
 
-def test_phases_are_random_from_where_the_unmasked_curve_falls() -> None:
+def test_phases_are_randomised_where_the_unmasked_fsc_falls() -> None:
     n, last = 32, 7
     shared_ft, near = centred_fft(noise(n, 0), 3), radius_grid(n, 3) < last + 0.5
     one, two = (centred_ifft(torch.where(near, shared_ft, centred_fft(noise(n, s), 3)), 3).real for s in (1, 2))
@@ -192,7 +192,7 @@ def test_phases_are_random_from_where_the_unmasked_curve_falls() -> None:
     other = masked_fsc(one, two, soft_ball(n, 8, 4), torch.Generator().manual_seed(1))
     assert torch.equal(curves.randomised, again.randomised) and not torch.equal(curves.randomised, other.randomised)
     torch.testing.assert_close(curves.corrected, corrected_fsc(curves.masked, curves.randomised, last))
-    # nothing falls: nothing is random but the corners, and nothing is corrected
+    # the FSC never falls: only the corners are randomised, and nothing is corrected
     same = masked_fsc(one, one, soft_ball(n, 8, 4), torch.Generator().manual_seed(0))
     assert same.from_shell == n // 2
     for curve in (same.unmasked, same.masked, same.corrected):

@@ -28,7 +28,7 @@ def test_random_poses_have_mean_6() -> None:
     assert error.rot_median == pytest.approx(6.6, abs=0.1)
     # two normal deviates of variance 2 on each of two axes
     assert error.trans == pytest.approx(4, abs=0.15)
-    # share of SO(3) within 10 degrees: (a - sin a) / pi
+    # fraction of SO(3) within 10 degrees: (a - sin a) / pi
     a = math.radians(10)
     assert error.within_10deg == pytest.approx((a - math.sin(a)) / math.pi, abs=5e-4)
 

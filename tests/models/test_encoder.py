@@ -47,7 +47,7 @@ def test_rotations_are_proper_and_shifts_bounded(build: Callable[[int], PoseEnco
     assert shift.min() < 0 < shift.max()
     if loud > 1:
         assert shift.abs().max() > 0.99 * MAX_SHIFT
-    # images differ, and so do the hypotheses about one image
+    # hypotheses differ between images and within an image
     assert (rotation[0] - rotation[1]).abs().max() > 1e-3
     assert m == 1 or (rotation[:, 0] - rotation[:, 1]).abs().max() > 1e-2
     (rotation.square().sum() + rotation[..., 0, 1].sum() + shift.sum()).backward()
@@ -55,7 +55,7 @@ def test_rotations_are_proper_and_shifts_bounded(build: Callable[[int], PoseEnco
 
 
 def heads_of(columns: list[list[float]]) -> PoseHeads:
-    """Heads whose two 3-vectors are ``columns`` whatever the features."""
+    """Heads whose two 3-vectors are always ``columns``."""
     heads = PoseHeads(2, 1, MAX_SHIFT)
     with torch.no_grad():
         heads.rotation.weight.zero_()
@@ -91,20 +91,20 @@ def test_small_shifts_pass_unchanged() -> None:
 
 
 def test_hidden_units_make_each_head_a_perceptron_of_its_own() -> None:
-    """A.1: an MLP for the rotation and one for the shift, nothing shared after the features."""
+    """Appendix A.1: separate MLPs for rotation and shift, with nothing shared after the features."""
     heads = PoseHeads(7, 3, MAX_SHIFT, hidden=5)
     for head, n_out in ((heads.rotation, 18), (heads.shift, 2)):
         assert [tuple(p.shape) for p in head.parameters()] == [(5, 7), (5,), (n_out, 5), (n_out,)]
     features = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     heads(features).shift_px.sum().backward()
     assert all(p.grad is None for p in heads.rotation.parameters())
-    # and not linear: the answer to minus the features is not minus the answer
+    # the heads are not linear: minus the features does not give minus the output
     shift = heads.shift(features) - heads.shift(features * 0)
     assert (heads.shift(-features) - heads.shift(features * 0) + shift).abs().max() > 1e-3
 
 
 def test_half_an_edge_is_the_papers_sigmoid_centred() -> None:
-    """A.1's sigmoid less 1/2, in fractions of the edge, of four times the raw prediction (which the network learns anyway)."""
+    """Equal to the sigmoid of appendix A.1 minus 1/2, in fractions of the edge, of four times the raw prediction."""
     box, raw_px = 32, torch.tensor([5.0, -9.0])
     heads = heads_of([[1, 0, 0], [0, 1, 0]])
     heads.max_shift_px = box / 2

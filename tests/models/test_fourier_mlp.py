@@ -1,4 +1,4 @@
-"""The Fourier encoder reads its band, all of it and nothing else."""
+"""The Fourier encoder uses exactly the coefficients of its band."""
 
 import pytest
 import torch
@@ -31,12 +31,12 @@ def test_reads_only_its_band(band: float, training: bool) -> None:
     with torch.no_grad():
         one = encoder(image_ft)
         assert torch.equal(encoder(beyond).rotation, one.rotation) and torch.equal(encoder(beyond).shift_px, one.shift_px)
-        # the last coefficient of the band counts, its imaginary part too
+        # the last coefficient of the band is used, including its imaginary part
         assert (encoder(rim).rotation[0] - one.rotation[0]).abs().max() > 1e-5
 
 
 def test_inputs_are_standardised() -> None:
-    """In training the scale of the images does not matter, nor that of a single frequency."""
+    """In training, the scale of the images or of a single frequency has no effect."""
     torch.manual_seed(0)
     encoder = FourierEncoder(HALF_PLANE, 6, 1, 2.0, width=32, depth=2)
     scale = torch.rand(len(HALF_PLANE), generator=torch.Generator().manual_seed(3)) + 20

@@ -19,7 +19,7 @@ def net(box: int, radius_px: float = 5.0, lattice: bool = False) -> FourierNet:
 
 
 def grid(box: int) -> Tensor:
-    """(box, box, box, 3) frequencies, x, y, z order, of a volume's transform, indexed z, y, x."""
+    """Frequencies (box, box, box, 3) in x, y, z order of the transform of a volume, indexed z, y, x."""
     kz, ky, kx = torch.meshgrid(*[frequencies(box)] * 3, indexing="ij")
     return torch.stack([kx, ky, kz], dim=-1)
 
@@ -65,14 +65,14 @@ def test_transform_is_exactly_hermitian(box: int) -> None:
 @pytest.mark.parametrize("box", [8, 9])
 @pytest.mark.parametrize("n", [6, 7, 8, 9, 12, 13])
 def test_extract_is_the_inverse_transform_written_out(box: int, n: int) -> None:
-    """``1/n^3 sum_k V(k) exp(2 pi i k.r / n)`` over the whole ball, not one half of it."""
+    """``1/n^3 sum_k V(k) exp(2 pi i k.r / n)`` over the full ball, not only one half."""
     model = net(box)
     with torch.no_grad():
         volume = model.extract(n)
         k = grid(n).view(-1, 3)
         k = k[k.norm(dim=-1) < min(box, n) / 2]
         values = model.transform(k).to(torch.complex128)
-    # voxel coordinates about the centre are the same integers as the frequencies
+    # centred voxel coordinates are the same integers as the frequencies
     phase = grid(n).view(-1, 3).double() @ k.double().T * (2 * math.pi / n)
     wanted = torch.complex(torch.cos(phase), torch.sin(phase)) @ values / n**3
     scale = wanted.real.abs().max().item()
@@ -89,7 +89,7 @@ def test_a_finer_grid_is_a_fourier_interpolation(box: int, n: int) -> None:
     inside = k.norm(dim=-1) < box / 2
     torch.testing.assert_close(volume_ft[inside], values[inside], atol=1e-4, rtol=1e-4)
     assert volume_ft[~inside].abs().max() < 1e-4 < 1e-2 * values[~inside].abs().max()
-    # the centre is a point of every grid, and the sum over voxels is kept
+    # the centre is a point of every grid, and the sum over voxels is preserved
     with torch.no_grad():
         coarse, fine = model.extract(box), model.extract(n)
     torch.testing.assert_close(fine[n // 2, n // 2, n // 2] * n**3, coarse[box // 2, box // 2, box // 2] * box**3)
@@ -100,14 +100,14 @@ WEIGHT, SIGMA_PX = torch.tensor([1.0, 2.0, -0.7]), 1.5
 
 
 def blobs_ft(k: Tensor, box: int) -> Tensor:
-    """Closed form of the transform of three Gaussians off the centre, at frequencies (..., 3) in cycles per box."""
+    """Transform of three off-centre Gaussians in closed form, at frequencies (..., 3) in cycles per box."""
     phase = k @ POSITION_PX.T * (-2 * math.pi / box)
     envelope = torch.exp(-2 * (math.pi * SIGMA_PX / box) ** 2 * k.square().sum(-1))
     return (torch.complex(torch.cos(phase), torch.sin(phase)) * WEIGHT).sum(-1) * envelope
 
 
 def analytic(monkeypatch: pytest.MonkeyPatch, box: int, lattice: bool) -> FourierNet:
-    """A decoder whose two networks have learnt the blobs perfectly."""
+    """A decoder whose two networks represent the blobs exactly."""
     monkeypatch.setattr(FourierNet, "_value", lambda self, points: torch.view_as_real(blobs_ft(points * box / 2, box)))
     return net(box, box / 2 - 1.5, lattice)
 
@@ -115,7 +115,7 @@ def analytic(monkeypatch: pytest.MonkeyPatch, box: int, lattice: bool) -> Fourie
 @pytest.mark.parametrize("box", [20, 21])
 @pytest.mark.parametrize("shape", [(5,), (2, 3)])
 def test_projects_the_closed_form_slices(monkeypatch: pytest.MonkeyPatch, box: int, shape: tuple[int, ...]) -> None:
-    """Eq. 26, ``X(k) = V(R k)``: asked directly it is exact, through a lattice it is as good as the interpolation."""
+    """Eq. 26, ``X(k) = V(R k)``: exact if evaluated directly, and limited by interpolation on the lattice."""
     half_plane, rotation = HalfPlane.within(box), rotations(*shape)
     wanted = blobs_ft((rotation[..., None, :, :] @ half_plane.k3[..., None])[..., 0], box)
     direct = analytic(monkeypatch, box, lattice=False).projector()(half_plane, rotation)
@@ -137,12 +137,12 @@ def test_volume_is_the_closed_form_density(monkeypatch: pytest.MonkeyPatch, box:
         torch.testing.assert_close(volume, wanted, atol=0.01 * wanted.max().item(), rtol=0)
 
 
-def test_the_ball_cuts_the_lattice_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ball_masks_only_the_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
     box = 20
     radius = grid(box).norm(dim=-1)
 
     def point_at_8(self: FourierNet, points: Tensor) -> Tensor:
-        """The transform of a point at x = 8, which rings everywhere."""
+        """The transform of a point at x = 8, which extends over the whole box."""
         angle = points[:, 0] * (-2 * math.pi * 8 / 2)
         return torch.stack([torch.cos(angle), torch.sin(angle)], -1)
 
@@ -163,8 +163,8 @@ def gradients(model: FourierNet) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("lattice", [False, True])
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, lattice: bool) -> None:
-    """Values and gradients with every block's activations made again, against all at once."""
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, lattice: bool) -> None:
+    """Values and gradients with activations recomputed per block, against all at once."""
     box, seen = 8, list[int]()
     half_plane, rotation, model = HalfPlane.within(box), rotations(3), net(box, lattice=lattice)
     target = torch.randn(3, len(half_plane), dtype=torch.complex64, generator=torch.Generator().manual_seed(1))

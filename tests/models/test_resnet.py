@@ -1,4 +1,4 @@
-"""The paper's encoder: torchvision's ResNet-18 trunk by name and size, and what it does to an image."""
+"""The encoder of the paper: names and size of torchvision's ResNet-18 trunk, and image normalisation."""
 
 import torch
 
@@ -10,7 +10,7 @@ def test_trunk_has_the_published_size_and_names() -> None:
     trunk = ResNet18(5)
     assert sum(p.numel() for p in trunk.parameters()) == 11_182_784
     state = trunk.state_dict()
-    # torchvision's resnet18 has 122 entries, two of them the classifier's
+    # torchvision's resnet18 has 122 entries, two of them in the classifier
     assert len(state) == 120
     shapes = {
         "conv1.weight": (64, 5, 7, 7),
@@ -38,14 +38,14 @@ def test_trunk_halves_the_image_five_times() -> None:
 
 
 def test_block_adds_its_input() -> None:
-    """With the second convolution switched off, the block is its shortcut, rectified."""
+    """With the second convolution set to zero, the block is its rectified shortcut."""
     block = BasicBlock(4, 4, 1).eval()
     torch.nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(block(x), x.relu())
 
 
-def test_encoder_does_not_see_the_grey_level() -> None:
+def test_encoder_is_independent_of_the_image_scale() -> None:
     torch.manual_seed(0)
     half_plane = HalfPlane.within(16)
     encoder = ResNetEncoder(half_plane, 2, 2.0, hidden=32).eval()
@@ -54,12 +54,12 @@ def test_encoder_does_not_see_the_grey_level() -> None:
         one, other, black = encoder(image_ft), encoder(image_ft * 37), encoder(image_ft * -1)
         torch.testing.assert_close(one.rotation, other.rotation, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(one.shift_px, other.shift_px, atol=1e-5, rtol=1e-4)
-        # but it sees the contrast, and an empty image is no division by zero
+        # but contrast matters, and a constant image gives no division by zero
         assert (one.rotation - black.rotation).abs().max() > 1e-3
         assert encoder(image_ft * 0).rotation.isfinite().all()
 
 
-def test_encoder_feeds_the_filtered_images() -> None:
+def test_trunk_receives_the_filtered_images() -> None:
     torch.manual_seed(0)
     half_plane = HalfPlane.within(16)
     encoder = ResNetEncoder(half_plane, 1, 2.0, hidden=32).eval()
@@ -70,7 +70,7 @@ def test_encoder_feeds_the_filtered_images() -> None:
         encoder(half_plane.from_image(image))
     (channels,) = seen
     assert channels.shape == (2, 5, 16, 16)
-    # a delta first, then ever smoother
+    # a delta first, then increasingly smooth
     torch.testing.assert_close(channels[:, 0], image / image.std((1, 2), keepdim=True), atol=1e-4, rtol=1e-4)
     power = channels.square().mean((0, 2, 3))
     assert (power[1:] < power[:-1]).all()

@@ -1,4 +1,4 @@
-"""Sitzmann et al. 2020, section 3.2: what an untrained sinusoidal network's layers hold, from the width to the depth."""
+"""Initialisation of SIRENs (Sitzmann et al. 2020, section 3.2): distributions of weights, arguments and activations."""
 
 import math
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ def siren(omega: float, seed: int, depth: int = 3) -> Siren:
 
 
 def points(n: int = 2000) -> Tensor:
-    """Uniform in the cube of +-1."""
+    """Points uniform in the cube of +-1."""
     return 2 * torch.rand(n, 3, generator=torch.Generator().manual_seed(9)) - 1
 
 
 def layers(network: Siren) -> Iterator[tuple[torch.nn.Linear, Tensor, Tensor]]:
-    """Each layer under a sine, its argument ``omega (W x + b)`` and what the sine makes of it (2000, 256)."""
+    """Each sine layer, its argument ``omega (W x + b)`` and its activation, (2000, 256) each."""
     x = points()
     for layer in network.layers[:-1]:
         assert isinstance(layer, torch.nn.Linear)
@@ -33,7 +33,7 @@ def layers(network: Siren) -> Iterator[tuple[torch.nn.Linear, Tensor, Tensor]]:
         yield layer, argument, x
 
 
-def test_forward_is_the_layers_and_a_linear_end() -> None:
+def test_forward_applies_all_layers_with_a_linear_output() -> None:
     network = siren(30.0, 0)
     with torch.no_grad():
         *_, (_, _, last) = layers(network)
@@ -56,7 +56,7 @@ def test_weights_fill_their_bounds(omega: float) -> None:
         bound = 1 / 3 if i == 0 else math.sqrt(6 / WIDTH) / omega
         weight = layer.weight.detach()
         assert 0.98 * bound < weight.abs().max() <= bound
-        # a uniform distribution's deviation; 512 weights at least, so 5 % is three of its standard errors
+        # standard deviation of a uniform distribution; with at least 512 weights, 5 % is three standard errors
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
 
@@ -81,7 +81,7 @@ def test_arguments_have_unit_deviation_about_their_biases(omega: float, seed: in
 @pytest.mark.parametrize("omega", OMEGAS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_biases_spread_the_arguments_by_torchs_default(omega: float, seed: int) -> None:
-    """As in the published code, biases are torch's, uniform in ``+- 1 / sqrt(n_in)``: omega^2 / 3 n_in more variance."""
+    """As in the published code, biases are uniform in ``+- 1 / sqrt(n_in)``, which adds a variance of omega^2 / 3 n_in."""
     with torch.no_grad():
         for layer, argument, _ in list(layers(siren(omega, seed)))[1:]:
             wanted = math.sqrt(1 + omega**2 / (3 * WIDTH))
@@ -92,7 +92,7 @@ def test_biases_spread_the_arguments_by_torchs_default(omega: float, seed: int) 
 @pytest.mark.parametrize("omega", OMEGAS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_activations_are_arcsine_distributed(omega: float, seed: int) -> None:
-    """Variance 1/2, and ``P(a < x) = 1/2 + asin(x) / pi``: more mass at the ends than in the middle."""
+    """Variance 1/2 and ``P(a < x) = 1/2 + asin(x) / pi``."""
     at = torch.linspace(-0.95, 0.95, 39)
     arcsine = 0.5 + torch.asin(at) / math.pi
     with torch.no_grad():
@@ -113,7 +113,7 @@ def input_gradient(network: Siren) -> Tensor:
 
 @pytest.mark.parametrize("omega", OMEGAS)
 def test_derivatives_neither_vanish_nor_explode_with_depth(omega: float) -> None:
-    """A hidden layer multiplies a derivative's power by ``2 <cos^2>``, between 1 and 1.14; four of them by 1.7 at most.
+    """A hidden layer multiplies the power of a derivative by ``2 <cos^2>``, 1 to 1.14; four layers by at most 1.7.
 
     With half the variance of the weights it would be 1/16, with torch's default weights above 10^9.
     """

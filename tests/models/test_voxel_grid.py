@@ -20,7 +20,7 @@ def rotations(n: int) -> torch.Tensor:
 
 
 def lumpy(pad: int = 2) -> VoxelGrid:
-    """Smooth and without symmetry."""
+    """A smooth volume without symmetry."""
     decoder = VoxelGrid(BOX, 7.0, 2.5, pad)
     z, y, x = torch.meshgrid(*[torch.arange(BOX) - BOX // 2] * 3, indexing="ij")
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_projects_its_volume(pad: int) -> None:
         slices = decoder.projector()(HALF_PLANE, rotation)
         assert torch.equal(slices, central_slices(volume_to_ft(decoder.volume(), pad), HALF_PLANE, rotation))
         images = line_integral(decoder.volume(), rotation)
-        # the line integral's own interpolation blurs a blob of 2.5 pixels by a few per cent
+        # interpolation in the line integral blurs a blob of 2.5 pixels by a few per cent
         assert (HALF_PLANE.to_image(slices) - images).norm() / images.norm() < 0.06
         turned = line_integral(decoder.volume(), rotation.mT)
         assert (HALF_PLANE.to_image(slices) - turned).norm() / images.norm() > 0.3
@@ -70,7 +70,7 @@ def test_mask_is_one_inside_and_zero_outside() -> None:
     assert volume[radius > 10].max() < 0.003
     assert volume[radius < 4].min() > 0.997
     assert volume[radius == 7].allclose(torch.tensor(0.5), atol=1e-6)
-    # and one after another towards the rim
+    # and decreasing towards the edge
     ball = soft_ball(BOX, 7.0)[BOX // 2, BOX // 2, BOX // 2 :]
     assert (ball.diff() <= 0).all() and ball[0] > 0.999 and ball[-1] < 0.02
 
@@ -91,7 +91,7 @@ def test_gradient_is_the_adjoint_and_stays_in_the_ball() -> None:
 
 
 def smooth(box: int, integral: bool) -> VoxelGrid:
-    """Without symmetry, and wide enough for trilinear interpolation, whose blur of 1/6 px^2 is 1.4 % of its variance."""
+    """A volume without symmetry, wide enough that the blur of trilinear interpolation, 1/6 px^2, is 1.4 % of its variance."""
     decoder = VoxelGrid(box, 9.5, 3.5, pad=4, integral=integral)
     z, y, x = torch.meshgrid(*[torch.arange(box) - box // 2] * 3, indexing="ij")
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_the_two_projectors_agree(box: int, shape: tuple[int, ...]) -> None:
     assert slices.shape == integrals.shape == (*shape, len(half_plane))
     assert relative_error(integrals, slices) < 0.02
     assert relative_error(decoders[1].projector()(half_plane, rotation.mT), slices) > 0.2
-    # every image against a target of its own, smooth as images are
+    # each image has a different smooth target
     other = roma.random_rotmat(shape, generator=torch.Generator().manual_seed(1))
     target = decoders[0].projector()(half_plane, other).detach()
     gradients = []
@@ -122,15 +122,15 @@ def test_the_two_projectors_agree(box: int, shape: tuple[int, ...]) -> None:
         (gradient,) = torch.autograd.grad((projected.conj() * target).real.sum(), decoder.density)
         gradients.append(gradient)
     assert relative_error(gradients[1], gradients[0]) < 0.05
-    # and not with the targets turned another way
+    # but not with differently rotated targets
     turned = decoders[1].projector()(half_plane, rotation.mT)
     (wrong,) = torch.autograd.grad((turned.conj() * target).real.sum(), decoders[1].density)
     assert relative_error(wrong, gradients[0]) > 0.1
 
 
 @pytest.mark.parametrize("voxels", [1, 2 * BOX**3, 3 * BOX**3 + 5])
-def test_blocks_of_rotations_change_nothing(monkeypatch: pytest.MonkeyPatch, voxels: int) -> None:
-    """One, two and three rotations at a time, of five, against all at once; in float64, as sums are made in another order."""
+def test_blocks_of_rotations_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, voxels: int) -> None:
+    """One, two and three of five rotations at a time against all at once, in float64 because the order of sums differs."""
     blocks: list[int] = []
 
     def counted(volume: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -152,6 +152,6 @@ def test_blocks_of_rotations_change_nothing(monkeypatch: pytest.MonkeyPatch, vox
     torch.testing.assert_close(found[1][1], found[0][1])
 
 
-def test_ball_has_room_but_stays_in_the_box() -> None:
+def test_ball_is_larger_than_the_particle_but_inside_the_box() -> None:
     assert ball_radius_px(64, 30.0) == pytest.approx(24)
     assert ball_radius_px(64, 60.0) == pytest.approx(30.5)

@@ -1,4 +1,4 @@
-"""The CTF against its formula written out, with RELION's sign and angle."""
+"""The CTF against its explicit formula, with RELION's sign and angle."""
 
 import math
 
@@ -27,7 +27,7 @@ def parameters(**changes: list[float]) -> CTFParameters:
 
 
 def written_out(p: CTFParameters, half_plane: HalfPlane, pixel: float) -> Tensor:
-    """The formula of docs/conventions.md in float64, one particle at a time, from the constants of nature."""
+    """The formula of docs/conventions.md in float64, one particle at a time, from physical constants."""
     h, e, c, m = 6.62607015e-34, 1.602176634e-19, 299792458.0, 9.1093837015e-31
     rows = []
     for i in range(len(p)):
@@ -53,7 +53,7 @@ def test_formula(box: int) -> None:
     wanted = written_out(p, half_plane, PIXEL)
     # single precision: gamma reaches 70 radians
     torch.testing.assert_close(ctf(p, half_plane, PIXEL).double(), wanted, atol=3e-4, rtol=0)
-    # what the formula would not forgive: the sign of w, the sense of the angle, its origin
+    # errors that would show: the sign of w, the sense of the angle, its origin
     for changed in (
         parameters(amplitude_contrast=[-0.1, -0.07, 0.0, -0.2]),
         parameters(defocus_angle_deg=[0.0, -40.0, -33.0, 70.0]),
@@ -67,11 +67,11 @@ def test_sign_at_zero_frequency_is_plus_w() -> None:
     half_plane = HalfPlane.within(16)
     p = parameters(phase_shift_deg=[0.0] * 4, amplitude_contrast=[0.1, 0.07, 0.3, 0.2])
     torch.testing.assert_close(ctf(p, half_plane, PIXEL)[:, 0], p.amplitude_contrast)
-    # underfocus is positive: just off the centre the CTF rises
+    # underfocus is positive: the CTF rises from zero frequency
     assert (ctf(p, half_plane, PIXEL)[:, 1] > p.amplitude_contrast).all()
 
 
-def test_u_and_v_swap_with_a_turn_of_90_degrees() -> None:
+def test_swapping_u_and_v_is_a_rotation_by_90_degrees() -> None:
     half_plane, p = HalfPlane.within(32), parameters()
     swapped = parameters(
         defocus_u_angstrom=p.defocus_v_angstrom.tolist(),
@@ -83,7 +83,7 @@ def test_u_and_v_swap_with_a_turn_of_90_degrees() -> None:
     assert (ctf(turned, half_plane, PIXEL) - ctf(p, half_plane, PIXEL)).abs().amax(1)[[0, 2, 3]].min() > 0.1
 
 
-def test_no_astigmatism_is_round_and_finite() -> None:
+def test_ctf_without_astigmatism_is_round_and_finite() -> None:
     half_plane = HalfPlane.within(32)
     p = parameters(defocus_v_angstrom=parameters().defocus_u_angstrom.tolist())
     values = ctf(p, half_plane, PIXEL)
@@ -94,7 +94,7 @@ def test_no_astigmatism_is_round_and_finite() -> None:
 
 
 def test_pixel_size_scales_the_frequencies() -> None:
-    """Cropping in Fourier space keeps the CTF of each coefficient: half the box with twice the pixel."""
+    """Fourier cropping keeps the CTF of each coefficient: half the box with twice the pixel size."""
     p = parameters()
     fine, coarse = HalfPlane.within(64), HalfPlane.within(32)
     wanted = ctf(p, fine, PIXEL)[:, : len(fine.band(10))]

@@ -19,7 +19,7 @@ def half_plane64(box: int) -> HalfPlane:
 
 
 def image(box: int) -> Tensor:
-    """Random and band-limited to the half-plane's circle."""
+    """Random images, band-limited to the circle of the half-plane."""
     half_plane = half_plane64(box)
     return half_plane.to_image(
         half_plane.from_image(torch.randn(box, box, generator=torch.Generator().manual_seed(0), dtype=F64))

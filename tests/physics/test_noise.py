@@ -1,4 +1,4 @@
-"""Noise: decibel, and the power spectrum of noise with a known one."""
+"""Noise: decibels, background statistics, and recovery of a known power spectrum."""
 
 import math
 
@@ -12,12 +12,12 @@ from ace_em.physics.noise import background_mask, background_mean_sd, noise_powe
 
 
 @pytest.mark.parametrize(("snr_db", "sd"), [(0, 2.0), (-10, 2 * math.sqrt(10)), (20, 0.2), (-3.0103, 2 * math.sqrt(2))])
-def test_decibel_is_of_power(snr_db: float, sd: float) -> None:
+def test_decibels_refer_to_power(snr_db: float, sd: float) -> None:
     assert snr_db_to_noise_sd(4.0, snr_db) == pytest.approx(sd, rel=1e-5)
 
 
 @pytest.mark.parametrize("box", [8, 9])
-def test_background_is_outside_of_the_circle(box: int) -> None:
+def test_background_is_outside_the_circle(box: int) -> None:
     mask = background_mask(box, 2.0)
     for y in range(box):
         for x in range(box):
@@ -52,7 +52,7 @@ def test_noise_power_of_a_known_spectrum(box: int, coloured: bool) -> None:
     spectrum = 2.25 * box**2 * smooth
     half_plane, background = HalfPlane.within(box), background_mask(box, 0.35 * box)
     images = noise_images(spectrum, 600)
-    # the particle must not matter
+    # the particle must have no effect
     images[:, ~background] += 50
     power = noise_power(images, background, half_plane)
     assert power.shape == (box // 2 + 1,)
@@ -60,8 +60,8 @@ def test_noise_power_of_a_known_spectrum(box: int, coloured: bool) -> None:
     truth = torch.stack([half_plane.gather(spectrum)[shells == s].mean() for s in range(2, box // 2)])
     ratio = power[2 : box // 2] / truth
     assert (ratio - 1).abs().max() < 0.08 and (ratio.mean() - 1).abs() < 0.02
-    # the zero shell takes its neighbour's, and nothing is 0 or NaN
+    # shell 0 takes the value of shell 1, and no value is 0 or NaN
     assert power[0] == power[1] and (power > 0).all()
     assert power[1] == pytest.approx(spectrum[box // 2, box // 2 + 1].item(), rel=0.2)
-    # a circle in the middle leaves a share: without the scale to whole images the power would be this much lower
+    # without the scale to the full image the power would be lower by the covered fraction
     assert background.float().mean() < 0.7

@@ -1,4 +1,4 @@
-"""Poses: RELION's angles written out, both ways, and the other hand."""
+"""Poses: conversion from and to RELION's angles, and the opposite hand."""
 
 import math
 
@@ -61,11 +61,11 @@ def test_mirrored_pose_gives_the_same_image_of_the_reflected_volume(box: int) ->
     torch.testing.assert_close(line_integral(reflected, pose.mirrored().rotation), images)
     assert torch.equal(pose.mirrored().shift_px, pose.shift_px)
     torch.testing.assert_close(pose.mirrored().mirrored().rotation, pose.rotation)
-    # the other hand is another volume: its own pose does not give the image
+    # the mirrored volume is different: the original pose does not give the image
     assert (line_integral(reflected, pose.rotation) - images).abs().max() > 0.5
 
 
-def test_a_pose_travels_as_one() -> None:
+def test_pose_operations_act_on_rotation_and_shift() -> None:
     pose = Pose(torch.arange(27.0).view(3, 3, 3), torch.tensor([[1.0, 2], [3, 4], [5, 6]]))
     assert len(pose) == 3
     assert torch.equal(pose[1:].shift_px, torch.tensor([[3.0, 4], [5, 6]])) and torch.equal(

@@ -1,4 +1,4 @@
-"""One projection computed three ways: line integral, central slice, and Gaussian atoms in closed form."""
+"""One projection computed in three ways: line integral, central slice, and Gaussian atoms in closed form."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BOXES = (32, 33)
 
 
 def atoms_px() -> tuple[Tensor, Tensor]:
-    """Positions (x, y, z) in pixels, within 6 of the centre, and weights: no symmetry, off centre."""
+    """Positions (x, y, z) in pixels, within 6 of the centre, and weights, without symmetry and off centre."""
     generator = torch.Generator().manual_seed(3)
     position = torch.randn(15, 3, generator=generator, dtype=F64).clamp(-1.7, 1.7) * torch.tensor([3.0, 2.0, 1.4]) + 0.6
     return position, 1 + 7 * torch.rand(15, generator=generator, dtype=F64)
@@ -36,7 +36,7 @@ def gaussian_volume(box: int, sigma: float) -> Tensor:
 
 
 def gaussian_images(box: int, sigma: float, rotation: Tensor) -> Tensor:
-    """The images in closed form: the atoms stand at the first two components of R^T p."""
+    """The images in closed form: atoms are at the first two components of R^T p."""
     position, weight = atoms_px()
     axis = torch.arange(box, dtype=F64) - box // 2
     x, y, _ = torch.einsum("bji,aj->iba", rotation, position)
@@ -45,13 +45,13 @@ def gaussian_images(box: int, sigma: float, rotation: Tensor) -> Tensor:
 
 
 def largest_error(images: Tensor, truth: Tensor) -> float:
-    """In units of the brightest pixel."""
+    """Largest difference in units of the brightest pixel."""
     return ((images - truth).abs().max() / truth.max()).item()
 
 
 @pytest.mark.parametrize("box", BOXES)
 def test_one_bright_voxel(box: int) -> None:
-    """At right angles a voxel at p is seen exactly at R^T p."""
+    """With right-angle rotations a voxel at p projects exactly to R^T p."""
     rotation = relion_angles_to_rotmat(RIGHT_ANGLES)
     p = torch.tensor([5, -3, 7])
     volume = torch.zeros(box, box, box, dtype=F64)
@@ -62,12 +62,12 @@ def test_one_bright_voxel(box: int) -> None:
     torch.testing.assert_close(line_integral(volume, rotation), wanted, atol=1e-9, rtol=0)
     peaks = fourier_projection(volume, rotation).flatten(1).argmax(1)
     assert torch.equal(peaks, y * box + x)
-    # the seven views are not all alike
+    # the seven views differ
     assert len(set(zip(x.tolist(), y.tolist(), strict=True))) >= 5
 
 
 def test_what_rot_tilt_and_psi_do() -> None:
-    """By hand: a voxel on +x. tilt 90 brings it along the beam, rot 90 to -y, psi 90 to -y."""
+    """A voxel on +x, by hand: tilt 90 moves it along the beam, rot 90 to -y, psi 90 to -y."""
     box = 16
     volume = torch.zeros(box, box, box, dtype=F64)
     volume[8, 8, 8 + 4] = 1
@@ -78,10 +78,10 @@ def test_what_rot_tilt_and_psi_do() -> None:
 
 @pytest.mark.parametrize("box", BOXES)
 def test_line_integral_against_closed_form(box: int) -> None:
-    # at right angles the samples meet the voxels: only the sum over z stands for the integral
+    # with right-angle rotations samples coincide with voxels: the only error is the sum over z for the integral
     right = relion_angles_to_rotmat(RIGHT_ANGLES)
     assert largest_error(line_integral(gaussian_volume(box, 1.5), right), gaussian_images(box, 1.5, right)) < 1e-6
-    # in between trilinear interpolation blurs, by up to 1/4 px^2 along each axis: less for wider Gaussians
+    # otherwise trilinear interpolation blurs by up to 1/4 px^2 per axis, which matters less for wider Gaussians
     rotation = roma.random_rotmat(6, generator=torch.Generator().manual_seed(1), dtype=F64)
     assert largest_error(line_integral(gaussian_volume(box, 1.5), rotation), gaussian_images(box, 1.5, rotation)) < 0.06
     assert largest_error(line_integral(gaussian_volume(box, 2.2), rotation), gaussian_images(box, 2.2, rotation)) < 0.035
@@ -94,7 +94,7 @@ def test_fourier_projection_against_closed_form(box: int) -> None:
     assert largest_error(fourier_projection(volume, rotation, pad=2), truth) < 0.005
     assert largest_error(fourier_projection(volume, rotation, pad=4), truth) < 0.0012
     assert largest_error(fourier_projection(volume.float(), rotation.float(), pad=4), truth) < 0.0012
-    # the transpose turns the other way
+    # the transpose is the inverse rotation
     assert largest_error(fourier_projection(volume, rotation.mT.contiguous(), pad=4), truth) > 0.3
 
 
@@ -115,6 +115,6 @@ def test_projection_keeps_the_sum_and_is_linear(project: Callable[[Tensor, Tenso
     rotation = roma.random_rotmat(4, generator=torch.Generator().manual_seed(2), dtype=F64)
     volume = gaussian_volume(32, 1.5)
     images = project(volume, rotation)
-    # the zero frequency is read at a node of the grid, where 1 / sinc^2 is not undone: 1.6 % too much
+    # zero frequency is read at a grid point, where interpolation does not cancel 1 / sinc^2: 1.6 % too much
     torch.testing.assert_close(images.sum((1, 2)), volume.sum().expand(4), rtol=0.02, atol=0)
     torch.testing.assert_close(project(volume * -2, rotation), images * -2)

@@ -1,4 +1,4 @@
-"""RELION's own programs: its projections are ours, and from our images and poses it makes our map.
+"""Comparison with RELION's programs: projections, CTF, and reconstruction from simulated images and poses.
 
 Sign, hand, axis order, shift and CTF are proven here and not by reading.
 """
@@ -36,7 +36,7 @@ RESOLUTION = 7.0
 
 
 def read_stack(path: Path) -> np.ndarray:
-    """Every image."""
+    """All images."""
     return read_images(path, np.arange(stack_shape(path)[0]))
 
 
@@ -52,7 +52,7 @@ class Case:
     parameters: CTFParameters
 
     def image_ft(self, rotation: Tensor, shift_px: Tensor, transfer: Tensor | float) -> Tensor:
-        """From turned atoms, not from slices of the map."""
+        """Images from rotated atoms, not from slices of the map."""
         half_plane = HalfPlane.within(self.box)
         plane = project_atoms(self.atoms, rotation, self.box, PIXEL, RESOLUTION)
         return half_plane.gather(plane) * shift_phase(half_plane, shift_px) * transfer
@@ -85,7 +85,7 @@ def make_case(box: int, n: int, seed: int) -> Case:
 
 
 def write_case_star(case: Case, path: Path, stack_name: str) -> None:
-    """A RELION 3.1 file, by the definitions: origin is the shift that brings the particle back, in Angstrom."""
+    """A RELION 3.1 STAR file; the origin is the shift that recentres the particle, in Angstrom."""
     optics = {
         "rlnOpticsGroupName": "opticsGroup1",
         "rlnOpticsGroup": 1,
@@ -118,14 +118,14 @@ def run(folder: Path, *command: str) -> None:
 
 
 def correlation(a_ft: Tensor, b_ft: Tensor) -> Tensor:
-    """(b,) of images on the half-plane, the mean left out."""
+    """Correlation (b,) of images on the half-plane, without the mean."""
     a_ft, b_ft = a_ft[:, 1:], b_ft[:, 1:]
     return (a_ft * b_ft.conj()).real.sum(1) / (a_ft.norm(dim=1) * b_ft.norm(dim=1))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no-ctf", "ctf"])
 def projected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Tensor, Tensor, Particles]:
-    """A case, the stack's coefficients that relion_project made of its map, the CTF, and the STAR file as we read it."""
+    """A case, the images that relion_project made from its map, the CTF, and the particles read from the STAR file."""
     folder = tmp_path_factory.mktemp("project")
     case = make_case(32, 24, 0)
     write_volume(folder / "map.mrc", case.volume.numpy(), PIXEL)
@@ -137,13 +137,13 @@ def projected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return case, HalfPlane.within(case.box).from_image(stack), transfer, Particles.open(folder / "poses.star")
 
 
-def test_projections_are_ours(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+def test_relion_projections_match(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
     case, theirs, transfer, particles = projected
     pose = particles.poses()
     assert pose is not None
     ours = case.image_ft(pose.rotation, pose.shift_px, transfer)
     assert correlation(theirs, ours).min() > 0.998
-    # grey values too: same normalisation
+    # absolute scale: the same normalisation
     assert (theirs[:, 1:].norm(dim=1) / ours[:, 1:].norm(dim=1) - 1).abs().max() < 0.02
     # and from slices of the map
     slices = central_slices(volume_to_ft(case.volume), HalfPlane.within(case.box), pose.rotation)
@@ -151,7 +151,7 @@ def test_projections_are_ours(projected: tuple[Case, Tensor, Tensor, Particles])
     assert correlation(theirs, slices).min() > 0.998
 
 
-def test_another_convention_is_much_worse(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
+def test_other_conventions_do_not_match(projected: tuple[Case, Tensor, Tensor, Particles]) -> None:
     case, theirs, transfer, particles = projected
     pose = particles.poses()
     assert pose is not None
@@ -163,7 +163,7 @@ def test_another_convention_is_much_worse(projected: tuple[Case, Tensor, Tensor,
         ("shift in x, y order", pose.rotation, pose.shift_px.flip(-1)),
     ):
         other = correlation(theirs, case.image_ft(rotation, shift, transfer))
-        # some views are alike; in the middle of the stack the distance from 1 is hundreds of times as large
+        # some views are similar; the median distance from 1 is hundreds of times larger
         assert other.median() < 0.95 and (1 - other).median() > 100 * (1 - right).median(), what
 
 
@@ -181,14 +181,14 @@ def test_ctf_sign_and_angle(projected: tuple[Case, Tensor, Tensor, Particles]) -
         ("sign of w", CTFParameters(u, v, angle, *rest, -p.amplitude_contrast, p.phase_shift_deg)),
     ):
         other = correlation(theirs, case.image_ft(case.pose.rotation, case.pose.shift_px, ctf(wrong, half_plane, PIXEL)))
-        # ten times as far from 1
+        # ten times farther from 1
         assert (1 - other).median() > 10 * (1 - right).median(), what
-    # a positive correlation: the global sign is RELION's, not cryoDRGN's
+    # positive correlation: the global sign is that of RELION, not cryoDRGN
     assert right.min() > 0.998
 
 
 @pytest.mark.parametrize("box", [32, 48])
-def test_reconstruction_from_our_images_is_our_map(box: int, tmp_path: Path) -> None:
+def test_relion_reconstruction_matches_the_map(box: int, tmp_path: Path) -> None:
     case = make_case(box, 1500, 1)
     half_plane = HalfPlane.within(box)
     images = half_plane.to_image(case.image_ft(case.pose.rotation, case.pose.shift_px, case.transfer()))
@@ -203,9 +203,9 @@ def test_reconstruction_from_our_images_is_our_map(box: int, tmp_path: Path) -> 
     fsc = fourier_shell_correlation(volume, case.volume)
     last = int(0.9 * box / 2)
     assert fsc[1 : last + 1].min() > 0.95, fsc
-    # the lowest shells are what a wrong sign of the CTF's w loses
+    # a wrong sign of w would lose the lowest shells
     assert fsc[1:6].min() > 0.99, fsc
-    # grey values: the same map, not only a correlated one
+    # absolute scale: the same map, not only a correlated one
     inside = radius_grid(box, 3) < 0.4 * box
     scale = (volume * case.volume)[inside].sum() / case.volume[inside].square().sum()
     assert 0.9 < scale < 1.1
@@ -214,8 +214,8 @@ def test_reconstruction_from_our_images_is_our_map(box: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("tilt_sd_deg", [90.0, 12.0], ids=["all views", "mostly top views"])
-def test_the_unfiltered_map_is_what_relion_reconstructs(tilt_sd_deg: float, tmp_path: Path) -> None:
-    """From noisy images, shell by shell in grey values: a filter of ours or of RELION's would show."""
+def test_the_unfiltered_map_matches_relion_reconstruct(tilt_sd_deg: float, tmp_path: Path) -> None:
+    """From noisy images, compared per shell on the absolute scale, so that a filter in either program would show."""
     case, half_plane = make_case(32, 300, 2), HalfPlane.within(32)
     generator = torch.Generator().manual_seed(2)
     angles = case.angles_deg.clone()

@@ -1,4 +1,4 @@
-"""The ab initio search: when it stops, what it explains, that it mends poses, and that images held out tell a right map."""
+"""The ab initio search: stopping, explained signal, correction of wrong poses, and validation by held-out images."""
 
 import dataclasses
 from typing import Any
@@ -28,7 +28,7 @@ from ace_em.simulation.structure import Atoms
 from stacks import FixedStack
 
 CONFIG = SearchConfig(ab_initio_rounds=6, ab_initio_explained=0.9)
-# a grid about each image's last shift that is fine enough to find its pose at once
+# a shift grid about the last shift of each image, fine enough to find its pose in one round
 FINE = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
 DIAMETER = 13.0
 C1 = torch.eye(3)[None]
@@ -55,7 +55,7 @@ def round_of(explained: float, expected: float = 1.0, second: bool = False) -> R
 
 
 def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
-    """A state with this map."""
+    """A state with the given map."""
     halves = Halves(volume, volume, volume, torch.ones(len(volume) // 2 + 1), volume, volume)
     return Round(1, pose, halves, band, torch.zeros(1), 1.0, 1.0, 1.0, 1.0)
 
@@ -65,15 +65,15 @@ def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
     [
         ([], True),
         ([0.99, 0.99, 0.99], True),  # too few rounds to see a gain
-        ([0.95, 0.95, 0.95, 0.955], False),  # explains and no longer gains
-        ([0.92, 0.93, 0.94, 0.95], True),  # still gaining
-        ([0.5, 0.5, 0.5, 0.5], True),  # stuck, but it explains too little
-        ([0.2, 0.95, 0.95, 0.95, 0.95], False),  # an early gain is forgotten
+        ([0.95, 0.95, 0.95, 0.955], False),  # high and levelled off
+        ([0.92, 0.93, 0.94, 0.95], True),  # still improving
+        ([0.5, 0.5, 0.5, 0.5], True),  # levelled off, but too low
+        ([0.2, 0.95, 0.95, 0.95, 0.95], False),  # early improvements do not count
         ([0.95, 0.95, 0.95, 0.5], True),
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], False),  # the set number of rounds
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], False),  # the maximum number of rounds
     ],
 )
-def test_it_ends_when_it_gains_no_more(explained: list[float], wanted: bool) -> None:
+def test_search_stops_when_explained_levels_off(explained: list[float], wanted: bool) -> None:
     assert finished([round_of(e) for e in explained], CONFIG) is not wanted
 
 
@@ -106,7 +106,7 @@ def test_the_band_grows() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
-def test_explained_share_tells_right_from_wrong(particle: Any, noise: float) -> None:
+def test_explained_share_separates_correct_from_wrong_poses(particle: Any, noise: float) -> None:
     p = particle(400, noise=noise, brightness=3.0)
     images = p.images.band(7)
 
@@ -123,11 +123,11 @@ def test_explained_share_tells_right_from_wrong(particle: Any, noise: float) -> 
     assert share(p.volume_ft, random_pose(400, 9, p.pose.shift_px)) < 0.7
 
 
-def test_rounds_mend_wrong_poses(particle: Any) -> None:
-    """From random poses to the right ones, on subsets of the images that are not held out."""
+def test_rounds_correct_wrong_poses(particle: Any) -> None:
+    """From random to correct poses, on subsets of the images that are not held out."""
     n = 120
     p = particle(n, box=20, noise=0.5)
-    # far beyond the grid of shifts: found only about the last ones
+    # far beyond the shift grid, so they are found only if it is centred on the last shifts
     far = torch.tensor([4.0, -4.0])
     p = dataclasses.replace(p, images=p.images.with_images(p.images.image_ft * shift_phase(p.images.half_plane, far)))
     p.pose.shift_px.add_(far)
@@ -139,7 +139,7 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
     assert [s.number for s in states] == [1, 2, 3]
     assert [len(s.moved_deg) for s in states] == [80] * 3
     assert blocks[-1] == (3, 80, 80) and blocks[0][:2] == (1, 80)
-    # a round changes the poses that it looks at, a fresh subset each time, and never one held out
+    # each round changes only the poses of a new random subset, and never those held out
     poses = [start, *(s.pose for s in states)]
     changed = [(a.rotation != b.rotation).any(-1).any(-1) for a, b in zip(poses, poses[1:], strict=False)]
     assert [int(c.sum()) for c in changed] == [80] * 3
@@ -162,7 +162,7 @@ def test_rounds_mend_wrong_poses(particle: Any) -> None:
         rtol=0,
     )
     assert [s.band for s in states] == pytest.approx([b * 20 / DIAMETER for b in (3.5, 3.5 + 1 / 3, 3.5 + 2 / 3)])
-    # the poses that came in are not written to
+    # the input poses are not modified
     assert torch.equal(start.shift_px, p.pose.shift_px + 0.4)
 
 
@@ -178,8 +178,8 @@ def test_rounds_follow_the_generator(particle: Any) -> None:
     assert not torch.equal(one.pose.rotation, other.pose.rotation)
 
 
-def test_each_round_reads_its_band_and_the_last_rounds_map(particle: Any) -> None:
-    """From the right poses and half of the true map, with rubbish beyond the band."""
+def test_each_round_uses_its_band_and_the_previous_map(particle: Any) -> None:
+    """From the correct poses and half of the true map, with noise beyond the band."""
     p = particle(60, box=16)
     config = dataclasses.replace(FINE, first_band=3.0, last_band=3.0, ab_initio_images=60)
 
@@ -199,28 +199,28 @@ def test_each_round_reads_its_band_and_the_last_rounds_map(particle: Any) -> Non
 
 
 @pytest.mark.parametrize(("n", "wanted"), [(1000, 150), (300, 60), (101, 20)])
-def test_held_out_are_a_fifth_at_most(n: int, wanted: int) -> None:
+def test_at_most_a_fifth_is_held_out(n: int, wanted: int) -> None:
     config = SearchConfig(held_out=150)
     held_out, seen = held_out_rows(n, config, generator(0))
     assert len(held_out) == wanted
-    # every image is in one of the two, and in one only
+    # every image is in exactly one of the two sets
     assert sorted([*held_out.tolist(), *seen.tolist()]) == list(range(n))
     again, other = held_out_rows(n, config, generator(0))[0], held_out_rows(n, config, generator(1))[0]
     assert torch.equal(held_out, again)
     assert set(held_out.tolist()) != set(other.tolist())
-    # spread over the file, which may be sorted by anything
+    # spread over the file, whose order may be sorted
     assert held_out.max() - held_out.min() > n / 2
 
 
 def another_map(p: Any) -> Tensor:
-    """Other atoms, as bright."""
+    """Different atoms with the same total weight."""
     fixed = generator(99)
     position = torch.randn(25, 3, generator=fixed).clamp(-1.6, 1.6) * torch.tensor([3.0, 2.5, 2.0])
     volume = density_map(Atoms(position, 1.5 * torch.rand(25, generator=fixed) - 0.5), p.images.box, 1.0, 4.0)
     return volume * (p.volume.norm() / volume.norm())
 
 
-def test_held_out_images_tell_a_right_map(particle: Any) -> None:
+def test_held_out_images_identify_the_correct_map(particle: Any) -> None:
     n, rows = 200, torch.arange(0, 200, 3)
     p = particle(n, noise=1.0, brightness=4.0)
     setup = setup_of(p, dataclasses.replace(FINE, top_k=2))
@@ -228,7 +228,7 @@ def test_held_out_images_tell_a_right_map(particle: Any) -> None:
     judged, right = judge_held_out(setup, round_with(p.volume, start, 7.0), rows, generator(0))
     assert right.explained == pytest.approx(1, abs=0.05)
     assert right.against_null > 10 and 0.8 < right.expected <= right.explained
-    # their poses are found and no other is touched
+    # only the poses of held-out images change
     error = angular_distance_deg(judged.pose.rotation, p.pose.rotation)
     assert (error[rows] < 10).float().mean() > 0.9
     others = torch.ones(n, dtype=torch.bool)
@@ -240,8 +240,8 @@ def test_held_out_images_tell_a_right_map(particle: Any) -> None:
 
 
 @pytest.mark.parametrize("brightness", [1.0, 3.0])
-def test_the_right_map_explains_what_is_expected(particle: Any, brightness: float) -> None:
-    """A map of 300 images at their true poses, whose noise is all that is wrong, on 300 others."""
+def test_a_correct_map_reaches_the_expected_share(particle: Any, brightness: float) -> None:
+    """A map from 300 images at their true poses, limited only by noise, tested on 300 other images."""
     p = particle(600, noise=1.0, brightness=brightness)
     halves = [accumulate(p.images.subset(slice(i, 300, 2)), p.pose[i:300:2]) for i in (0, 1)]
     volume_ft = volume_to_ft(reconstruct_halves(halves[0], halves[1], p.mask).combined)
@@ -253,11 +253,11 @@ def test_the_right_map_explains_what_is_expected(particle: Any, brightness: floa
     explained = explained_share(power, residual, noise_power)
     expected = expected_share(power, noise_power, n, band, 300)
     assert expected < explained < 1.0
-    # it allows for no more than a few times what the noise of such a map takes away
+    # the bound is within a few times the effect of the noise in the map
     noise = (others.band(band).image_ft.abs().square().sum(1).mean() - len(images.half_plane)).item()
     in_noise_powers = (1 - expected) * noise / len(images.half_plane)
     assert 0.06 < in_noise_powers < 0.12
-    # fewer images make a worse map; where the signal drowns, nothing is expected
+    # fewer images make a worse map; without signal the bound is 0
     assert expected_share(power, noise_power, n, band, 50) < expected
     drowned = particle(300, noise=1.0, brightness=0.05).images.band(band)
     assert expected_share(drowned.power(), drowned.noise_power(), n, band, 50) == 0
@@ -270,14 +270,14 @@ def test_with_spectrum_of_keeps_the_phases(particle: Any) -> None:
     shells = radius_grid(20, 3).round().long().flatten()
     power, wanted = (torch.zeros(20).index_add_(0, shells, centred_fft(v, 3).abs().square().flatten()) for v in (found, p.volume))
     torch.testing.assert_close(power, wanted, rtol=1e-3, atol=1e-6 * float(wanted.max()))
-    # within each shell it is the volume it was
+    # within each shell the volume is only scaled
     fsc = fourier_shell_correlation(found, volume)
     assert fsc.min() > 0.999
     assert fourier_shell_correlation(found, p.volume)[2:].abs().max() < 0.4
 
 
-def test_noise_is_explained_by_chance_alone(particle: Any) -> None:
-    """A search makes noise look like any map; a map of random phases does it as well."""
+def test_noise_is_explained_no_better_than_by_the_null_map(particle: Any) -> None:
+    """Noise fits any map to some extent, and a phase-randomised map equally well."""
     n = 300
     p = particle(n, box=16, noise=1.0, brightness=0.0)
     config = SearchConfig(first_band=4.0, last_band=4.0, ab_initio_rounds=3, ab_initio_images=120, spacing=1.5, top_k=2)
@@ -290,8 +290,8 @@ def test_noise_is_explained_by_chance_alone(particle: Any) -> None:
     assert abs(found.against_null) < 5
 
 
-def test_a_shell_is_no_evidence_for_an_arrangement(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of a shell, and a map of it with lumps that are nowhere: all of the signal is explained, and nothing is known."""
+def test_a_radially_symmetric_map_is_no_evidence_for_the_poses(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a spherical shell, and a map with wrong lumps on it: all signal is explained by the radial mean alone."""
     n, rows = 300, torch.arange(0, 300, 2)
     p = particle(n, noise=1.0, brightness=0.0)
     shell = 3 * torch.exp(-(radius_grid(20, 3) - 5).square() / 3)

@@ -1,4 +1,4 @@
-"""Back-projection of a known volume's images, and what must come of none."""
+"""Back-projection of images of a known volume, and of no images."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ def flat(box: int, ssnr: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("box", [20, 21])
 @pytest.mark.parametrize("closed_form", [False, True])
-def test_gives_back_the_volume(particle: Any, box: int, closed_form: bool) -> None:
+def test_back_projection_recovers_the_volume(particle: Any, box: int, closed_form: bool) -> None:
     """Noise-free images at their true poses, with CTFs and shifts."""
     p = particle(700, box=box, closed_form=closed_form)
     volume = wiener(accumulate(p.images, p.pose), flat(box, 1000.0))
     fsc = fourier_shell_correlation(volume * p.mask, p.volume * p.mask)
     assert fsc[1 : int(0.9 * box / 2) + 1].min() > 0.95
-    # in grey values too
+    # on the absolute scale too
     assert (volume * p.mask * p.volume).sum() / p.volume.square().sum() == pytest.approx(1, abs=0.05)
-    # and not the other hand, nor with the shifts or rotations the wrong way round
+    # the opposite hand, inverse rotations and negative shifts do not match
     for wrong in (p.pose.mirrored(), Pose(p.pose.rotation, -p.pose.shift_px), Pose(p.pose.rotation.mT, p.pose.shift_px)):
         bad = fourier_shell_correlation(wiener(accumulate(p.images, wrong), flat(box, 1000.0)) * p.mask, p.volume * p.mask)
         assert bad[4:9].mean() < 0.7
@@ -46,7 +46,7 @@ def test_sums_over_images(particle: Any) -> None:
     assert whole.grid.abs().max() > 1
 
 
-def test_some_of_the_images(particle: Any) -> None:
+def test_only_the_given_rows_are_inserted(particle: Any) -> None:
     p = particle(40, noise=1.0)
     rows = torch.nonzero(torch.arange(40) % 3 == 0)[:, 0]
     alone = accumulate(p.images.subset(rows), p.pose[rows]).grid
@@ -73,7 +73,7 @@ def test_the_sum_is_that_of_a_real_volume(particle: Any) -> None:
 
 
 def test_prior_of_a_shell(particle: Any) -> None:
-    """A shell of 0 is left out; a strong prior shrinks as SSNR / (1 + SSNR) where every voxel is sampled the same."""
+    """A shell with SSNR 0 is set to 0; with uniform sampling the prior scales a shell by SSNR / (1 + SSNR)."""
     p = particle(700)
     accumulator = accumulate(p.images, p.pose)
     ssnr = flat(20, 1000.0)
@@ -92,7 +92,7 @@ def test_prior_of_a_shell(particle: Any) -> None:
 
 
 def test_empty_shells_give_zeros(particle: Any) -> None:
-    """Images cut to a band: nothing beyond it, and no division by nothing."""
+    """Images cut to a band: zeros beyond it, and no division by zero."""
     p = particle(100)
     volume = wiener(accumulate(p.images.band(5), p.pose), flat(20, 20.0))
     assert volume.isfinite().all()
@@ -100,7 +100,7 @@ def test_empty_shells_give_zeros(particle: Any) -> None:
     assert volume_ft[10, 10, 1] < 0.05 * volume_ft[10, 10, 10]
 
 
-def test_ssnr_is_the_published_formula() -> None:
+def test_ssnr_from_fsc_follows_the_published_formula() -> None:
     fsc = torch.tensor([0.5, 0.143, 0.0, -0.2, 0.9])
     torch.testing.assert_close(ssnr_from_fsc(fsc, False), torch.tensor([1.0, 0.143 / 0.857, 0, 0, 9.0]))
     torch.testing.assert_close(ssnr_from_fsc(fsc, True), torch.tensor([2.0, 2 * 0.143 / 0.857, 0, 0, 18.0]))
@@ -108,7 +108,7 @@ def test_ssnr_is_the_published_formula() -> None:
 
 
 def test_ssnr_of_signal_plus_noise() -> None:
-    """Two noisy copies of white signal: the formula finds the signal's share."""
+    """Two noisy copies of a white signal have the SSNR given by the formula."""
     generator = torch.Generator().manual_seed(0)
     signal, one, two = (torch.randn(24, 24, 24, generator=generator) for _ in range(3))
     fsc = fourier_shell_correlation(2 * signal + one, 2 * signal + two)[6:].mean(0, keepdim=True)
@@ -129,7 +129,7 @@ def test_halves_of_good_images_agree(particle: Any) -> None:
     assert halves.fsc[:8].min() > 0.9
     for volume in (halves.half1, halves.half2, halves.combined):
         assert fourier_shell_correlation(volume, p.volume)[1:8].min() > 0.9
-        # kept inside of the mask
+        # zero outside the mask
         assert volume[0].abs().max() < 0.02 * volume.abs().max()
     assert not torch.equal(halves.half1, halves.half2)
     # both halves together are closer to the truth

@@ -1,4 +1,4 @@
-"""Defocus per particle: back to the truth as near as the noise allows, and no change where an image does not ask for one."""
+"""Per-particle defocus refinement: accuracy compared with the noise limit, priors, and unchanged images."""
 
 from dataclasses import dataclass, replace
 
@@ -24,12 +24,12 @@ from stacks import stack_of
 BOX, PIXEL = 36, 2.5
 RANGE, PRIOR_SD = 1600.0, 400.0
 FLAT = 1e5
-"""A prior that says nothing."""
+"""A flat prior."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images made with a defocus that is ``error`` (N,) larger than that of their stack."""
+    """Images simulated with a defocus that is larger by ``error`` (N,) than in their stack."""
 
     volume_ft: VolumeFT
     stack: ParticleStack
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def without_particles(self) -> "Case":
-        """The same noise alone."""
+        """The same noise without particles."""
         noise = self.stack.store.read(self.stack.row, len(self.stack.half_plane)) - self.clean_ft
         return replace(self, stack=replace(self.stack, store=InMemory(noise), row=torch.arange(len(noise))))
 
@@ -50,11 +50,11 @@ class Case:
         return refine_defocus(self.volume_ft, self.stack, self.pose, limit, prior_sd)
 
     def effective_ctf(self, offset: Tensor) -> Tensor:
-        """At the stack's defocus plus an offset, computed anew."""
+        """Effective CTF at the defocus of the stack plus an offset, computed directly."""
         return self.stack.with_ctf(self.stack.ctf.defocused(offset)).batch(slice(None)).effective_ctf
 
     def crlb_sd(self) -> Tensor:
-        """(N,) least deviation of an unbiased estimate: noise has variance 1/2 in each part of a coefficient."""
+        """Cramer-Rao bound (N,) on the standard deviation: noise has variance 1/2 in the real and the imaginary part."""
         slope = (self.effective_ctf(self.error + 5) - self.effective_ctf(self.error - 5)) / 10
         by_offset = project(self.volume_ft, slope, self.stack.half_plane, self.pose)
         return (2 * by_offset.abs().square().sum(1)).rsqrt()
@@ -99,18 +99,18 @@ def rms(x: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("brightness", "error_sd", "gained"), [(0.2, 300.0, 3.5), (0.2, 500.0, 5.0), (0.5, 400.0, 10.0)])
-def test_recovers_defocus_as_well_as_the_noise_allows(brightness: float, error_sd: float, gained: float) -> None:
+def test_defocus_is_recovered_to_the_cramer_rao_bound(brightness: float, error_sd: float, gained: float) -> None:
     s = case(300, brightness, error_sd)
     found = s.fit(FLAT, 2000.0)
     left = found.offset_angstrom - s.error
     assert found.at_limit == 0
     assert rms(left) < rms(s.error) / gained
-    # above the bound by the brightness that is fitted along and by the parabola; far below it only by looking at the truth
+    # slightly above the bound, because the scale is fitted too and by the parabola; below it would be suspicious
     assert 0.85 < rms(left / s.crlb_sd()) < 1.25
     assert abs(left.mean().item()) < 4 * rms(left) / 300**0.5
 
 
-def test_what_is_known_beforehand_helps_faint_images() -> None:
+def test_prior_helps_faint_images() -> None:
     s = case(300, 0.05)
     bound = s.crlb_sd()
     posterior_sd = (bound**-2 + PRIOR_SD**-2).rsqrt()
@@ -119,8 +119,8 @@ def test_what_is_known_beforehand_helps_faint_images() -> None:
     assert 0.85 < rms(left / posterior_sd) < 1.25
 
 
-def test_prior_weighs_as_its_spread_against_the_noise() -> None:
-    """Errors small enough for the misfit to be a parabola: the posterior mean shrinks the estimate by a known share."""
+def test_prior_is_weighted_by_its_variance() -> None:
+    """For small errors the misfit is a parabola, and the posterior mean shrinks the estimate by a known factor."""
     s = case(300, 0.5, 30.0)
     free, bound, prior_sd = s.fit(FLAT).offset_angstrom, s.crlb_sd(), 25.0
     shrunk = free * bound**-2 / (bound**-2 + prior_sd**-2)
@@ -130,14 +130,14 @@ def test_prior_weighs_as_its_spread_against_the_noise() -> None:
 
 @pytest.mark.parametrize("brightness", [0.05, 0.2, 1.0])
 def test_noise_alone_stays_near_zero(brightness: float) -> None:
-    """Also against a map that stands far above the noise, where the images were thought to show it."""
+    """Also against a strong map that the images do not show."""
     s = case(300, brightness)
     s = s.without_particles
     assert rms(s.fit().offset_angstrom) < 0.4 * PRIOR_SD
     assert rms(s.fit(FLAT).offset_angstrom) > PRIOR_SD
 
 
-def test_misfit_is_that_of_the_ctf_written_out() -> None:
+def test_misfit_matches_the_ctf_computed_directly() -> None:
     s = case(20, 1.0)
     half_plane = s.stack.half_plane
     for kv in (200.0, 300.0):
@@ -156,7 +156,7 @@ def test_misfit_is_that_of_the_ctf_written_out() -> None:
             torch.testing.assert_close(misfit[:, column], wanted, rtol=2e-4, atol=0.05)
 
 
-def test_corrected_images_ask_for_no_more() -> None:
+def test_corrected_images_need_no_further_offset() -> None:
     s = case(100, 0.5)
     found = s.fit(FLAT).offset_angstrom
     corrected = s.stack.with_ctf(s.stack.ctf.defocused(found))
@@ -184,7 +184,7 @@ def test_block_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(s.fit().offset_angstrom, whole, atol=1.0, rtol=0)
 
 
-def test_images_do_not_see_each_other() -> None:
+def test_images_are_independent() -> None:
     s = case(50)
     whole = s.fit().offset_angstrom
     order = torch.randperm(50, generator=torch.Generator().manual_seed(5))
@@ -192,7 +192,7 @@ def test_images_do_not_see_each_other() -> None:
     torch.testing.assert_close(s.rows(slice(20, 33)).fit().offset_angstrom, whole[20:33], atol=1.0, rtol=0)
 
 
-def test_images_beyond_the_range_are_left_alone_and_counted() -> None:
+def test_images_beyond_the_range_are_unchanged_and_counted() -> None:
     s = case(60, 1.0, 300.0)
     inside = s.error.abs() < 450
     far = (s.error.abs() > 550) & (s.error.abs() < 900)
@@ -203,8 +203,8 @@ def test_images_beyond_the_range_are_left_alone_and_counted() -> None:
     assert (found.offset_angstrom - s.error[some])[inside[some]].abs().max() < 60
 
 
-def test_prior_is_about_what_the_images_came_with() -> None:
-    """Without a map there is nothing but the prior."""
+def test_prior_is_centred_on_the_input_defocus() -> None:
+    """With a zero map only the prior remains."""
     s = case(12)
     nothing = volume_to_ft(torch.zeros(BOX, BOX, BOX))
     earlier = torch.linspace(-700, 700, 12)

@@ -1,7 +1,7 @@
-"""Search, refinement, defocus and maps with the reference on another device: the same numbers, and no tensor left behind.
+"""Search, refinement, defocus and maps with the reference on another device: same results, returned on the CPU.
 
-The device is one that no machine needs to have. Its tensors are on the CPU, but what a GPU would refuse is refused: work on
-tensors of two devices, and NumPy's look at a tensor that is not on the CPU.
+The second device is emulated: its tensors are on the CPU, but it raises the errors of a GPU for operations on
+tensors of two devices, and for access by NumPy to tensors that are not on the CPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ _DEVICE_OF = Tensor.device.__get__  # type: ignore[attr-defined]
 
 
 def _elsewhere(value: Any) -> Any:
-    # one that is there stays the tensor that it is: a copy of a parameter is no parameter
+    # a tensor already on the device is returned unchanged: a copy of a parameter would not be a parameter
     return value.as_subclass(Elsewhere) if isinstance(value, Tensor) and not isinstance(value, Elsewhere) else value
 
 
@@ -65,7 +65,7 @@ def _is_second(device: Any) -> bool:
 
 
 class SecondDevice(TorchFunctionMode):
-    """Context manager in which ``torch.device("cuda")`` is the second device; ``used`` counts what was done there."""
+    """Context manager in which ``torch.device("cuda")`` is the second device; ``used`` counts the operations on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class SecondDevice(TorchFunctionMode):
     def _refuse_mixture(func: Callable[..., Any], args: Any, tensors: list[Tensor], there: list[Tensor]) -> None:
         if not there or func in (Tensor.copy_, torch._has_compatible_shallow_copy_type):
             return
-        # a tensor may be indexed by one of the CPU; numbers of the CPU go with anything
+        # indexing by a CPU tensor and combining with CPU scalars are allowed
         indexed = func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Elsewhere)
         met = [a for a in args[2:] if isinstance(a, Tensor)] if indexed else tensors
         if any(not isinstance(t, Elsewhere) and t.dim() > 0 for t in met):
@@ -131,7 +131,7 @@ def second() -> Iterator[SecondDevice]:
         yield mode
 
 
-def test_the_second_device_refuses_what_a_gpu_would(second: SecondDevice) -> None:
+def test_the_second_device_raises_the_errors_of_a_gpu(second: SecondDevice) -> None:
     here, there = torch.arange(6.0), torch.arange(6.0, device=DEVICE)
     assert isinstance(there, Elsewhere) and there.device == DEVICE and here.device == CPU
     assert isinstance(there + 1, Elsewhere) and isinstance(there[here.long()], Elsewhere)
@@ -178,7 +178,7 @@ def defocused(p: Any, device: torch.device) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("work", [searched_ab_initio, searched_and_refined, defocused])
-def test_the_numbers_are_the_same_elsewhere(
+def test_results_are_the_same_on_another_device(
     particle: Callable[..., Any], second: SecondDevice, work: Callable[[Any, torch.device], list[torch.Tensor]]
 ) -> None:
     p = particle(100, noise=1.0)
@@ -187,11 +187,11 @@ def test_the_numbers_are_the_same_elsewhere(
     there = work(p, DEVICE)
     assert second.used > 100
     for one, other in zip(here, there, strict=True):
-        # all that is kept is on the CPU again
+        # all results are on the CPU
         assert not isinstance(other, Elsewhere) and torch.equal(one, other)
 
 
-def test_a_map_too_large_for_the_device_is_made_on_the_cpu(
+def test_a_map_too_large_for_the_device_stays_on_the_cpu(
     particle: Callable[..., Any], second: SecondDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     p = particle(40, noise=1.0)
@@ -210,18 +210,18 @@ def test_a_map_too_large_for_the_device_is_made_on_the_cpu(
 
 
 class SetUp(Exception):
-    """What was to be seen has been seen."""
+    """Raised to stop the run once the check is done."""
 
 
 @pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
-def test_a_model_is_in_one_place_before_it_is_set_up(
+def test_a_model_is_on_one_device_before_fabric_sets_it_up(
     particle: Callable[..., Any], second: SecondDevice, monkeypatch: pytest.MonkeyPatch, decoder: Any
 ) -> None:
-    """Lightning moves what is elsewhere, but complains of it."""
+    """Lightning moves parameters from other devices, but with a warning."""
     generator = torch.Generator
-    # a GPU's random numbers are the one thing that the second device has not
+    # the emulated device has no generator of its own
     monkeypatch.setattr(torch, "Generator", lambda device=None: generator())
-    # a parameter that is moved in place would stay the tensor that it was, of the CPU
+    # a parameter moved in place would remain a CPU tensor
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     seen: list[torch.device] = []
 
@@ -237,7 +237,7 @@ def test_a_model_is_in_one_place_before_it_is_set_up(
     assert len(seen) > 10 and set(seen) == {DEVICE}
 
 
-def test_the_bound_of_a_simulated_set_is_the_same_elsewhere(tmp_path: Path, second: SecondDevice) -> None:
+def test_the_bound_of_a_simulated_set_is_the_same_on_another_device(tmp_path: Path, second: SecondDevice) -> None:
     structure = Path(__file__).parents[2] / "examples/data/5nrl_every10th_atom.npz"
     simulate(structure, tmp_path, SimulationConfig(n=100, box=24, pixel_size=22.0, resolution=40.0, snr_db=-18.0))
     truth = Particles.open(tmp_path / "truth.star")

@@ -1,4 +1,4 @@
-"""Two half-sets: each learns from its own images; what they share is told apart from what they agree on."""
+"""Two half-sets: each depends only on its own images beyond the shared band."""
 
 import dataclasses
 from collections.abc import Callable
@@ -78,14 +78,14 @@ def started(volume: Tensor, pose: Pose, band: float) -> HalfSetState:
 
 
 def blank_stack(box: int, n: int) -> FixedStack:
-    """Of n images whose noise is 1."""
+    """Noise model of n images with unit noise."""
     half_plane = HalfPlane.within(box)
     empty = torch.zeros(n, len(half_plane), dtype=torch.complex64)
     return FixedStack.of(half_plane, empty, empty.real)
 
 
 def state_of(moved_deg: list[float], resolution: int = 4, box: int = 20) -> HalfSetState:
-    """A state whose half-maps agree up to a shell, and whose poses moved by so much."""
+    """A state with a given FSC limit and given pose changes."""
     fsc = (torch.arange(box // 2 + 1) <= resolution).float()
     nothing = torch.zeros(1)
     moved = torch.tensor(moved_deg)
@@ -96,7 +96,7 @@ def state_of(moved_deg: list[float], resolution: int = 4, box: int = 20) -> Half
     return dataclasses.replace(first_state(stack, pose, halves, 4.0), moved_deg=moved, content=content, explained=0.5)
 
 
-def test_low_pass_keeps_and_cuts() -> None:
+def test_low_pass_keeps_low_and_removes_high_frequencies() -> None:
     volume = noise_volume(24)
     before, after = centred_fft(volume, 3), centred_fft(low_pass(volume, 6), 3)
     radius = radius_grid(24, 3)
@@ -133,7 +133,7 @@ def test_at_box_changes_maps_and_poses() -> None:
     assert (after.band, after.fsc143_shell) == (before.band, before.fsc143_shell)
 
 
-def test_shared_start_holds_nothing_beyond_its_band() -> None:
+def test_shared_start_is_zero_beyond_its_band() -> None:
     volume, pose = noise_volume(20), random_pose(4, torch.ones(4, 2))
     state = started(volume, pose, 5.0)
     for name in ("half1", "half2", "combined", "weak1", "weak2"):
@@ -141,18 +141,18 @@ def test_shared_start_holds_nothing_beyond_its_band() -> None:
         assert transform[radius_grid(20, 3) >= 6].abs().max() < 1e-3
         torch.testing.assert_close(transform[8, 10, 12], centred_fft(volume, 3)[8, 10, 12], atol=1e-3, rtol=1e-3)
     assert state.band == 5 and state.fsc143_shell == pytest.approx(5.86, abs=0.01)
-    # nothing is known to be in its place
+    # no pose counts as stable
     assert state.stable_share(179) == 0
 
 
-def test_done_when_searches_find_images_where_they_were() -> None:
+def test_images_settle_after_two_stable_searches() -> None:
     config = SearchConfig(stable_deg=10.0)
     start = state_of([180.0] * 4)
     assert settled_rows([start], config) is None
     first, second = state_of([1.0, 1.0, 50.0, 50.0]), state_of([2.0, 40.0, 3.0, 60.0])
     found = settled_rows([start, first, second], config)
     assert found is not None and found.tolist() == [True, False, False, False]
-    # the start is no search
+    # the starting state is not a search
     found = settled_rows([start, first], config)
     assert found is not None and not found.any()
     # only the last two count
@@ -161,7 +161,7 @@ def test_done_when_searches_find_images_where_they_were() -> None:
 
 
 def searched(*stable: float) -> list[HalfSetState]:
-    """A start and searches with these shares of stable poses."""
+    """A starting state and rounds with the given fractions of stable poses."""
     return [state_of([180.0] * 100)] + [state_of([1.0] * round(100 * s) + [90.0] * round(100 - 100 * s)) for s in stable]
 
 
@@ -169,22 +169,22 @@ def searched(*stable: float) -> list[HalfSetState]:
     ("stable", "wanted"),
     [
         ([], False),
-        ([0.99], False),  # one search is no comparison
+        ([0.99], False),  # too few rounds to compare
         ([0.5, 0.98], True),
         ([0.98, 0.5], False),
-        ([0.5, 0.6, 0.7, 0.8], False),  # still gaining
-        ([0.5, 0.8, 0.7, 0.8], True),  # no more than before
+        ([0.5, 0.6, 0.7, 0.8], False),  # still improving
+        ([0.5, 0.8, 0.7, 0.8], True),  # no improvement
         ([0.7, 0.7, 0.7], False),
-        ([0.9, 0.5, 0.6, 0.7, 0.8], False),  # a good round long ago is forgotten
+        ([0.9, 0.5, 0.6, 0.7, 0.8], False),  # an early good round does not count
         ([0.9, 0.5, 0.6, 0.7, 0.7], True),
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),  # the most rounds
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),  # the maximum number of rounds
     ],
 )
-def test_search_ends_when_poses_stand_still(stable: list[float], wanted: bool) -> None:
+def test_search_stops_when_poses_are_stable(stable: list[float], wanted: bool) -> None:
     assert search_finished(searched(*stable), SearchConfig(max_rounds=6, stable_share=0.97)) is wanted
 
 
-def test_search_goes_on_while_the_half_maps_gain() -> None:
+def test_search_continues_while_the_fsc_improves() -> None:
     config = SearchConfig(max_rounds=6, stable_share=0.97)
     still = [1.0] * 4
     start = state_of([180.0] * 4)
@@ -204,7 +204,7 @@ def refine_run(p: Any, sets: HalfSets, start: HalfSetState, rounds: int, **setti
 
 
 def test_search_finds_the_poses_of_all_images(particle: Any) -> None:
-    """From the true map, blurred, and no pose at all; the bands, the rounds and what is said of each."""
+    """From the blurred true map without poses: the bands, the rounds and their progress reports."""
     n = 150
     p = particle(n, noise=0.7)
     start = started(p.volume, random_pose(n, p.pose.shift_px + 0.3), 4.0)
@@ -222,17 +222,17 @@ def test_search_finds_the_poses_of_all_images(particle: Any) -> None:
         states[1].moved_deg, angular_distance_deg(states[0].pose.rotation, states[1].pose.rotation), atol=0.1, rtol=0
     )
     assert states[-1].explained == pytest.approx(1, abs=0.1)
-    # the band starts with what is shared and grows with the FSC, by a third at a time, up to the last
+    # the band starts at the shared band and grows with the FSC, by at most GROWTH, up to the last band
     bands = [start.band, *(s.band for s in states)]
     for one, other in zip(bands, bands[1:], strict=False):
         assert one <= other <= min(1.35 * one, 4.5 * 20 / DIAMETER) + 1e-6
     assert bands[-1] > bands[0]
-    # the last round's band is what the poses were judged by
+    # the explained fraction is measured in the band of the last round
     assert states[0].halves.fsc[:5].min() > 0.5
 
 
-def test_first_search_forgets_the_poses_that_it_comes_with(particle: Any) -> None:
-    """They are of the map that both halves share; only their shifts, where the grid of shifts lies, are left."""
+def test_first_search_ignores_earlier_rotations(particle: Any) -> None:
+    """The earlier rotations are not used in the first round; only the shifts are, as the centre of the shift grid."""
     p = particle(60, noise=1.0)
     one, other = (
         search_run(p, sets_of(p), started(p.volume, random_pose(60, p.pose.shift_px, seed), 4.0), max_rounds=1)[0]
@@ -242,8 +242,8 @@ def test_first_search_forgets_the_poses_that_it_comes_with(particle: Any) -> Non
     assert not torch.equal(one.moved_deg, other.moved_deg)
 
 
-def test_update_knows_which_images_are_settled(particle: Any) -> None:
-    """Rows of a half-set, not of the whole: on a grid that holds only the true poses, those that are settled stay wrong."""
+def test_update_maps_settled_images_to_rows_of_the_whole_set(particle: Any) -> None:
+    """On a grid of the true poses only, settled images keep their wrong poses; rows refer to the whole set, not the half."""
     p = particle(40, noise=0.5)
     far = Pose(p.pose.rotation @ torch.diag(torch.tensor([-1.0, 1, -1])), p.pose.shift_px)
     settled, mine = torch.arange(40) < 10, torch.arange(0, 40, 2)
@@ -255,7 +255,7 @@ def test_update_knows_which_images_are_settled(particle: Any) -> None:
 
     later = off(SearchUpdate(grid, SearchConfig(), settled, lambda done: None), far)
     assert later[:5].min() > 20 and later[5:].max() < 3
-    # a first search looks at nothing but the grid, here of wrong poses, even when the poses are right
+    # the first search uses only the grid, here of wrong poses, even if the earlier poses are correct
     wrong = PoseGrid(far.rotation[:1], torch.zeros(1, 2))
     assert off(SearchUpdate(wrong, SearchConfig(), None, lambda done: None), p.pose).median() > 20
     none_settled = SearchUpdate(wrong, SearchConfig(), torch.zeros(40, dtype=torch.bool), lambda done: None)
@@ -266,7 +266,7 @@ def test_refines_poses_and_maps(particle: Any) -> None:
     p = particle(400, box=24, noise=1.0)
     start = perturbed(p.pose, 2.0, 0.3)
     states = refine_run(p, sets_of(p), started(p.volume, start, 6.0), 5)
-    # the first has the maps of the poses that came in
+    # the first round makes maps at the input poses
     assert torch.equal(states[0].pose.rotation, start.rotation) and states[0].band == 6
     before, after = (angular_distance_deg(q.rotation, p.pose.rotation).median() for q in (start, states[-1].pose))
     assert after < 0.4 * before
@@ -277,24 +277,24 @@ def test_refines_poses_and_maps(particle: Any) -> None:
     torch.testing.assert_close(
         states[1].moved_deg, angular_distance_deg(start.rotation, states[1].pose.rotation), atol=1e-2, rtol=0
     )
-    # the band goes no further than a third more, or than the poses' last move allows, and stops at Nyquist
+    # the band is limited by GROWTH, by the last pose changes, and by Nyquist
     for one, other in zip(states[1:], states[2:], strict=False):
         reach = max(1.35 * one.band, 0.5 / torch.deg2rad(one.moved_deg.median()).item())
         assert one.band <= other.band <= min(12, reach + 1e-6)
 
 
-def test_done_when_poses_stand_still(particle: Any) -> None:
+def test_refinement_stops_when_poses_are_stable(particle: Any) -> None:
     p = particle(300)
     start = dataclasses.replace(started(p.volume, p.pose, 10.0), moved_deg=torch.zeros(300))
-    # maps of the poses at rest, and no round
+    # only the first maps, without a further round
     assert len(refine_run(p, sets_of(p), start, 5)) == 1
     assert len(refine_run(p, sets_of(p), start, 3, stable_deg=0.0)) == 4
-    # a pose that was never looked at is not at rest
+    # a pose that was never refined is not stable
     assert len(refine_run(p, sets_of(p), started(p.volume, p.pose, 10.0), 5)) > 1
 
 
-def test_band_grows_as_far_as_the_last_move_allows(particle: Any) -> None:
-    """A slice of shell r is found from 1 / r rad away: from poses that moved more, the band grows by a third at most."""
+def test_band_growth_is_limited_by_the_pose_changes(particle: Any) -> None:
+    """At shell r refinement converges within 1 / r rad; if poses changed by more, the band grows by GROWTH at most."""
     p = particle(200)
     for moved_deg, wanted in ((180.0, 4 * 1.35), (4.0, 0.5 / 0.0698), (0.6, 10.0)):
         start = dataclasses.replace(started(p.volume, p.pose, 4.0), moved_deg=torch.full((200,), moved_deg))
@@ -304,7 +304,7 @@ def test_band_grows_as_far_as_the_last_move_allows(particle: Any) -> None:
 
 
 def with_other(p: Any, half: int) -> FixedStack:
-    """The same images but for one half, which are of something else."""
+    """The same images, but those of one half show a different particle."""
     image_ft = p.images.image_ft.clone()
     mine = half_of(len(image_ft)) == half
     image_ft[mine] = image_ft[mine].roll(1, 0).conj() * 1.3
@@ -312,12 +312,12 @@ def with_other(p: Any, half: int) -> FixedStack:
 
 
 def own_noise_only(stack: FixedStack, parts: list[Residuals]) -> NoiseModel:
-    """As ``updated_noise``, but with nothing from the second half."""
+    """As ``updated_noise``, but from the first half only."""
     return updated_noise(stack, parts[:1])
 
 
 def own_mean_only(stack: FixedStack, parts: list[Residuals]) -> Tensor:
-    """As ``updated_intensity_scale``, but 1 on average in each half alone."""
+    """As ``updated_intensity_scale``, but with a mean of 1 in each half."""
     first = updated_intensity_scale(stack, parts[:1])
     return torch.where(half_of(len(stack)) == 1, first, updated_intensity_scale(stack, parts[1:]))
 
@@ -333,7 +333,7 @@ def two_steps(reference: VolumeFT, images: FixedStack, pose: Pose, rows: Tensor,
 
 
 def test_half_1_does_not_depend_on_half_2(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit through search and refinement, once what the halves share, FSC and noise, is held fixed."""
+    """Bit for bit through search and refinement, with the shared FSC and noise held fixed."""
     p = particle(120, noise=1.0)
     start, first = started(p.volume, random_pose(120, p.pose.shift_px), 4.0), half_of(120) == 1
     monkeypatch.setattr(backprojection, "fourier_shell_correlation", lambda a, b: torch.linspace(1, 0.2, 11))
@@ -354,23 +354,23 @@ def test_half_1_does_not_depend_on_half_2(particle: Any, monkeypatch: pytest.Mon
         assert torch.equal(a.intensity_scale[first], b.intensity_scale[first])
         assert not torch.equal(a.halves.half2, b.halves.half2)
         assert not torch.equal(a.pose.rotation[~first], b.pose.rotation[~first])
-    # noise and scale were found at all
+    # noise and scale did change
     assert not torch.allclose(one[-1].noise.whitening_power, torch.ones(11), atol=1e-3)
 
 
-def test_half_2_knows_of_half_1_by_a_frame(particle: Any) -> None:
-    """After a search from the shared map: another first half turns and moves the second as a whole, and no more."""
+def test_half_2_depends_on_half_1_only_through_its_frame(particle: Any) -> None:
+    """After a search from the shared map, a different first half only rotates and shifts the second as a whole."""
     p = particle(120, noise=1.0)
     start, second = started(p.volume, random_pose(120, p.pose.shift_px), 4.0), half_of(120) == 2
     one, other = (search_run(p, sets_of(p, images), start, max_rounds=1)[0] for images in (p.images, with_other(p, 1)))
     turn = other.pose.rotation[second] @ one.pose.rotation[second].mT
     torch.testing.assert_close(turn, turn[:1].expand_as(turn), atol=1e-4, rtol=0)
-    # the same map is the reference of both halves here, so that there is nothing to turn
+    # both halves have the same reference here, so there is no drift
     assert angular_distance_deg(turn[0], torch.eye(3)) < 0.5
 
 
 def test_a_round_twice_gives_the_same_bits(particle: Any) -> None:
-    """Sets and states are values: nothing that a round is given changes."""
+    """Sets and states are values, which a round does not modify."""
     p = particle(80, noise=1.0)
     sets, start = sets_of(p), started(p.volume, perturbed(p.pose, 2.0, 0.3), 6.0)
     one, again = (next_round(sets, next_round(sets, start, 6.0, two_steps), 6.0, two_steps) for _ in range(2))
@@ -384,8 +384,8 @@ def test_a_round_twice_gives_the_same_bits(particle: Any) -> None:
     assert searches[0].intensity_scale.std() > 0.01
 
 
-def test_the_halves_meet_in_the_fsc(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without holding it: a round's poses are the same, and the map differs by the prior that the FSC gives."""
+def test_halves_interact_only_through_the_fsc(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the FSC held fixed, the poses of a round are the same and the maps differ only by the prior from the FSC."""
     hold_what_is_shared(monkeypatch)
     p = particle(120, noise=1.0)
     start, first = started(p.volume, perturbed(p.pose, 2.0, 0.3), 6.0), half_of(120) == 1
@@ -404,8 +404,8 @@ def test_the_halves_meet_in_the_fsc(particle: Any, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(state.halves.combined, wiener(both, prior) * p.mask, atol=1e-3, rtol=1e-2)
 
 
-def test_weakly_regularised_halves_follow_no_fsc(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are the same whatever the FSC says, over the whole box, and as bright as the particle."""
+def test_weakly_regularised_halves_do_not_depend_on_the_fsc(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the same for any FSC, over the whole box, and on the scale of the particle."""
     p = particle(300, noise=0.5)
     state = started(p.volume, p.pose, 6.0)
     free = next_round(sets_of(p), state, 6.0, None).halves
@@ -429,8 +429,8 @@ def turned_by(turn: Tensor) -> Callable[[VolumeFT, FixedStack, Pose, Tensor], Lo
     return update
 
 
-def test_moves_are_counted_up_to_the_group(particle: Any) -> None:
-    """A pose and its copy are the same view; without the group it would have moved by half a turn."""
+def test_pose_changes_are_measured_modulo_the_group(particle: Any) -> None:
+    """A pose and its symmetry copy are the same view; without the group the change would be 180 degrees."""
     p, group = particle(60), point_group("D2").float()
     start, first = started(p.volume, p.pose, 6.0), half_of(60) == 1
     slightly = roma.rotvec_to_rotmat(torch.tensor([0.0, 0.0, 0.1])) @ group[2]
@@ -453,7 +453,7 @@ def test_maps_of_a_group_are_symmetric(particle: Any) -> None:
 
 
 def test_a_search_with_a_group_finds_poses_up_to_it(particle: Any) -> None:
-    """Images of a map with D2, a grid of a quarter of all orientations."""
+    """Images of a map with D2, searched on one asymmetric unit."""
     n, group = 80, point_group("D2").float()
     p = particle(n)
     volume = symmetrise_volume(p.volume * p.mask, group)
@@ -467,7 +467,7 @@ def test_a_search_with_a_group_finds_poses_up_to_it(particle: Any) -> None:
 
 
 def test_the_frame_of_the_second_half_follows_the_maps(particle: Any) -> None:
-    """Half-maps that lie apart: the second half's poses are turned and moved as a whole, by what the maps alone say."""
+    """With half-maps in different frames, the poses of the second half are transformed by the frame found from the maps."""
     p = particle(200, noise=0.5)
     apart = Frame(roma.rotvec_to_rotmat(torch.deg2rad(torch.tensor([2.0, -1.5, 1.0]))), False, torch.tensor([0.3, -0.2, 0.25]))
     start = next_round(sets_of(p), started(p.volume, p.pose, 8.0), 8.0, None)
@@ -477,21 +477,21 @@ def test_the_frame_of_the_second_half_follows_the_maps(particle: Any) -> None:
     for half in (first, ~first):
         common = roma.special_procrustes((state.pose.rotation[half] @ p.pose.rotation[half].mT).sum(0))
         assert angular_distance_deg(common, torch.eye(3)) < 0.4
-    # the images of the second half were fitted to the map that lies apart
+    # the images of the second half were fitted to the displaced map
     found = two_steps(volume_to_ft(halves.half2), p.images.subset(~first).band(8.0), p.pose[~first], ~first, 0)
     assert angular_distance_deg(found.pose.rotation, p.pose.rotation[~first]).median() > 1.5
     shift = (state.pose.shift_px - p.pose.shift_px)[~first].norm(dim=-1).median()
     assert shift < 0.5 * (found.pose.shift_px - p.pose.shift_px[~first]).norm(dim=-1).median()
 
 
-def test_noise_does_not_agree_beyond_what_was_shared(particle: Any) -> None:
-    """Images of nothing, searched and refined from a map: beyond its band the half-maps have nothing in common."""
+def test_fsc_of_noise_is_zero_beyond_the_shared_band(particle: Any) -> None:
+    """Pure noise images, searched and refined against a map: beyond its band the half-maps do not correlate."""
     band, n = 5.0, 300
     p = particle(n, box=24, noise=1.0)
     sets = sets_of(p, particle(n, box=24, noise=1.0, brightness=0.0, seed=3).images)
     states = search_run(p, sets, started(p.volume, p.pose, band), max_rounds=3, last_band=6.0)
     assert len(states) == 3
-    # the images do learn the map that they are shown, within its band
+    # within the band the maps do reproduce the starting map (model bias)
     assert states[0].halves.fsc[2:5].mean() > 0.3
     states += refine_run(p, sets, dataclasses.replace(states[-1], moved_deg=torch.ones(n)), 2, stable_deg=0.0)
     assert len(states) == 6
@@ -501,8 +501,8 @@ def test_noise_does_not_agree_beyond_what_was_shared(particle: Any) -> None:
         assert beyond.mean() < 0.1 and beyond.max() < 0.3
 
 
-def test_resolution_of_the_halves_is_that_against_the_truth(particle: Any) -> None:
-    """From no poses: where the halves' FSC is 0.143 the map of both correlates with the truth, its atoms, to 0.5
+def test_half_map_resolution_matches_that_against_the_truth(particle: Any) -> None:
+    """From no poses: where the half-map FSC is 0.143, the FSC of the combined map with the true map is 0.5
     (Rosenthal and Henderson 2003: sqrt(2 FSC / (1 + FSC)))."""
     n = 400
     p = particle(n, box=28, noise=1.0, brightness=1.0, closed_form=True)
@@ -512,7 +512,7 @@ def test_resolution_of_the_halves_is_that_against_the_truth(particle: Any) -> No
     fsc = last.halves.fsc
     truth = fourier_shell_correlation(last.halves.combined, p.volume * p.mask)
     shell, true_shell = resolution_shell(fsc, 0.143), resolution_shell(truth, 0.5)
-    assert 8 < shell < 13.5  # a curve that never falls would agree with anything
+    assert 8 < shell < 13.5  # the curve does fall below the threshold
     assert shell == pytest.approx(true_shell, abs=1)
     expected = (2 * fsc.clamp(min=0) / (1 + fsc.clamp(min=0))).sqrt()
     torch.testing.assert_close(truth[3 : int(shell) + 1], expected[3 : int(shell) + 1], atol=0.1, rtol=0)

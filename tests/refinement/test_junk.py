@@ -1,4 +1,4 @@
-"""Images that show no particle: told by what their best pose explains, and in nothing that comes of the others."""
+"""Blank images: detection from the likelihood of the best pose, and exclusion from all maps and statistics."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ from stacks import FixedStack
 C1 = torch.eye(3)[None]
 CONFIG = SearchConfig(spacing=0.9, shift=0.1, shift_step=0.05)
 N, JUNK = 160, 4
-"""Every fourth image is noise."""
+"""Every fourth image is pure noise."""
 
 
 def is_junk(n: int = N) -> Tensor:
@@ -43,7 +43,7 @@ def search_space() -> SearchSpace:
     return SearchSpace(20, 13.0, CONFIG, C1)
 
 
-def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -> None:
+def test_blank_images_are_separated_from_particles(particle: Any) -> None:
     p = particle(N, noise=1.0, brightness=4.0)
     images, grid = with_junk(p).band(7), search_space().grid(7.0, torch.Generator().manual_seed(0))
     far = Pose(torch.eye(3).expand(N, 3, 3), p.pose.shift_px)
@@ -59,8 +59,8 @@ def test_noise_is_told_from_particles_by_the_best_of_many_poses(particle: Any) -
     assert by_chance[is_junk()].mean() > 1 and ContentTest(len(grid)).log_odds(by_chance[is_junk()]).max() < 0
 
 
-def test_the_poses_of_a_grid_are_summed_on_the_way(particle: Any) -> None:
-    """In rounds of the ab initio search and of half-sets: faint images that the best pose alone would have dropped."""
+def test_search_sums_the_likelihoods_of_the_grid(particle: Any) -> None:
+    """In ab initio and half-set rounds: faint images that the best pose alone would have rejected."""
     p = particle(N, noise=1.0, brightness=0.6)
     images, grid = p.images.band(5), search_space().grid(5.0, torch.Generator().manual_seed(0))
     found = find_poses(p.volume_ft, images, p.pose, grid, CONFIG)
@@ -83,7 +83,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Tensor]:
     return rows_of
 
 
-def test_the_ab_initio_search_leaves_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ab_initio_search_leaves_blank_images_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, abinitio_module)
     images = with_junk(p)
     config = dataclasses.replace(CONFIG, first_band=4.5, last_band=4.5, ab_initio_images=N)
@@ -92,7 +92,7 @@ def test_the_ab_initio_search_leaves_them_out(particle: Any, monkeypatch: pytest
     last = next(ab_initio(setup, p.volume, p.pose, torch.arange(N), torch.Generator().manual_seed(1)))
     assert last.shown == pytest.approx(0.75)
     assert not is_junk()[order[torch.cat(inserted)]].any() and len(torch.cat(inserted)) == 0.75 * N
-    # what the map explains is that of the particles
+    # the explained fraction is that of the particles
     assert last.explained == pytest.approx(1, abs=0.06) and last.stable > 0.9
 
 
@@ -100,7 +100,7 @@ def follow(reference: VolumeFT, images: FixedStack, pose: Pose, rows: Tensor, do
     return refine_poses(reference, images, pose, 2)
 
 
-def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_sets_leave_blank_images_out(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p, inserted = particle(N, noise=1.0, brightness=4.0), recorded(monkeypatch, half_sets_module)
     half_set = 1 + (torch.arange(N) % 5 % 2)
     sets = HalfSets(with_junk(p), half_set, p.mask, C1, test=ContentTest(1000.0))
@@ -120,7 +120,7 @@ def test_half_sets_leave_them_out(particle: Any, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(state.intensity_scale[~is_junk()], alone.intensity_scale)
     assert state.intensity_scale[is_junk()].std() < 1e-6
     assert state.explained == pytest.approx(1, abs=0.06)
-    # their poses may jump: nothing waits for them
+    # the poses of blank images may change without delaying convergence
     jumping = dataclasses.replace(state, moved_deg=torch.where(is_junk(), 90.0, 1.0))
     assert jumping.stable_share(10.0) == 1 and jumping.particles_moved_deg.max() == 1
 

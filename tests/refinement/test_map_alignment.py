@@ -1,4 +1,4 @@
-"""One map onto another: a turn and a move that were made are found, in noise too, from the maps alone."""
+"""Alignment of two maps: known rotations and shifts are recovered, also in noise."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ace_em.refinement.map_alignment import align_maps
 
 
 def moved(volume: torch.Tensor, degrees: float, px: float, seed: int = 0) -> tuple[torch.Tensor, Frame]:
-    """The volume turned about a random axis and moved, and the frame that brings it back."""
+    """The volume, rotated about a random axis and shifted, and the frame that reverses this."""
     generator = torch.Generator().manual_seed(seed)
     axis, direction = (torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=-1) for _ in range(2))
     turn, origin = roma.rotvec_to_rotmat(axis * torch.deg2rad(torch.tensor(degrees))), px * direction
@@ -23,7 +23,7 @@ def moved(volume: torch.Tensor, degrees: float, px: float, seed: int = 0) -> tup
 
 
 @pytest.mark.parametrize(("degrees", "px", "noise"), [(0.0, 0.0, 0.0), (2.0, 0.5, 0.0), (6.0, 1.0, 0.0), (3.0, 0.5, 0.5)])
-def test_a_turn_and_a_move_are_found(particle: Any, degrees: float, px: float, noise: float) -> None:
+def test_rotation_and_shift_are_recovered(particle: Any, degrees: float, px: float, noise: float) -> None:
     p = particle(1, box=32)
     generator = torch.Generator().manual_seed(1)
     one, two = (p.volume * p.mask + noise * p.volume.std() * torch.randn(32, 32, 32, generator=generator) for _ in range(2))
@@ -39,7 +39,7 @@ def test_a_turn_and_a_move_are_found(particle: Any, degrees: float, px: float, n
     assert after > before - 0.01 and after > fsc[4:10].mean() - 0.03
 
 
-def test_the_same_maps_give_the_same_frame(particle: Any) -> None:
+def test_alignment_is_deterministic(particle: Any) -> None:
     p = particle(1, box=24)
     there, _ = moved(p.volume, 2.0, 0.3)
     fsc = torch.linspace(1, 0.2, 13)

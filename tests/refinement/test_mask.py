@@ -1,4 +1,4 @@
-"""Masks made from noisy maps of real structures, and from maps with nothing in them."""
+"""Masks from noisy maps of real structures, and from empty maps."""
 
 import math
 from pathlib import Path
@@ -49,10 +49,10 @@ def blob(n: int, centre: tuple[int, int, int], radius: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("path", "box", "pixel", "resolution", "period"), CASES)
-def test_holds_the_particle_and_little_else(path: Path, box: int, pixel: float, resolution: float, period: float) -> None:
+def test_mask_contains_the_particle_and_little_else(path: Path, box: int, pixel: float, resolution: float, period: float) -> None:
     volume = density_map(read_structure(path), box, pixel, resolution)
     envelope = volume > 0.1 * volume[volume > 0.2 * volume.max()].mean()
-    # the rest is ringing of the band limit
+    # the rest is ringing from the band limit
     density = torch.where(volume > 0.02 * volume.max(), volume, 0.0)
     ball = soft_ball(box, box / 2 - 1.5)
     for snr in (3.0, 0.5, 0.1):
@@ -65,7 +65,7 @@ def test_holds_the_particle_and_little_else(path: Path, box: int, pixel: float, 
             assert envelope.sum() < mask.sum() < 2.7 * envelope.sum(), (snr, what)
 
 
-def test_dust_is_dropped_and_parts_are_kept() -> None:
+def test_dust_is_removed_and_large_components_are_kept() -> None:
     n = 48
     particle = blob(n, (20, 20, 20), 8) + blob(n, (20, 20, 37), 6)
     volume = particle + 2 * blob(n, (42, 42, 8), 1.5) + 0.2 * noise(n, 0)
@@ -83,9 +83,9 @@ def test_grey_values_do_not_matter(scale: float) -> None:
 
 @pytest.mark.parametrize("shell", [4.0, 8.0])
 @pytest.mark.parametrize("inside", [None, soft_ball(32, 12)], ids=["box", "ball"])
-def test_nothing_in_the_map(inside: Tensor | None, shell: float) -> None:
+def test_empty_maps(inside: Tensor | None, shell: float) -> None:
     whole = torch.ones(32, 32, 32) if inside is None else inside
-    # the filter leaves ripples of rounding in a constant map, other ones on each processor: some that look like a particle
+    # rounding leaves ripples in a filtered constant map, different on each processor, which must not count as a particle
     constant = torch.full((32, 32, 32), 2.5)
     rippled = constant * (1 + 8 * torch.finfo(torch.float32).eps * blob(32, (16, 14, 18), 7))
     for volume in (torch.zeros(32, 32, 32), constant, rippled, 1e4 * constant, noise(32, 1), noise(32, 2) * whole):
@@ -93,7 +93,7 @@ def test_nothing_in_the_map(inside: Tensor | None, shell: float) -> None:
     assert soft_mask(noise(32, 1), shell, 2, 3, torch.zeros(32, 32, 32)).max() == 0
 
 
-def test_a_hot_voxel_is_no_particle() -> None:
+def test_a_hot_voxel_is_dust() -> None:
     volume = noise(32, 1)
     volume[16, 10, 20] = 500
     assert torch.equal(soft_mask(volume, 6, 2, 3), torch.ones(32, 32, 32))
@@ -105,7 +105,7 @@ def test_particle_at_the_edge_of_the_box(shell: float) -> None:
     particle = blob(n, (20, 20, 0), 9)
     mask = soft_mask(particle + 0.3 * noise(n, 0), shell, 2, 3)
     assert (particle * mask).sum() > 0.99 * particle.sum()
-    # the opposite face is far from it
+    # no wrap-around to the opposite face
     assert mask[:, :, 22:].max() == 0
     assert _smoothed(particle, shell)[:, :, 25:].abs().max() < 0.01
 
@@ -118,7 +118,7 @@ def test_mask_stays_inside() -> None:
 
 
 def test_particle_that_fills_its_ball() -> None:
-    """No solvent to see: better the whole ball than part of a particle."""
+    """Without visible solvent the mask is the whole ball, not part of the particle."""
     ball = soft_ball(48, 16)
     for radius in (14, 16, 20):
         volume = (blob(48, (24, 24, 24), radius) * (1 + 0.3 * noise(48, 0)) + 0.5 * noise(48, 1)) * ball
@@ -151,7 +151,7 @@ def test_distance_is_exact() -> None:
     assert found[~near].min() > 6
 
 
-def test_dust_is_told_by_a_flood() -> None:
+def test_components_match_a_flood_fill() -> None:
     generator = torch.Generator().manual_seed(0)
     # near the percolation threshold: long, winding parts
     core = torch.rand(18, 18, 18, generator=generator) < 0.31
@@ -168,7 +168,7 @@ def test_dust_is_told_by_a_flood() -> None:
         label = flood
     size = torch.bincount(label[core])
     assert (size > 0).sum() > 50
-    # dust is what the flood finds to be small
+    # dust is the small components of the flood fill
     for smallest in (5, 20):
         keep = core & (size[label.clamp(min=0)] >= max(smallest, mask_module.DUST_FRACTION * size.max()))
         assert torch.equal(_without_dust(core, smallest), keep) and 0 < keep.sum() < core.sum()
@@ -177,7 +177,7 @@ def test_dust_is_told_by_a_flood() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
 def test_real_map() -> None:
-    """EMD-3488, haemoglobin of 64 kDa: the mask is its volume and a rim of a few Angstrom."""
+    """EMD-3488, haemoglobin of 64 kDa: the mask is the volume of the protein plus a margin of a few Angstrom."""
     array, pixel = read_volume(SHARED / "maps/emd_3488.mrc")
     volume = torch.from_numpy(array)
     mask = soft_mask(volume, 100 * pixel / 15, 3, 5)

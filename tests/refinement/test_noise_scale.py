@@ -1,4 +1,4 @@
-"""Noise and intensity scale from the residuals: known errors of the survey are found again."""
+"""Noise and intensity scales from the residuals: known errors of the survey are corrected."""
 
 import dataclasses
 from typing import Any
@@ -26,7 +26,7 @@ FACTORS = torch.tensor([1.0, 0.8, 0.6, 1.3, 1.5, 1.0, 0.7, 1.2, 0.9, 1.4, 1.1])
 
 
 def mistaken(stack: FixedStack, factors: Tensor, variance: float | Tensor = 1.0) -> FixedStack:
-    """The images with a noise model of a survey that took the noise power to be this many times too small."""
+    """The images with noise power that was underestimated by this factor."""
     power = (1 / factors).expand(1, SHELLS)
     return dataclasses.replace(stack, noise=NoiseModel(power, torch.ones(1, SHELLS) * variance))
 
@@ -37,7 +37,7 @@ def found_noise(stack: FixedStack) -> Tensor:
 
 
 def step(p: Any, stack: Any) -> Any:
-    """The stack after a step with the true map and poses; the images in two parts, as half-sets are."""
+    """The stack after one update with the true map and poses, from two parts as for half-sets."""
     parts = [residuals(p.volume_ft, stack, p.pose[rows], rows) for rows in (torch.arange(i, len(stack), 2) for i in (0, 1))]
     return stack.with_noise(updated_noise(stack, parts)).with_intensity_scale(updated_intensity_scale(stack, parts))
 
@@ -71,18 +71,18 @@ def test_residuals_are_sums_over_shells_and_images(particle: Any) -> None:
     assert torch.equal(found.rows, rows)
 
 
-def test_noise_that_the_survey_mistook_is_found(particle: Any) -> None:
+def test_wrong_noise_power_of_the_survey_is_corrected(particle: Any) -> None:
     p = particle(600, noise=1.0, brightness=3.0)
     stack = mistaken(p.images, FACTORS)
     for _ in range(3):
         stack = step(p, stack)
-    # few coefficients in the first shells, and most of the signal, where the fitted scale takes its share of the noise
+    # the first shells have few coefficients and most of the signal, so the fitted scale absorbs some of the noise
     torch.testing.assert_close(found_noise(stack)[:3], torch.ones(3), rtol=0.12, atol=0)
     torch.testing.assert_close(found_noise(stack)[3:], torch.ones(SHELLS - 3), rtol=0.03, atol=0)
 
 
 def test_each_group_has_its_own_noise(particle: Any) -> None:
-    """Group 1 has twice the noise power of group 0; a group of few images gets the noise of all."""
+    """Group 1 has twice the noise power of group 0; a small group gets the mean update of all images."""
     p = particle(640, noise=1.0, brightness=3.0)
     group = torch.where(torch.arange(640) < 40, 2, torch.arange(640) % 2)
     clean = project(p.volume_ft, p.images.effective_ctf, p.images.half_plane, p.pose)
@@ -96,7 +96,7 @@ def test_each_group_has_its_own_noise(particle: Any) -> None:
     power = stack.noise.whitening_power[:, 3:]
     torch.testing.assert_close(power[0], torch.ones(SHELLS - 3), rtol=0.05, atol=0)
     torch.testing.assert_close(power[1], torch.full((SHELLS - 3,), 2.0), rtol=0.05, atol=0)
-    # a factor for all at each step: that of the mean, 1.5, and what the others' own steps leave of it
+    # the small group gets the mean factor at each step: first 1.5, then what remains after the updates of the other groups
     assert power[2].std() < 0.1 and 1.2 < power[2].mean() < 1.6
 
 
@@ -113,8 +113,8 @@ def test_noise_changes_by_a_factor_of_two_at_most(particle: Any) -> None:
     assert seen[2] == [pytest.approx(7, rel=0.1), pytest.approx(0.15, rel=0.1)]
 
 
-def test_floored_shells_stay(particle: Any) -> None:
-    """Where the whitening's floor is above the noise, little noise is left on purpose."""
+def test_floored_shells_are_unchanged(particle: Any) -> None:
+    """Where the floor exceeds the noise, whitened noise has a variance below 1 by design."""
     p = particle(300, noise=1.0)
     floored = torch.zeros(SHELLS, dtype=torch.bool)
     floored[1:3] = True
@@ -127,8 +127,8 @@ def test_floored_shells_stay(particle: Any) -> None:
     assert stack.noise.floored[0].tolist() == floored.tolist()
 
 
-def test_unseen_shells_keep_the_noise_of_the_survey(particle: Any) -> None:
-    """A model has the shells of the whole box, and a working box fewer."""
+def test_shells_beyond_the_working_box_keep_their_noise(particle: Any) -> None:
+    """The noise model covers the shells of the full box; a working box has fewer."""
     p = particle(200, noise=1.0)
     wide = NoiseModel(torch.linspace(1, 2, 17)[None], torch.ones(1, 17))
     stack = step(p, dataclasses.replace(p.images, noise=wide))
@@ -136,7 +136,7 @@ def test_unseen_shells_keep_the_noise_of_the_survey(particle: Any) -> None:
     assert not torch.allclose(stack.noise.whitening_power[:, :SHELLS], wide.whitening_power[:, :SHELLS])
 
 
-def test_the_true_map_explains_all_once_the_noise_is_known(particle: Any) -> None:
+def test_the_true_map_explains_all_signal_once_the_noise_is_correct(particle: Any) -> None:
     p = particle(600, noise=1.0, brightness=2.0)
     stack = mistaken(p.images, torch.full((SHELLS,), 1.4))
 
@@ -146,7 +146,7 @@ def test_the_true_map_explains_all_once_the_noise_is_known(particle: Any) -> Non
         residual = (batch.image_ft - predicted).abs().square().sum(-1)
         return explained_share(stack.power(), residual, stack.noise_power())
 
-    assert explained(stack) < 0.93  # noise that the survey did not know counts as signal
+    assert explained(stack) < 0.93  # underestimated noise counts as signal
     for _ in range(3):
         stack = step(p, stack)
     assert explained(stack) == pytest.approx(1, abs=0.02)
@@ -168,8 +168,8 @@ def test_intensity_scales_are_found(particle: Any) -> None:
     assert torch.corrcoef(torch.stack([found[2], scale]))[0, 1] > 0.9
 
 
-def test_a_step_changes_nothing_that_it_is_given(particle: Any) -> None:
-    """The same call twice gives the same bits."""
+def test_updates_do_not_modify_their_inputs(particle: Any) -> None:
+    """The same call twice gives identical results."""
     p = particle(150, noise=1.0)
     stack = with_intensity(p, torch.linspace(0.8, 1.2, 150))
     one, again = step(p, stack), step(p, stack)
@@ -177,8 +177,8 @@ def test_a_step_changes_nothing_that_it_is_given(particle: Any) -> None:
     assert torch.equal(stack.intensity_scale, torch.ones(150)) and torch.equal(found_noise(stack), torch.ones(SHELLS))
 
 
-def test_the_scale_of_faint_images_is_that_of_most(particle: Any) -> None:
-    """A free scale would follow the noise: of images with hardly any signal it would be anything."""
+def test_faint_images_keep_a_scale_near_one(particle: Any) -> None:
+    """Without a prior the scale would fit the noise, and would be arbitrary for images with hardly any signal."""
     n = 300
     p = particle(n, noise=1.0, brightness=0.2)
     found = residuals(p.volume_ft, p.images, p.pose, torch.arange(n))
@@ -188,7 +188,7 @@ def test_the_scale_of_faint_images_is_that_of_most(particle: Any) -> None:
     assert scale.std() < 0.1
 
 
-def test_the_scale_is_the_least_squares_with_its_prior() -> None:
+def test_scale_is_the_least_squares_solution_with_a_prior() -> None:
     """Of ``|y - s p|^2 + (s - 1)^2 / (2 sd^2)``, written out for four images; and bounded."""
     half_plane = HalfPlane.within(BOX, 0.5)
     stack = FixedStack.of(half_plane, torch.zeros(5, 1, dtype=torch.complex64), torch.ones(5, 1))
@@ -197,5 +197,5 @@ def test_the_scale_is_the_least_squares_with_its_prior() -> None:
     scale = updated_intensity_scale(stack, [found])
     wanted = torch.tensor([(30 + 12.5) / (46.875 + 12.5), (60 + 12.5) / (50 + 12.5), 0.3, 3.0])
     torch.testing.assert_close(scale[:4], wanted / wanted.mean())
-    # an image without residuals keeps its place beside the others
+    # an image without residuals keeps its scale relative to the others
     assert scale[4] == pytest.approx(1 / wanted.mean().item())

@@ -1,4 +1,4 @@
-"""Gauss-Newton steps: back to the truth from near, nowhere from the truth, and never uphill."""
+"""Gauss-Newton steps: convergence from nearby poses, and no increase of the residual."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from ace_em.refinement.pose_refinement import LocalResult, better, refine_candid
 
 
 def perturbed(pose: Pose, degrees: float, px: float, seed: int = 4) -> Pose:
-    """Every pose wrong by just that, in a random direction."""
+    """Every pose perturbed by exactly these amounts, in random directions."""
     generator = torch.Generator().manual_seed(seed)
     axis = torch.nn.functional.normalize(torch.randn(len(pose), 3, generator=generator), dim=-1)
     direction = torch.nn.functional.normalize(torch.randn(len(pose), 2, generator=generator), dim=-1)
@@ -33,7 +33,7 @@ def test_recovers_perturbed_poses(particle: Any) -> None:
     found = refine_poses(p.volume_ft, p.images, start, 8)
     error = angular_distance_deg(found.pose.rotation, p.pose.rotation)
     assert angular_distance_deg(start.rotation, p.pose.rotation).min() > 2.9
-    # the last step moved the rim by a fiftieth of a sample, 0.1 degree, or less: what is left is far smaller
+    # the last step is at most 1/50 of a sample at the edge of the band (0.1 degree); the remaining error is far smaller
     assert error.max() < 0.05 and error.median() < 0.002
     assert (found.pose.shift_px - p.pose.shift_px).norm(dim=-1).max() < 0.01
     torch.testing.assert_close(torch.linalg.det(found.pose.rotation), torch.ones(60))
@@ -49,29 +49,29 @@ def test_converges_within_its_usual_three_steps(particle: Any) -> None:
     ]
     assert errors[0].min() > 2.9
     assert errors[1].median() < 0.8
-    # less and less damped: in the end the number of right digits doubles
+    # convergence is quadratic as the damping vanishes
     assert errors[2].median() < 0.002
     assert errors[2].max() < 0.1
 
 
 @pytest.mark.parametrize(("degrees", "brightness"), [(3.0, 3.0), (40.0, 3.0), (40.0, 0.3)])
 def test_never_increases_the_residual(particle: Any, degrees: float, brightness: float) -> None:
-    """Also from far away, in noise, where most steps are no good."""
+    """Also from distant poses and in noise, where most steps are rejected."""
     p = particle(60, noise=1.0, brightness=brightness)
     images = p.images.band(8)
     start = perturbed(p.pose, degrees, 1.0)
     before = residual(p, images, start)
     for steps in (1, 3, 6):
         found = refine_poses(p.volume_ft, images, start, steps)
-        # up to the order of the sum
+        # up to rounding in the order of the sum
         assert (found.residual <= before * (1 + 1e-5)).all()
         torch.testing.assert_close(found.residual, residual(p, images, found.pose), rtol=1e-3, atol=0.01)
         before = found.residual
-    # and nearly always lowers it
+    # and it nearly always decreases
     assert (before < residual(p, images, start) - 1e-3).float().mean() > 0.9
 
 
-def test_right_poses_stay(particle: Any) -> None:
+def test_correct_poses_do_not_change(particle: Any) -> None:
     p = particle(30)
     found = refine_poses(p.volume_ft, p.images, p.pose, 3)
     assert angular_distance_deg(found.pose.rotation, p.pose.rotation).max() < 0.05
@@ -79,7 +79,7 @@ def test_right_poses_stay(particle: Any) -> None:
     assert (found.residual <= residual(p, p.images, p.pose) + 1e-6).all()
 
 
-def test_no_step_changes_nothing(particle: Any) -> None:
+def test_zero_steps_change_nothing(particle: Any) -> None:
     p = particle(10)
     start = perturbed(p.pose, 3.0, 0.3)
     found = refine_poses(p.volume_ft, p.images, start, 0)
@@ -87,7 +87,7 @@ def test_no_step_changes_nothing(particle: Any) -> None:
     torch.testing.assert_close(found.residual, residual(p, p.images, start), rtol=1e-4, atol=0)
 
 
-def test_images_do_not_see_each_other(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_independent(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = particle(10, noise=1.0)
     start = perturbed(p.pose, 3.0, 0.3)
     whole = refine_poses(p.volume_ft, p.images, start, 3)
@@ -126,7 +126,7 @@ def test_better_takes_the_smaller_residual_per_image() -> None:
     assert torch.equal(best.pose.rotation[1], other.rotation[1]) and torch.equal(best.pose.rotation[0], pose.rotation[0])
 
 
-def test_replaced_exchanges_some_rows_only() -> None:
+def test_replaced_changes_only_the_given_rows() -> None:
     pose = Pose(roma.random_rotmat(4, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 2))
     old, before = LocalResult(pose, torch.zeros(4)), pose.rotation.clone()
     new = LocalResult(Pose(pose.rotation[:2].mT, torch.tensor([[1.0, 2], [3, 4]])), torch.tensor([5.0, 6]))
@@ -136,12 +136,12 @@ def test_replaced_exchanges_some_rows_only() -> None:
     assert torch.equal(by_index.pose.rotation, torch.stack([before[0], before[1].T, before[2], before[0].T]))
     by_mask = replaced(old, torch.tensor([True, False, False, True]), new)
     assert by_mask.residual.tolist() == [5, 0, 0, 6]
-    # what came in stays
+    # the input is not modified
     assert torch.equal(old.pose.rotation, before) and not old.pose.shift_px.any() and not old.residual.any()
 
 
 def counted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each step of the next refinements looks at."""
+    """Record the number of images in each refinement step."""
     steps: list[int] = []
     original = local._normal_equations
 
@@ -154,17 +154,17 @@ def counted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-def test_images_that_no_longer_move_are_left_alone(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of them are near the truth and done soon; the others are not kept from going on."""
+def test_converged_images_are_skipped(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the images start near the truth and converge early; the others continue."""
     p, steps = particle(60, noise=1.0), counted_steps(monkeypatch)
     near, far = perturbed(p.pose, 0.02, 0.002), perturbed(p.pose, 6.0, 0.5)
     first = (torch.arange(60) < 30)[:, None]
     start = Pose(torch.where(first[..., None], near.rotation, far.rotation), torch.where(first, near.shift_px, far.shift_px))
     found = refine_poses(p.volume_ft, p.images, start, 30)
     assert steps[0] == 60 and sorted(steps, reverse=True) == steps
-    # nearly all are done long before the tries are used up
+    # nearly all converge long before the maximum number of steps
     assert steps[4] < 40 and steps[8] < 25 and sum(steps) < 10 * 60
-    # and as good as if they had all been tried
+    # and the result is as good as with all steps for all images
     monkeypatch.setattr(local, "CONVERGED", 0.0)
     steps.clear()
     patient = refine_poses(p.volume_ft, p.images, start, 30)
@@ -173,8 +173,8 @@ def test_images_that_no_longer_move_are_left_alone(particle: Any, monkeypatch: p
     torch.testing.assert_close(found.residual, patient.residual, rtol=2e-3, atol=0)
 
 
-def test_a_rejected_step_is_tried_again(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step of every other image goes uphill; however small all moves count as, those are not done."""
+def test_a_rejected_step_is_retried_with_more_damping(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of every other image raises the residual; these images do not count as converged."""
     p, steps = particle(60), counted_steps(monkeypatch)
     start, uphill = perturbed(p.pose, 3.0, 0.3), torch.arange(60) % 2 == 0
     solve, damping_seen = local.damped_step, []
@@ -188,7 +188,7 @@ def test_a_rejected_step_is_tried_again(particle: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(local, "CONVERGED", float("inf"))
     found = refine_poses(p.volume_ft, p.images, start, 6)
     assert steps == [60, 30]
-    # taken back, and damped more
+    # rejected, and the damping raised
     assert damping_seen[1].tolist() == pytest.approx([10 * float(damping_seen[0][0])] * 30)
     after_one = refine_poses(p.volume_ft, p.images, start, 1)
     torch.testing.assert_close(found.residual[~uphill], after_one.residual[~uphill])
@@ -196,8 +196,8 @@ def test_a_rejected_step_is_tried_again(particle: Any, monkeypatch: pytest.Monke
     assert angular_distance_deg(found.pose.rotation, p.pose.rotation).max() < 2
 
 
-def test_move_of_the_rim(particle: Any) -> None:
-    """0.1 rad moves the rim of radius 5 by half a sample; 1 px of 20 turns its phase by 5 / 20 of a turn."""
+def test_edge_move(particle: Any) -> None:
+    """At radius 5, 0.1 rad is half a sample, and a shift of 1 px of 20 changes the phase by 5 / 20 of a cycle."""
     images = particle(1).images.band(5)
     moves = torch.tensor([[0.0, 0.1, 0, 0, 0], [0, 0, 0, 0.6, 0.8], [0.3, 0, 0.4, 0, 0.1]])
     assert float(images.half_plane.radius[-1]) == 5
@@ -219,8 +219,8 @@ def test_the_best_of_several_starts_wins(particle: Any) -> None:
     torch.testing.assert_close(found.residual, residual(p, p.images, found.pose), rtol=1e-3, atol=0.01)
 
 
-def test_the_second_best_start_is_not_given_up_after_one_step(particle: Any) -> None:
-    """All steps from two: a start that stands behind after the first may win in the end."""
+def test_the_second_best_start_is_refined_fully(particle: Any) -> None:
+    """The best two starts get all steps: the second best after one step may be the best in the end."""
     p = particle(40, noise=1.0, brightness=3.0)
     candidates = Pose.stack([perturbed(p.pose, degrees, 0.5, seed) for seed, degrees in enumerate((40.0, 40.0, 45.0, 50.0))])
     two = refine_candidates(p.volume_ft, p.images, candidates, 6)
@@ -233,7 +233,7 @@ def test_the_second_best_start_is_not_given_up_after_one_step(particle: Any) -> 
     assert (two.residual < one.residual - 1).any()
 
 
-def test_a_single_start_is_refined_as_it_is(particle: Any) -> None:
+def test_a_single_start_is_refined_directly(particle: Any) -> None:
     p = particle(10, noise=1.0)
     start = perturbed(p.pose, 4.0, 0.3)
     found = refine_candidates(p.volume_ft, p.images, Pose.stack([start]), 3)

@@ -52,13 +52,13 @@ def test_known_b_factor_is_found(b: float, noise_sd: float) -> None:
     result = done(*halves(b, noise_sd))
     assert result.b_factor == pytest.approx(-b, rel=0.1)
     assert f"B factor of {result.b_factor:.0f} A^2" in result.b_factor_note and "10 A" in result.b_factor_note
-    # sharpened, the amplitudes are level again between 10 A and the resolution
+    # after sharpening, the amplitudes are flat between 10 A and the resolution
     level, note = guinier_b_factor(result.volume, torch.ones(BOX // 2 + 1), result.resolution_shell - 1, PIXEL)
     assert abs(level) < 0.1 * b, note
 
 
-def test_volume_is_what_the_formula_says() -> None:
-    """Coefficient by coefficient, before the low-pass begins: C_ref times exp(-B k^2 / 4) times the average."""
+def test_volume_follows_the_formula() -> None:
+    """Per coefficient, below the low-pass edge: C_ref times exp(-B k^2 / 4) times the average."""
     half1, half2 = halves(120.0, 0.6)
     curves = masked_fsc(half1, half2, mask_of(), torch.Generator().manual_seed(0))
     result = done(half1, half2, -80.0)
@@ -81,8 +81,8 @@ def test_volume_is_what_the_formula_says() -> None:
     torch.testing.assert_close(result.volume, centred_ifft(unmasked_ft, 3).real * mask_of())
 
 
-def test_weight_is_the_correlation_with_the_truth() -> None:
-    """sqrt(2 FSC / (1 + FSC)) between halves is the FSC of their average with the noise-free map."""
+def test_fsc_weight_is_the_correlation_with_the_truth() -> None:
+    """sqrt(2 FSC / (1 + FSC)) of the half-maps is the FSC of their average with the noise-free map."""
     weight = fsc_weight(torch.tensor([-0.5, 1.0, 0.5, 0.143, 0.0, -0.2]))
     torch.testing.assert_close(weight, torch.tensor([1.0, 1.0, (2 / 3) ** 0.5, 0.50016, 0.0, 0.0]), atol=1e-4, rtol=0)
     half1, half2 = halves(60.0, 0.3)
@@ -93,7 +93,7 @@ def test_weight_is_the_correlation_with_the_truth() -> None:
 
 @pytest.mark.parametrize("pixel", [5.5, 4.4])
 def test_no_b_factor_from_a_coarse_map(pixel: float) -> None:
-    """Nyquist coarser than 10 A, or so near it that three shells are left."""
+    """Nyquist is beyond 10 A, or so close that only three shells remain."""
     result = done(*halves(600.0, 0.02, pixel), pixel=pixel)
     if pixel > 5:
         assert " 0 shells" in result.b_factor_note
@@ -101,12 +101,12 @@ def test_no_b_factor_from_a_coarse_map(pixel: float) -> None:
         count = sum(BOX * pixel / 10 <= s <= result.resolution_shell for s in range(BOX // 2 + 1))
         assert count < 4 and f" {count} shells" in result.b_factor_note
     assert result.b_factor == 0 and result.b_factor_note.startswith("Not sharpened") and "10 A" in result.b_factor_note
-    # weighted, low-passed and masked all the same, and not sharpened
+    # the map is weighted, low-passed and masked, but not sharpened
     same = done(*halves(600.0, 0.02, pixel), 0.0, pixel)
     torch.testing.assert_close(result.volume, same.volume)
 
 
-def test_b_factor_is_kept_in_a_sane_range() -> None:
+def test_b_factor_is_limited() -> None:
     rising, note = guinier_b_factor(falling(noise(BOX, 0), -100), torch.ones(BOX // 2 + 1), 22, PIXEL)
     assert rising == 0 and "100 is outside" in note
     steep, note = guinier_b_factor(falling(noise(BOX, 0).double(), 1500), torch.ones(BOX // 2 + 1), 16, PIXEL)
@@ -121,7 +121,7 @@ def test_maps_without_a_particle() -> None:
 
 @dataclass(frozen=True)
 class Maps:
-    """What RELION is given: half-maps, kept in a ball as a refinement's are, and our mask; and the map without noise."""
+    """Input for RELION: half-maps, masked with a ball as after refinement, and the mask; also the noise-free map."""
 
     truth: Tensor
     half1: Tensor
@@ -146,13 +146,13 @@ def ours(maps: Maps, b_factor: float | None = None) -> PostProcessed:
 
 
 def relion(folder: Path, maps: Maps, *sharpening: str) -> tuple[dict, Tensor, Tensor]:
-    """RELION's general table, corrected FSC and masked map."""
+    """General table, corrected FSC and masked map from RELION."""
     for name in ("half1", "half2", "mask"):
         write_volume(folder / f"{name}.mrc", getattr(maps, name).numpy(), PIXEL)
-    # its last step joins PDF files in a folder of the output's name
+    # the last step of RELION joins PDF files in a folder named after the output
     (folder / "postprocess").mkdir()
     files = ["--i", "half1.mrc", "--i2", "half2.mrc", "--mask", "mask.mrc", "--angpix", str(PIXEL)]
-    # it does not low-pass by itself; -1 is: at the resolution
+    # RELION low-passes only on request; -1 means at the resolution
     command = ["relion_postprocess", *files, "--o", "postprocess", "--low_pass", "-1", *sharpening]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, f"{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
@@ -172,7 +172,7 @@ def test_relion_agrees(maps: Maps, tmp_path: Path) -> None:
     both = (fsc > 0.2) & (mine.curves.corrected > 0.2)
     assert both.sum() > 10
     assert (fsc - mine.curves.corrected)[both].abs().max() < 0.03
-    # the mask matters: a curve without it would not pass
+    # an unmasked curve would not pass
     assert (fsc - mine.curves.unmasked)[both].abs().max() > 0.1
     theirs = BOX * PIXEL / float(general["rlnFinalResolution"])
     assert 12 < theirs < 23 and abs(mine.resolution_shell - theirs) <= 1
@@ -185,21 +185,21 @@ def test_relion_agrees(maps: Maps, tmp_path: Path) -> None:
 
 @pytest.mark.relion
 def test_relion_fits_the_same_b_factor_to_the_same_shells(maps: Maps, tmp_path: Path) -> None:
-    """RELION fits to Nyquist unless told, and to the average without the mask; then its line is ours."""
+    """RELION fits the unmasked average up to Nyquist by default; with the same shells the fit is the same."""
     mine = ours(maps)
     limits = ("--autob_lowres", "10", "--autob_highres", str(BOX * PIXEL / mine.resolution_shell))
     theirs = float(relion(tmp_path, maps, "--auto_bfac", *limits)[0]["rlnBfactorUsedForSharpening"])
     weight = fsc_weight(mine.curves.corrected)
     same, _ = guinier_b_factor((maps.half1 + maps.half2) / 2, weight, mine.resolution_shell, PIXEL)
     assert same == pytest.approx(theirs, rel=0.03)
-    # the noise-free map's own fall-off: the mask brings the fit nearer to it
+    # the mask brings the fit closer to the fall-off of the noise-free map
     truth, _ = guinier_b_factor(maps.truth, torch.ones_like(weight), mine.resolution_shell, PIXEL)
     assert mine.b_factor == pytest.approx(truth, rel=0.03) and abs(theirs - truth) > 2 * abs(mine.b_factor - truth)
 
 
 @pytest.mark.relion
 def test_relion_agrees_at_a_given_b_factor(maps: Maps, tmp_path: Path) -> None:
-    """Units and sign of B, grey values, weighting and low-pass together."""
+    """Units and sign of B, scale, weighting and low-pass together."""
     volume = relion(tmp_path, maps, "--adhoc_bfac", "-120")[2]
     mine = ours(maps, -120.0).volume
     assert agreement(volume, mine) > 0.999

@@ -1,4 +1,4 @@
-"""Exhaustive search: on a grid that contains the truth it is found, with the likelihood written out."""
+"""Exhaustive search: the true pose is found on a grid that contains it, with the expected likelihood."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ CONFIG = SearchConfig(top_k=4, local_steps=3)
 
 
 def grid_with(truth: Pose, n_wrong: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotations that hold every true one, shuffled among others, and where each is."""
+    """A shuffled set of rotations that contains the true ones, and their indices."""
     wrong = roma.random_rotmat(n_wrong, generator=torch.Generator().manual_seed(8))
     order = torch.randperm(n_wrong + len(truth), generator=torch.Generator().manual_seed(9))
     return torch.cat([truth.rotation, wrong])[order], order.argsort()[: len(truth)]
@@ -52,7 +52,7 @@ def test_shift_grid_fills_a_circle() -> None:
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_finds_the_true_pose_on_the_grid(particle: Any, centred: bool) -> None:
-    """Each image's true shift is a grid point about its own centre, and not the same one for all."""
+    """The true shift of each image is a different grid point about its own centre."""
     p = particle(20).double()
     shifts = shift_grid(2.0, 1.0).double()
     true_shift = shifts[torch.arange(20) % len(shifts)]
@@ -69,7 +69,7 @@ def test_finds_the_true_pose_on_the_grid(particle: Any, centred: bool) -> None:
 
 @dataclass(frozen=True)
 class Scored:
-    """Every pose of a grid, one by one in float64: log-likelihoods, how far rounding may move them, what noise makes of them.
+    """Every pose of a grid in float64: log-likelihoods, bounds of their rounding error, and their standard deviation by noise.
 
     All are (N, g, t) for N images, g rotations and t shifts.
     """
@@ -86,7 +86,7 @@ class Scored:
             image, h = p.images.image_ft[i], p.images.effective_ctf[i]
             predicted = project(p.volume_ft, h, p.images.half_plane, pose)
             likelihood = image.abs().square().sum() - (image - predicted).abs().square().sum(-1)
-            # 2 Re(conj(h S phase) y) is multiplied from S and h conj(phase) y, real and imaginary parts apart
+            # 2 Re(conj(h S phase) y) is the product of S and h conj(phase) y, with separate real and imaginary parts
             slices = project(p.volume_ft, torch.ones_like(h), p.images.half_plane, Pose(rotations, torch.zeros(1, 2).to(h)))
             moved = image * h * shift_phase(p.images.half_plane, -(centre[i] + shifts))
             terms = torch.view_as_real(slices).flatten(1).abs() @ torch.view_as_real(moved).flatten(1).abs().T
@@ -97,8 +97,8 @@ class Scored:
         return Scored(*(torch.stack(part) for part in zip(*parts, strict=True)))
 
 
-def test_likelihood_is_the_squared_difference(particle: Any) -> None:
-    """``|y|^2 - |y - h S|^2`` of every rotation at its best shift, computed one by one; best first."""
+def test_likelihood_is_minus_the_squared_residual(particle: Any) -> None:
+    """``|y|^2 - |y - h S|^2`` of every rotation at its best shift, computed directly; best first."""
     p = particle(6, noise=1.0).double()
     p = dataclasses.replace(p, images=p.images.band(6))
     rotations = grid_with(p.pose, 20)[0]
@@ -117,8 +117,8 @@ def test_likelihood_is_the_squared_difference(particle: Any) -> None:
 
 
 @pytest.mark.parametrize("factors", get_args(Factors))
-def test_rounded_factors_move_a_likelihood_by_little(particle: Any, factors: Factors) -> None:
-    """Each score within the bound of its exact value, and far within what noise does to it; the shift as good as the best."""
+def test_rounding_error_of_the_likelihood_is_bounded(particle: Any, factors: Factors) -> None:
+    """Each score is within the bound, far below the noise, and the chosen shift is as good as the best."""
     p = particle(12, noise=1.0, brightness=0.5)
     rotations, shifts = grid_with(p.pose, 40)[0], shift_grid(1.0, 0.5)
     found = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, top_k=len(rotations), factors=factors)
@@ -137,7 +137,7 @@ def test_rounded_factors_move_a_likelihood_by_little(particle: Any, factors: Fac
     assert (error / exact.noise_sd[image, rotation, shift]).max() < 0.02
 
 
-def test_fewer_kept_are_the_first_of_many(particle: Any) -> None:
+def test_top_k_is_a_prefix(particle: Any) -> None:
     p = particle(6, noise=1.0).double()
     rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0).double()
     many = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, top_k=5)
@@ -146,7 +146,9 @@ def test_fewer_kept_are_the_first_of_many(particle: Any) -> None:
     assert torch.equal(one.log_likelihood, many.log_likelihood[:, :1])
 
 
-def test_less_memory_than_a_block_takes(particle: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_shrink_when_memory_runs_out(
+    particle: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     p = particle(11, noise=1.0).double()
     rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0).double()
     whole = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3)
@@ -165,7 +167,7 @@ def test_less_memory_than_a_block_takes(particle: Any, monkeypatch: pytest.Monke
     assert "continuing in blocks of 2 images" in caplog.text
 
 
-def test_blocks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_the_result(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = particle(11, noise=1.0).double()
     rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0).double()
     done: list[int] = []
@@ -177,12 +179,12 @@ def test_blocks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.Monk
     assert done == [4, 8, 11]
     assert torch.equal(parts.pose.rotation, whole.pose.rotation) and torch.equal(parts.pose.shift_px, whole.pose.shift_px)
     torch.testing.assert_close(parts.log_likelihood, whole.log_likelihood)
-    # less room than one image needs is still one image at a time
+    # with too little memory for one image, it is still one image at a time
     monkeypatch.setattr(search_module, "BLOCK_BYTES", 1)
     assert torch.equal(search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 3).pose.rotation, whole.pose.rotation)
 
 
-def test_only_the_band_counts(particle: Any) -> None:
+def test_only_the_band_is_used(particle: Any) -> None:
     p = particle(8).double()
     rotations, where = grid_with(p.pose)
     beyond = p.images.half_plane.radius > 5
@@ -192,25 +194,25 @@ def test_only_the_band_counts(particle: Any) -> None:
     assert len(HalfPlane.within(20, 5)) == len(p.images.band(5).half_plane)
 
 
-def test_references_in_chunks_do_not_change_the_answer(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_references_do_not_change_the_result(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = particle(11, noise=1.0).double()
     rotations, shifts = grid_with(p.pose, 20)[0], shift_grid(1.0, 1.0).double()
     whole = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 5)
     done: list[int] = []
-    # four rotations at a time, fewer than are kept: 31 of them make 8 chunks
+    # four rotations at a time, fewer than top_k: 31 rotations make 8 chunks
     monkeypatch.setattr(search_module, "REFERENCE_BYTES", 4 * 12 * len(p.images.half_plane))
     parts = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 5, done.append)
     assert done == [11] * 8
     assert torch.equal(parts.pose.rotation, whole.pose.rotation) and torch.equal(parts.pose.shift_px, whole.pose.shift_px)
     torch.testing.assert_close(parts.log_likelihood, whole.log_likelihood)
-    # less room than one reference needs is still one at a time
+    # with too little memory for one reference, it is still one at a time
     monkeypatch.setattr(search_module, "REFERENCE_BYTES", 1)
     alone = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, 5)
     assert torch.equal(alone.pose.rotation[:, 0], whole.pose.rotation[:, 0]) and alone.log_likelihood.shape == (11, 5)
 
 
 def result_of(likelihood: list[list[float]], label: float) -> SearchResult:
-    """Poses that can be told apart: the entry's likelihood stands in the rotation, and a label in the shift."""
+    """Poses with identifiers: the likelihood is encoded in the rotation, and a label in the shift."""
     values = torch.tensor(likelihood)
     rotation = values[..., None, None].expand(*values.shape, 3, 3).clone()
     return SearchResult(Pose(rotation, torch.full((*values.shape, 2), label)), values, values.logsumexp(1))
@@ -222,14 +224,14 @@ def test_merged_keeps_the_best_of_both() -> None:
     assert best.log_likelihood.tolist() == [[9, 5, 4], [8, 7, 4]]
     assert best.pose.rotation[..., 0, 0].tolist() == best.log_likelihood.tolist()
     assert best.pose.shift_px[..., 0].tolist() == [[1, 2, 2], [2, 2, 1]]
-    # every pose counts, whether it is kept or not
+    # log_sum includes poses that are not kept
     torch.testing.assert_close(best.log_sum, torch.cat([one.log_likelihood, other.log_likelihood], 1).logsumexp(1))
-    # more than there are
+    # more than available
     assert one.merged(other, 9).log_likelihood.shape == (2, 4)
 
 
 def far_from(pose: Pose, seed: int = 3) -> Pose:
-    """Every rotation wrong by 60 to 180 degrees."""
+    """Every rotation perturbed by 60 to 180 degrees."""
     n = len(pose)
     axis = torch.nn.functional.normalize(torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)), dim=-1)
     return Pose(pose.rotation @ roma.rotvec_to_rotmat(axis * torch.linspace(1.05, 3.1, n)[:, None]), pose.shift_px)
@@ -239,8 +241,8 @@ def degrees_off(pose: Pose, truth: Pose) -> torch.Tensor:
     return angular_distance_deg(pose.rotation, truth.rotation)
 
 
-def test_the_pose_before_is_kept_only_when_told_to(particle: Any) -> None:
-    """On a grid that holds no right pose, an image's own right one wins, unless it is to be forgotten."""
+def test_keep_before_controls_the_earlier_pose(particle: Any) -> None:
+    """On a grid without the correct pose, the correct earlier pose wins, unless keep_before is False."""
     p = particle(12, noise=0.5)
     wrong = roma.random_rotmat(30, generator=torch.Generator().manual_seed(8))
     away = angular_distance_deg(wrong[:, None], p.pose.rotation[None]).amin(1) > 25
@@ -251,12 +253,12 @@ def test_the_pose_before_is_kept_only_when_told_to(particle: Any) -> None:
     assert degrees_off(kept.pose, p.pose).max() < 2
     assert (degrees_off(forgotten.pose, p.pose) > 10).float().mean() > 0.4
     assert (kept.residual <= forgotten.residual).all()
-    # of the pose before, only the shift is used then
+    # only the shift of the earlier pose is used then
     other = find_poses(p.volume_ft, p.images, far_from(p.pose), grid, CONFIG, keep_before=False)
     assert torch.equal(other.pose.rotation, forgotten.pose.rotation) and torch.equal(other.residual, forgotten.residual)
 
 
-def test_right_poses_are_found_from_nothing(particle: Any) -> None:
+def test_correct_poses_are_found_without_earlier_poses(particle: Any) -> None:
     p = particle(40, noise=0.7)
     space = SearchSpace(20, 13.0, dataclasses.replace(CONFIG, spacing=1.2, shift=0.1, shift_step=0.05), torch.eye(3)[None])
     grid = space.grid(6.0, torch.Generator().manual_seed(0))
@@ -264,7 +266,7 @@ def test_right_poses_are_found_from_nothing(particle: Any) -> None:
     images = p.images.band(6.0)
     many = find_poses(p.volume_ft, images, start, grid, space.config)
     assert (degrees_off(many.pose, p.pose) < 8).float().mean() > 0.9
-    # more orientations tried are no worse, and better where the best of the grid led astray
+    # more candidates are never worse, and better where the best grid pose is misleading
     one = find_poses(p.volume_ft, images, start, grid, dataclasses.replace(space.config, top_k=1), keep_before=False)
     many = find_poses(p.volume_ft, images, start, grid, space.config, keep_before=False)
     assert (many.residual <= one.residual + 0.5).float().mean() > 0.9
@@ -273,7 +275,7 @@ def test_right_poses_are_found_from_nothing(particle: Any) -> None:
 
 
 def test_more_candidates_are_tried_by_find_poses(particle: Any) -> None:
-    """What is refined are the ``top_k`` best of the grid."""
+    """The ``top_k`` best grid poses are refined."""
     p = particle(10, noise=1.0)
     rotations, shifts = grid_with(far_from(p.pose), 40)[0], shift_grid(1.0, 0.5)
     found = find_poses(p.volume_ft, p.images, p.pose, PoseGrid(rotations, shifts), CONFIG, keep_before=False)
@@ -283,7 +285,7 @@ def test_more_candidates_are_tried_by_find_poses(particle: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["C3", "D2", "T"])
-def test_a_point_group_leaves_its_copies_out_of_the_grid(name: str) -> None:
+def test_grid_covers_one_asymmetric_unit(name: str) -> None:
     group = point_group(name).float()
     alone, with_group = (
         SearchSpace(20, 13.0, SearchConfig(spacing=1.0), g).grid(6.0, torch.Generator().manual_seed(0))
@@ -291,7 +293,7 @@ def test_a_point_group_leaves_its_copies_out_of_the_grid(name: str) -> None:
     )
     assert len(with_group.rotations) / len(alone.rotations) == pytest.approx(1 / len(group), rel=0.1)
     assert torch.equal(with_group.shifts_px, alone.shifts_px)
-    # nothing is lost: some copy of every rotation is as near to the grid as a rotation is to the whole one
+    # some symmetry copy of every rotation is as close to this grid as any rotation is to the full grid
     some = roma.random_rotmat(50, generator=torch.Generator().manual_seed(1))
     copies = group @ some[:, None]
     nearest = angular_distance_deg(copies[:, :, None], with_group.rotations).amin((1, 2))
@@ -307,7 +309,7 @@ def test_poses_of_a_symmetric_map_are_found_up_to_its_group(particle: Any) -> No
     found = find_poses(volume_ft, images.band(6.0), p.pose, grid, config, keep_before=False)
     copy = nearest_copy(found.pose.rotation, p.pose.rotation, group)
     assert (angular_distance_deg(copy, p.pose.rotation) < 5).float().mean() > 0.9
-    # the grid has one copy of four: that is not the true pose itself for most
+    # the grid has one of four copies, for most images not the true pose itself
     assert (degrees_off(found.pose, p.pose) > 30).float().mean() > 0.5
 
 
@@ -317,13 +319,13 @@ def test_band_of_a_search_stays_below_nyquist() -> None:
 
 
 def test_spacing_of_the_grid_is_a_radian_over_the_band() -> None:
-    """Shell 4 of the particle's diameter, half the box: every rotation is within a spacing of the grid, not within half a one."""
+    """At 4 cycles per diameter (half the box), every rotation is within one spacing of the grid, but not within half."""
     space = SearchSpace(40, 20.0, dataclasses.replace(CONFIG, spacing=1.0), torch.eye(3)[None])
     grid = space.grid(8.0, torch.Generator().manual_seed(0))
     some = roma.random_rotmat(100, generator=torch.Generator().manual_seed(1))
     nearest = torch.deg2rad(angular_distance_deg(some[:, None], grid.rotations[None]).amin(1))
     assert 0.5 / 4 < nearest.max() < 1 / 4
-    # as a whole it is turned at random
+    # the whole grid is rotated at random
     other = space.grid(8.0, torch.Generator().manual_seed(1))
     assert len(other.rotations) == len(grid.rotations) and not torch.allclose(other.rotations, grid.rotations, atol=0.01)
     # shifts, of a tenth and a fifth of 20 px
@@ -331,9 +333,9 @@ def test_spacing_of_the_grid_is_a_radian_over_the_band() -> None:
     assert torch.equal(dataclasses.replace(space, config=config).grid(3.0, torch.Generator()).shifts_px, shift_grid(4.0, 2.0))
 
 
-def test_settled_images_are_only_followed(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settled_images_are_only_refined_locally(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = particle(20, noise=0.5)
-    # shifts that no local step finds: the search is centred where each image's was
+    # shifts beyond local refinement: the search is centred on the earlier shift of each image
     far = torch.tensor([5.0, -5.0])
     p = dataclasses.replace(p, images=p.images.with_images(p.images.image_ft * shift_phase(p.images.half_plane, far)))
     p.pose.shift_px.add_(far)
@@ -356,7 +358,7 @@ def test_settled_images_are_only_followed(particle: Any, monkeypatch: pytest.Mon
         (found.residual, followed.residual),
     ]:
         torch.testing.assert_close(a[settled], b[settled])
-    # wrong as they are they stay wrong, while the others find their poses on the grid
+    # settled images keep their wrong poses, while the others find their poses on the grid
     assert degrees_off(found.pose, p.pose)[settled].median() > 30
     assert degrees_off(found.pose, p.pose)[~settled].max() < 2
     all_settled = find_or_follow_poses(p.volume_ft, p.images, before, torch.ones(20, dtype=torch.bool), grid, CONFIG)

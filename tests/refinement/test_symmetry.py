@@ -1,4 +1,4 @@
-"""Symmetric maps: sums over the group computed two ways, axes found again, and RELION's symmetrised reconstruction."""
+"""Symmetric maps: sums over the group computed in two ways, recovery of axes, and comparison with RELION."""
 
 import functools
 import math
@@ -38,7 +38,7 @@ MOVED_PX = torch.tensor([1.7, -2.2, 0.9], dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Symmetric:
-    """A map with the group in RELION's axes about the origin, and the same turned by ``rotation`` and moved by MOVED_PX."""
+    """A map with the group in RELION's convention, and the same map rotated by ``rotation`` and shifted by MOVED_PX."""
 
     atoms: Atoms
     group: Tensor
@@ -76,14 +76,14 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def operator_error_deg(case: Symmetric, frame: Frame) -> float:
-    """Farthest that an operator of the turned map, known from its atoms, is from the group: right modulo the normaliser."""
+    """Largest distance of the operators of the turned map, known from its atoms, from the group (modulo the normaliser)."""
     turn = frame.rotation.double() @ case.rotation
     apart = roma.rotmat_geodesic_distance((turn @ case.group @ turn.mT)[:, None], case.group)
     return torch.rad2deg(apart.amin(1).max()).item()
 
 
 def origin_error_px(case: Symmetric, frame: Frame) -> float:
-    """Distance of the centre found from the true one, what the group leaves free (along z of Cn) apart."""
+    """Distance of the centre from the true one, ignoring the undetermined coordinate (along z for Cn)."""
     difference = frame.rotation.double() @ MOVED_PX - frame.origin_px.double()
     return (difference - case.group.mean(0) @ difference).norm().item()
 
@@ -94,14 +94,14 @@ def test_axes_and_centre_are_found(name: str) -> None:
     assert operator_error_deg(case, found.frame) < 0.2
     assert origin_error_px(case, found.frame) < 0.1
     assert found.correlation > 0.99
-    # the property itself, about the axes and the origin that RELION uses
+    # the map itself is symmetric about RELION's axes and origin
     turned = turn_volume(case.hidden, found.frame)
     assert correlation(turned, symmetrise_volume(turned, case.group)) > 0.99
     assert correlation(case.hidden, symmetrise_volume(case.hidden, case.group)) < 0.97
 
 
-def test_frames_are_ranked_as_by_reading_every_copy() -> None:
-    """The table over directions, at every sign of an axis, against the transform read at the copies themselves."""
+def test_frame_scores_match_direct_correlation() -> None:
+    """The tabulated scores, for both signs of an axis, against direct correlation with the rotated copies."""
     case = make_symmetric("D3")
     probe = symmetry._Probe.draw(volume_to_ft(case.hidden), 6, 1000, random_generator())
     operators, centre_px = case.group[1:].float(), MOVED_PX.float()
@@ -110,13 +110,13 @@ def test_frames_are_ranked_as_by_reading_every_copy() -> None:
     copies = probe.read(frames[rows].mT[:, None] @ operators @ frames[rows][:, None], centre_px)
     read = (copies * probe.read(torch.eye(3), centre_px).conj()).real.sum(-1).mean(-1)
     assert torch.corrcoef(torch.stack([score[rows], read]))[0, 1] > 0.9
-    # one of each orbit, and the best is near the truth
+    # one frame per orbit, and the best is near the truth
     assert len(frames) * 6 == pytest.approx(8 * math.pi**2 / math.radians(symmetry.FRAME_SPACING_DEG) ** 3, rel=0.1)
     assert operator_error_deg(case, Frame(frames[score.argmax()], False, torch.zeros(3))) < 8
 
 
-def test_poses_are_carried_along() -> None:
-    """Images of the hidden map at its poses are images of the turned map at the poses that the frame gives."""
+def test_frame_applies_to_poses() -> None:
+    """Images of the rotated map at its poses equal images of the aligned map at the transformed poses."""
     case, found = found_axes("D2")
     frame = found.frame
     half_plane = HalfPlane.within(32, 10)
@@ -131,46 +131,46 @@ def test_poses_are_carried_along() -> None:
     # any copy will do
     copied = Pose(case.group[3].float() @ carried.rotation, carried.shift_px)
     assert (images(turned, copied) - one).norm() < 0.03 * one.norm()
-    # but not with the frame's rotation or origin the wrong way round
+    # but not with the inverse rotation or the negative origin
     for wrong in (Frame(frame.rotation.T, False, frame.origin_px), Frame(frame.rotation, False, -frame.origin_px)):
         assert (images(turned, apply_frame(pose, wrong)) - one).norm() > 0.2 * one.norm()
 
 
 @pytest.mark.parametrize("name", ["C7", "O"])
-def test_noise(name: str) -> None:
-    """As much noise as signal in a voxel."""
+def test_axes_are_found_in_noise(name: str) -> None:
+    """Equal noise and signal variance per voxel."""
     case = make_symmetric(name, seed=4)
     noise = torch.randn(case.hidden.shape, generator=random_generator(5)) * case.hidden.std()
     found = find_axes(case.hidden + noise, case.group, 8, random_generator())
     assert operator_error_deg(case, found.frame) < 1.5 and origin_error_px(case, found.frame) < 0.2
-    # the correlation is that of two maps with independent noise: signal power over all power, shell by shell
+    # the correlation is that of two maps with independent noise: signal power over total power per shell
     assert 0.8 < found.correlation < 0.98
 
 
-def test_a_group_that_is_not_there() -> None:
+def test_correlation_is_low_for_a_wrong_group() -> None:
     asymmetric = make_symmetric("C1").hidden
     assert find_axes(asymmetric, point_group("D2"), 9, random_generator()).correlation < 0.5
-    # a subgroup is not the group, though its part of the operators is perfect
+    # a subgroup has lower correlation, although its own operators are perfect
     c2, _ = found_axes("C2")
     assert find_axes(c2.hidden, point_group("D2"), 9, random_generator()).correlation < 0.75
 
 
-def test_random_numbers_are_the_generators() -> None:
+def test_only_the_given_generator_is_used() -> None:
     case, found = found_axes("C7")
     again, other = (find_axes(case.hidden, case.group, 9, random_generator(seed)) for seed in (1, 2))
     assert torch.equal(found.frame.rotation, again.frame.rotation) and found.correlation == again.correlation
     assert not torch.equal(found.frame.rotation, other.frame.rotation)
 
 
-def test_no_symmetry_to_find() -> None:
+def test_c1_needs_no_search() -> None:
     found = find_axes(make_symmetric("C1").hidden, point_group("C1"), 10, random_generator())
     assert torch.equal(found.frame.rotation, torch.eye(3)) and not found.frame.origin_px.any() and not found.frame.mirrored
 
 
 @pytest.mark.parametrize("box", [24, 25])
 @pytest.mark.parametrize("name", ["C7", "T"])
-def test_mean_over_the_group_of_a_map(name: str, box: int) -> None:
-    """Of one unit's atoms, it is the map of all units over their number."""
+def test_symmetrised_map_is_the_mean_over_the_group(name: str, box: int) -> None:
+    """For the atoms of one asymmetric unit it is the full map divided by the number of units."""
     case = make_symmetric(name, box)
     n_unit = len(case.atoms) // len(case.group)
     unit = Atoms(case.atoms.position_angstrom[:n_unit], case.atoms.weight[:n_unit] * len(case.group))
@@ -197,14 +197,14 @@ def test_sum_is_that_of_inserting_all_copies(particle: Any, name: str, box: int)
     copies = [Pose(g.float() @ p.pose.rotation, p.pose.shift_px) for g in group]
     other = sum((accumulate(p.images, pose) for pose in copies[1:]), accumulate(p.images, copies[0]))
     assert one.box == box and one.grid.shape == other.grid.shape
-    # shell by shell the same squared transfer, a sum and not a mean
+    # the same squared CTF per shell, summed and not averaged
     inside = radius_grid(one.grid.shape[1], 3)[..., one.grid.shape[1] // 2 :] < one.grid.shape[1] * 0.45
     assert (one.grid[2][inside].sum() / other.grid[2][inside].sum()).item() == pytest.approx(1, abs=0.01)
     ssnr = torch.full((box // 2 + 1,), 20.0)
     maps = [wiener(a, ssnr) * p.mask for a in (one, other)]
     assert fourier_shell_correlation(*maps)[1 : int(0.8 * box / 2)].min() > 0.98
     assert (maps[0] * maps[1]).sum() / maps[1].square().sum() == pytest.approx(1, abs=0.07)
-    # and not the other way round, nor without symmetry
+    # but not with the inverse operators, nor without symmetry
     plain = wiener(accumulate(p.images, p.pose), ssnr) * p.mask
     assert fourier_shell_correlation(plain, maps[1])[4 : box // 3].mean() < 0.8
 
@@ -215,8 +215,8 @@ def test_group_of_one_changes_nothing(particle: Any) -> None:
     assert symmetrise(inserted, point_group("C1")) is inserted
 
 
-def test_the_identitys_share_is_exact() -> None:
-    """Random numbers do not survive interpolation; without the other operators' share, the old grid is left."""
+def test_the_identity_term_is_exact() -> None:
+    """Interpolation changes random numbers; subtracting the terms of the other operators leaves the old grid exactly."""
     box, size = 12, 24
     grid = torch.randn(3, size + 1, size + 1, size // 2 + 1, generator=random_generator())
     group = point_group("C3")
@@ -228,7 +228,7 @@ def test_the_identitys_share_is_exact() -> None:
 
 
 @pytest.mark.parametrize("name", ["C2", "D2", "O"])
-def test_symmetric_images_are_only_counted_more_often(particle: Callable[..., Any], name: str) -> None:
+def test_symmetric_images_are_only_weighted_more(particle: Callable[..., Any], name: str) -> None:
     case = make_symmetric(name, box=20)
     half_plane = HalfPlane.within(20)
     pose = Pose(roma.random_rotmat(700, generator=random_generator()), torch.zeros(700, 2))
@@ -247,7 +247,7 @@ def test_symmetric_images_are_only_counted_more_often(particle: Callable[..., An
 @pytest.mark.relion
 @pytest.mark.parametrize("name", ["D2", "C7", "T"])
 def test_relion_reconstructs_the_same_symmetric_map(name: str, tmp_path: Path) -> None:
-    """Few images, each at one of its poses: without the symmetry neither map would be complete."""
+    """Few images, each inserted at one of its poses: without symmetry neither map would be complete."""
     box, n = 32, 24
     case = make_symmetric(name, box)
     pose = Pose(roma.random_rotmat(n, generator=random_generator()), torch.zeros(n, 2))
@@ -273,6 +273,6 @@ def test_relion_reconstructs_the_same_symmetric_map(name: str, tmp_path: Path) -
     last = math.floor(0.7 * box / 2)
     fsc = fourier_shell_correlation(wiener(symmetrise(inserted, case.group), ssnr) * ball, theirs * ball)
     assert fsc[1 : last + 1].min() > 0.95, fsc
-    # symmetry is what does it
+    # without symmetry they differ
     plain = fourier_shell_correlation(wiener(inserted, ssnr) * ball, theirs * ball)
     assert plain[1 : last + 1].min() < fsc[1 : last + 1].min() - 0.05

@@ -1,4 +1,4 @@
-"""Simulated stacks: the seed decides, the SNR is the one asked for, atoms and their map give the same images."""
+"""Simulated stacks: reproducibility, SNR, and agreement between atoms and maps."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def simulated(config: SimulationConfig) -> tuple[Specimen, Pose, CTFParameters, 
     return specimen, pose, parameters, torch.cat(list(simulate_images(specimen, pose, parameters, config, generator)))
 
 
-def test_same_seed_same_tensors() -> None:
+def test_same_seed_gives_the_same_tensors() -> None:
     _, pose, parameters, images = simulated(CONFIG)
     _, pose2, parameters2, images2 = simulated(CONFIG)
     assert images.shape == (230, 32, 32) and images.dtype == torch.float32
@@ -68,7 +68,7 @@ def test_global_random_state_is_not_used() -> None:
 
 @pytest.mark.parametrize("snr_db", [-10.0, 0.0, 10.0])
 def test_snr_is_the_one_asked_for(snr_db: float) -> None:
-    """From the correlation with the clean images, which no scale of the stack can change: rho^2 = S / (S + N)."""
+    """From the correlation with the noise-free images, which is independent of scale: rho^2 = S / (S + N)."""
     config = dataclasses.replace(CONFIG, snr_db=snr_db)
     specimen, pose, parameters, images = simulated(config)
     clean = clean_images(specimen, pose, parameters, config)
@@ -77,7 +77,7 @@ def test_snr_is_the_one_asked_for(snr_db: float) -> None:
     noise = images - images.mean((1, 2), keepdim=True) - scale * clean
     measured = 10 * torch.log10((scale * clean).var(dim=(1, 2)).mean() / noise.var(dim=(1, 2)).mean())
     assert measured.item() == pytest.approx(snr_db, abs=0.3)
-    # and the stack comes in units of the noise
+    # the stack is in units of the noise
     assert noise.std().item() == pytest.approx(1, abs=0.01)
 
 
@@ -102,7 +102,7 @@ def test_blocks_report_progress_and_leave_nothing_out() -> None:
 
 @pytest.mark.parametrize("box", [32, 33])
 @pytest.mark.parametrize("with_ctf", [False, True])
-def test_atoms_and_their_map_give_the_same_images(box: int, with_ctf: bool) -> None:
+def test_atoms_and_map_give_the_same_images(box: int, with_ctf: bool) -> None:
     config = dataclasses.replace(CONFIG, box=box, n=20)
     generator = torch.Generator().manual_seed(1)
     pose, parameters = sample_poses(config, generator), sample_ctf(config, generator)
@@ -136,21 +136,21 @@ def test_clean_image_has_its_ctf() -> None:
 
 
 def test_map_is_resampled_to_the_images_box_and_pixel() -> None:
-    """The same atoms, as a map of finer voxels in another box."""
+    """The same atoms as a map with finer voxels in another box."""
     coarse = specimen_from_atoms(some_atoms(), CONFIG)
     fine_config = dataclasses.replace(CONFIG, box=72, pixel_size=2.0)
     fine = specimen_from_atoms(some_atoms(), fine_config)
     for volume, pixel in ((fine.volume, 2.0), (coarse.volume, 4.0)):
         resampled = specimen_from_map(volume, pixel, CONFIG)
         assert resampled.atoms is None and resampled.volume.shape == (32, 32, 32)
-        # density per voxel becomes density per larger voxel: grey values are kept, not sums
+        # resampling keeps values per voxel, not sums, so density per voxel changes with the voxel volume
         scale = (4.0 / pixel) ** 3
         torch.testing.assert_close(resampled.volume * scale, coarse.volume, atol=0.02 * coarse.volume.max().item(), rtol=0)
 
 
 @pytest.mark.parametrize(("n", "pixel", "wanted"), [(100, 1.0, 4.25), (64, 1.77, 8.5), (33, 3.1, 4.0)])
 def test_a_resampled_map_has_the_pixel_size_asked_for(n: int, pixel: float, wanted: float) -> None:
-    """A ball's radius of gyration, in Angstrom, before and after."""
+    """The radius of gyration of a ball in Angstrom is unchanged."""
 
     def gyration(volume: torch.Tensor, pixel: float) -> float:
         square = radius_grid(volume.shape[-1], 3).square()
@@ -172,7 +172,7 @@ def test_distributions() -> None:
     u, v = parameters.defocus_u_angstrom, parameters.defocus_v_angstrom
     assert (u >= v).all() and ((u + v) / 2).median().item() == pytest.approx(config.defocus, rel=0.01)
     assert ((u + v) / 2).log().std().item() == pytest.approx(config.defocus_spread, rel=0.03)
-    # U - V is the absolute value of a normal deviate of that spread
+    # U - V is the absolute value of a normal deviate with that standard deviation
     assert (u - v).square().mean().sqrt().item() == pytest.approx(config.astigmatism, rel=0.03)
     assert 0 <= parameters.defocus_angle_deg.min() < 1 and 179 < parameters.defocus_angle_deg.max() <= 180
     for field, value in (

@@ -1,4 +1,4 @@
-"""Density of atoms against sums written out, and against gemmi."""
+"""Density of atoms against explicit sums and against gemmi."""
 
 import math
 
@@ -50,9 +50,9 @@ def test_density_is_the_sum_of_gaussians(box: int) -> None:
     assert (volume.double() - truth.permute(2, 1, 0)).abs().max() > 0.2 * truth.max()
 
 
-def test_density_is_gemmis() -> None:
-    """gemmi's neutron density with one Gaussian per atom, weighted to the atomic number (section 4 of the design)."""
-    # sigma is a pixel: what ours leaves out beyond Nyquist, and gemmi's samples alias, is small
+def test_density_matches_gemmi() -> None:
+    """gemmi's neutron density with one Gaussian per atom, weighted by the atomic number."""
+    # sigma is one pixel, so the density beyond Nyquist, which gemmi's sampling aliases, is small
     box, resolution = 40, 9.0
     atoms = some_atoms()
     sigma = gaussian_sigma_angstrom(resolution)
@@ -80,7 +80,7 @@ def test_density_is_gemmis() -> None:
 
 
 @pytest.mark.parametrize("box", [32, 33])
-def test_projection_is_the_transform_of_turned_atoms(box: int) -> None:
+def test_projection_is_the_transform_of_rotated_atoms(box: int) -> None:
     resolution = 7.0
     atoms = some_atoms()
     rotation = roma.random_rotmat(4, generator=torch.Generator().manual_seed(1), dtype=F64)
@@ -99,7 +99,7 @@ def test_projection_is_the_transform_of_turned_atoms(box: int) -> None:
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("n", [10, 11])
-def test_laid_points_keep_weight_and_centre(n: int, ndim: int) -> None:
+def test_lay_points_keeps_weight_and_centre(n: int, ndim: int) -> None:
     generator = torch.Generator().manual_seed(0)
     position = torch.rand(30, ndim, generator=generator, dtype=F64) * 6 - 3
     weight = torch.rand(30, generator=generator, dtype=F64) + 0.5

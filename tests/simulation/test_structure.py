@@ -1,4 +1,4 @@
-"""Structures from every format, and refusals that name the file."""
+"""Structures from every format, and error messages that name the file."""
 
 import gc
 import gzip
@@ -51,7 +51,7 @@ Z = np.array([7, 6, 16, 1])
 
 
 def write(path: Path) -> Path:
-    """The same four atoms in the format of the name."""
+    """The same four atoms in the format given by the file name."""
     if path.name.endswith(".gz"):
         path.write_bytes(gzip.compress((CIF if ".cif" in path.name else PDB).encode()))
     elif path.suffix == ".npz":
@@ -85,8 +85,8 @@ def test_is_structure_goes_by_the_name() -> None:
         assert not is_structure(Path(name))
 
 
-def test_the_box_holds_every_orientation() -> None:
-    """A heavy end: the centre of mass is not in the middle."""
+def test_least_box_contains_every_orientation() -> None:
+    """With one heavy end, the centre of mass is not in the middle."""
     atoms = Atoms(torch.tensor([[-10.0, 0, 0], [90.0, 0, 0]]), torch.tensor([9.0, 1.0]))
     assert atoms.least_box_angstrom == pytest.approx(180)
 
@@ -125,7 +125,7 @@ NPZ_CASES = (
 
 
 def refusal(path: Path) -> str:
-    """The message of the InputError, or what came instead."""
+    """The message of the InputError, or any other exception."""
     with warnings.catch_warnings():
         # numpy leaves a bad zip open, and the exception's traceback holds it
         warnings.simplefilter("ignore", ResourceWarning)
@@ -169,7 +169,7 @@ def test_bad_structure_is_named(tmp_path: Path, name: str, content: bytes) -> No
 
 @pytest.mark.parametrize("kept", [0.25, 0.5, 0.75, 0.9])
 def test_truncated_gz_is_named(tmp_path: Path, kept: float) -> None:
-    """A download that broke off must not give part of the atoms in silence, wherever the cut falls in a line."""
+    """A truncated download must raise an error, wherever it is cut, and not return part of the atoms."""
     generator = np.random.default_rng(0)
     lines = [f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00           C" for i, (x, y, z) in
              enumerate(generator.uniform(-99, 99, (400, 3)), 1)]  # fmt: skip
@@ -180,7 +180,7 @@ def test_truncated_gz_is_named(tmp_path: Path, kept: float) -> None:
             read_structure(tmp_path / "cut.pdb.gz")
 
 
-def test_absent_file_and_folder(tmp_path: Path) -> None:
+def test_missing_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pdb", tmp_path):
         with pytest.raises(InputError, match=f"^{path}: no such file"):
             read_structure(path)

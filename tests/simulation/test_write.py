@@ -1,4 +1,4 @@
-"""``ace-em simulate``: the files it writes belong together, and bad input writes none."""
+"""``ace-em simulate``: consistent output files, and no files on bad input."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Result = tuple[int, str, str]
 
 
 def read_stack(path: Path) -> np.ndarray:
-    """Every image."""
+    """All images."""
     return read_images(path, np.arange(stack_shape(path)[0]))
 
 
@@ -59,14 +59,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_four_files_and_nothing_else(made: Path) -> None:
+def test_simulate_writes_four_files(made: Path) -> None:
     assert set(content(made)) == set(FILES)
     assert read_stack(made / "particles.mrcs").shape == (8, 32, 32)
     volume, pixel_size = read_volume(made / "volume.mrc")
     assert volume.shape == (32, 32, 32) and pixel_size == pytest.approx(17.0)
 
 
-def test_particles_hide_the_truth(made: Path) -> None:
+def test_particles_star_has_no_poses(made: Path) -> None:
     hidden, truth = read_particle_star(made / "particles.star"), read_particle_star(made / "truth.star")
     assert not any(name.startswith(("rlnAngle", "rlnOrigin", "rlnRandom")) for name in hidden.particles)
     assert list(truth.particles) == list(hidden.particles) + POSE_COLUMNS
@@ -76,7 +76,7 @@ def test_particles_hide_the_truth(made: Path) -> None:
     assert Particles.open(made / "particles.star").poses() is None
 
 
-def test_the_command_is_the_function_and_the_seed_decides(command: Callable[..., Result], made: Path) -> None:
+def test_command_matches_the_function_and_the_seed_is_used(command: Callable[..., Result], made: Path) -> None:
     code, out, err = command(STRUCTURE)
     assert (code, err) == (0, "") and "sim/particles.star" in out and "sim/truth.star" in out
     first = content(Path("sim"))
@@ -88,7 +88,7 @@ def test_the_command_is_the_function_and_the_seed_decides(command: Callable[...,
 
 
 def test_truth_explains_the_images(tmp_path: Path) -> None:
-    """Images drawn anew from the poses and CTFs that stand in truth.star are the stack, up to its scale."""
+    """Images simulated from the poses and CTFs in truth.star equal the stack up to scale."""
     config = dataclasses.replace(CONFIG, snr_db=200.0)
     simulate(STRUCTURE, tmp_path, config)
     truth = Particles.open(tmp_path / "truth.star")
@@ -104,13 +104,13 @@ def test_truth_explains_the_images(tmp_path: Path) -> None:
 
 
 def test_poses_from_a_star_file(command: Callable[..., Result], made: Path) -> None:
-    """Row by row, from the first again when there are fewer; origins keep their length in Angstrom."""
+    """Row by row, repeated if there are fewer; origins are kept in Angstrom."""
     assert command(STRUCTURE, "--poses", made / "truth.star", "--n", 11, "--pixel-size", 20, "--seed", 9)[0] == 0
     given, found = read_particle_star(made / "truth.star"), read_particle_star("sim/truth.star")
     for name in POSE_COLUMNS:
         expected = numeric_column(given, name)[np.arange(11) % 8]
         np.testing.assert_allclose(numeric_column(found, name), expected, atol=2e-4)
-    # the CTFs are still the seed's
+    # the CTFs still follow the seed
     assert abs(numeric_column(found, "rlnDefocusU")[:8] - numeric_column(given, "rlnDefocusU")).min() > 1
 
 
@@ -128,7 +128,7 @@ def test_ctf_from_a_star_file(command: Callable[..., Result], made: Path, tmp_pa
     two["rlnOpticsGroup"], two["rlnVoltage"], two["rlnAmplitudeContrast"] = ["1", "2"], ["300", "200"], ["0.1", "0.07"]
     table.particles["rlnOpticsGroup"] = ["2", "1", "1", "2", "1", "1", "1", "1"]
     table.particles["rlnPhaseShift"] = [f"{10 * i}.5" for i in range(8)]
-    # columns only: the images of the file need not be there
+    # only columns are read: the images of the file need not exist
     write_star(tmp_path / "ctf.star", dataclasses.replace(table, optics=two))
     assert command(STRUCTURE, "--ctf", "ctf.star", "--n", 10, "--seed", 9)[0] == 0
     given, found = read_particle_star("ctf.star"), read_particle_star("sim/particles.star")
@@ -136,13 +136,13 @@ def test_ctf_from_a_star_file(command: Callable[..., Result], made: Path, tmp_pa
     for name in [*names, "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]:
         expected = numeric_column(given, name)[np.arange(10) % 8]
         np.testing.assert_allclose(numeric_column(found, name), expected, rtol=1e-6, err_msg=name)
-    # the poses are still the seed's
+    # the poses still follow the seed
     own, seeded = read_particle_star("sim/truth.star"), read_particle_star(made / "truth.star")
     assert abs(numeric_column(own, "rlnAngleRot")[:8] - numeric_column(seeded, "rlnAngleRot")).min() > 1e-3
 
 
-def test_map_as_it_is(command: Callable[..., Result], made: Path) -> None:
-    """The map of a set, as input, gives the same set."""
+def test_map_with_matching_box_is_used_unchanged(command: Callable[..., Result], made: Path) -> None:
+    """The map of a simulated set, used as input, gives the same set."""
     assert command(made / "volume.mrc")[0] == 0
     volume, before = (read_volume(f / "volume.mrc")[0] for f in (Path("sim"), made))
     np.testing.assert_allclose(volume, before, atol=1e-5 * before.max())
@@ -152,9 +152,9 @@ def test_map_as_it_is(command: Callable[..., Result], made: Path) -> None:
         assert np.corrcoef(one, other)[0, 1] > 0.999
 
 
-def test_map_is_brought_to_box_and_pixel(command: Callable[..., Result], made: Path, tmp_path: Path) -> None:
+def test_map_is_resampled_to_box_and_pixel_size(command: Callable[..., Result], made: Path, tmp_path: Path) -> None:
     volume = torch.from_numpy(read_volume(made / "volume.mrc")[0])
-    # the same box of 544 A in 48 finer voxels, in the corner of nothing: 60 voxels, centre on centre
+    # the same box of 544 A in 48 finer voxels, zero-padded to 60 voxels about the centre
     write_volume(tmp_path / "fine.mrc", resize(fourier_resize(volume, 48, 3), 60, 3).numpy(), 17.0 * 32 / 48)
     assert command("fine.mrc")[0] == 0
     found, pixel_size = read_volume("sim/volume.mrc")
@@ -260,11 +260,11 @@ def test_star_without_poses(command: Callable[..., Result], made: Path) -> None:
     [["--voltage", 0], ["--voltage", -300], ["--snr-db", 1000000], ["--pixel-size", 2], ["--seed", 10**30]],
     ids=lambda args: " ".join(map(str, args)),
 )
-def test_settings_that_make_no_images(command: Callable[..., Result], args: list[object]) -> None:
+def test_invalid_settings_are_refused(command: Callable[..., Result], args: list[object]) -> None:
     assert_refused(command(STRUCTURE, *args), [str(args[0])[2:].replace("_", "-")], set())
 
 
-def test_input_in_the_output_folder_is_left_alone(command: Callable[..., Result], made: Path) -> None:
+def test_input_in_the_output_folder_is_unchanged(command: Callable[..., Result], made: Path) -> None:
     Path("sim").mkdir()
     Path("sim/particles.star").write_bytes((made / "truth.star").read_bytes())
     before = content(Path("sim"))
@@ -272,7 +272,7 @@ def test_input_in_the_output_folder_is_left_alone(command: Callable[..., Result]
     assert Path("sim/particles.star").read_bytes() == before["particles.star"]
 
 
-def test_a_set_does_not_replace_what_it_is_made_from(command: Callable[..., Result], made: Path) -> None:
+def test_a_set_does_not_overwrite_its_input(command: Callable[..., Result], made: Path) -> None:
     Path("sim").mkdir()
     for name in ("volume.mrc", "truth.star"):
         Path("sim", name).write_bytes((made / name).read_bytes())

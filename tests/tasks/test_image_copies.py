@@ -1,4 +1,4 @@
-"""Eq. 5, 6 and 7: which copies of the images there are, and that being right about one of them is enough."""
+"""Image copies for eq. 5, eq. 6 and eq. 7, and losses that need only one correct copy."""
 
 import dataclasses
 from typing import Any
@@ -35,7 +35,7 @@ ATOMS = Atoms(torch.randn(8, 3, generator=seeded(0)).clamp(-1.5, 1.5) * torch.te
 
 @dataclasses.dataclass(frozen=True)
 class Astigmatic:
-    """Images with strong astigmatism at ``pose``, their power, and a projector for their density."""
+    """Images with strong astigmatism at ``pose``, their power, and a projector of their density."""
 
     images: Batch
     pose: Pose
@@ -62,7 +62,7 @@ def astigmatic() -> Astigmatic:
 
 
 def drawn(seed: int) -> list[Tensor]:
-    """The maps (N, 2, 2) of both copies of eq. 7: angles and mirrors in the order of their drawing."""
+    """Transformations (N, 2, 2) of both copies of eq. 7, with angles and mirrors sampled in the same order."""
     generator, turns = seeded(seed), []
     for _ in range(2):
         angle = 360 * torch.rand(N, generator=generator)
@@ -71,7 +71,7 @@ def drawn(seed: int) -> list[Tensor]:
 
 
 def test_eq_5_and_6_copies(astigmatic: Astigmatic) -> None:
-    """The images; the images and their conjugates, with the CTFs as they are."""
+    """Eq. 5: the images. Eq. 6: the images and their conjugates, with unchanged CTFs."""
     images = astigmatic.images
     assert image_copies(images, EQ_5, seeded(0)) is images
     both = image_copies(images, EQ_6, seeded(0))
@@ -88,7 +88,7 @@ def test_eq_7_copies_are_random_turns_and_mirrors(astigmatic: Astigmatic) -> Non
     def differ(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().square().sum(1) > 0.02 * a.abs().square().sum(1)
 
-    # another draw, another copy, and neither is the image itself
+    # the two copies differ from each other and from the image
     assert differ(one.image_ft, other.image_ft).float().mean() > 0.9
     assert differ(one.image_ft[:N], one.image_ft[N:]).float().mean() > 0.9
     assert differ(one.image_ft, torch.cat([images.image_ft] * 2)).float().mean() > 0.9
@@ -98,7 +98,7 @@ def test_eq_7_copies_are_random_turns_and_mirrors(astigmatic: Astigmatic) -> Non
     assert not torch.equal(image_copies(images, EQ_7, generator).image_ft, image_copies(images, EQ_7, seeded(2)).image_ft)
 
 
-def test_eq_7_draws_every_angle_and_mirrors_every_other_image(astigmatic: Astigmatic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eq_7_angles_are_uniform_and_half_of_the_images_mirrored(astigmatic: Astigmatic, monkeypatch: pytest.MonkeyPatch) -> None:
     draws: list[tuple[Tensor, Tensor]] = []
 
     def spy(self: Batch, angle_deg: Tensor, mirror: Tensor) -> Batch:
@@ -113,13 +113,13 @@ def test_eq_7_draws_every_angle_and_mirrors_every_other_image(astigmatic: Astigm
         assert mirror.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / 1000**0.5)
         assert 0 <= angle.min() < 5 and 355 < angle.max() <= 360
         assert angle.mean().item() == pytest.approx(180, abs=4 * 104 / 1000**0.5)
-        # the two have nothing to do with each other
+        # angle and mirror are independent
         assert (angle[mirror].mean() - angle[~mirror].mean()).abs() < 4 * 2 * 104 / 1000**0.5
     assert not torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][1], draws[1][1])
 
 
 def loss(case: Astigmatic, config: AceConfig, poses: list[Pose], seed: int = 0) -> float:
-    """Of an encoder that answers ``poses[i]`` about copy i."""
+    """Image loss of an encoder that returns ``poses[i]`` for copy i."""
     answer = Pose.cat(poses)
 
     def encoder(image_ft: Tensor) -> Hypotheses:
@@ -132,8 +132,8 @@ def loss(case: Astigmatic, config: AceConfig, poses: list[Pose], seed: int = 0) 
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_truth_about_one_copy_is_enough(astigmatic: Astigmatic, seed: int) -> None:
-    """And it may be the first copy for some images and the second for others."""
+def test_one_correct_copy_is_enough(astigmatic: Astigmatic, seed: int) -> None:
+    """The correct copy may be the first for some images and the second for others."""
     pose = astigmatic.pose
     wrong = Pose(pose.rotation.roll(1, 0), pose.shift_px)
     alternate = torch.arange(N) % 2 == 0
@@ -153,13 +153,13 @@ def test_the_truth_about_one_copy_is_enough(astigmatic: Astigmatic, seed: int) -
             [either(right[0], wrong), either(wrong, right[1])],
         ):
             assert loss(astigmatic, config, answers, seed) < 0.012
-        # nothing right, right about the other copy, and right about half of the images
+        # no copy correct, the other copy correct, and half of the images correct
         assert loss(astigmatic, config, [wrong, wrong], seed) > 0.1
         assert loss(astigmatic, config, right[::-1], seed) > 0.1
         assert loss(astigmatic, config, [either(right[0], wrong), wrong], seed) > 0.05
     assert loss(astigmatic, EQ_5, [pose]) < 0.01
     assert loss(astigmatic, EQ_5, [wrong]) > 0.1
-    # poses of the images as they are tell nothing about their random turns
+    # poses of the original images are wrong for the randomly rotated copies
     assert loss(astigmatic, EQ_7, [pose, pose], seed) > 0.1
 
 

@@ -1,4 +1,4 @@
-"""Image -> pose -> image: with the right answer planted among the hypotheses, it must be found."""
+"""Image-pose-image: the correct pose, planted among the hypotheses, must be found."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,12 +21,12 @@ M = 4
 
 
 def guesses(planted: Any, rotations: Tensor) -> Hypotheses:
-    """Rotations (b, M, 3, 3) with the right shifts."""
+    """Rotations (b, M, 3, 3) with the correct shifts."""
     return Hypotheses(rotations, planted.pose.shift_px)
 
 
 def heads_with(truth: Tensor, half_turn: int) -> tuple[Tensor, Tensor]:
-    """(b, M, 3, 3) random rotations but for one, ``truth`` or its half turn, and which (b,)."""
+    """Random rotations (b, M, 3, 3) except for one, ``truth`` or its half turn, and its index (b,)."""
     n = len(truth)
     rotations = roma.random_rotmat((n, M), generator=torch.Generator().manual_seed(7))
     where = torch.arange(n) % M
@@ -39,7 +39,7 @@ def shifted_transfer(planted: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("scored", [0, 1, 2, 3])
-def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
+def test_correct_hypothesis_is_chosen(planted: Any, scored: int) -> None:
     rotations, where = heads_with(planted.pose.rotation, 0)
     rotations.requires_grad_()
     rotation, is_turned = choose_rotation(planted.project, planted.images, guesses(planted, rotations), scored)
@@ -52,7 +52,7 @@ def test_finds_the_right_hypothesis(planted: Any, scored: int) -> None:
 
 
 @pytest.mark.parametrize("half_turn", [1, 2, 3])
-def test_finds_the_right_half_turn(planted: Any, half_turn: int) -> None:
+def test_correct_half_turn_is_chosen(planted: Any, half_turn: int) -> None:
     rotations, where = heads_with(planted.pose.rotation, half_turn)
     rotations.requires_grad_()
     rotation, is_turned = choose_rotation(
@@ -60,12 +60,12 @@ def test_finds_the_right_half_turn(planted: Any, half_turn: int) -> None:
     )
     torch.testing.assert_close(rotation, planted.pose.rotation)
     assert is_turned.all()
-    # the gradient goes to the hypothesis that the half turn came from
+    # the gradient goes to the hypothesis of the half turn
     rotation.square().sum().backward()
     assert rotations.grad is not None
     touched = rotations.grad.abs().sum((-1, -2)) > 0
     assert torch.equal(touched, torch.nn.functional.one_hot(where, M).bool())
-    # another half turn is not the one that was planted, and with none scored it is out of reach
+    # another half turn, or none, does not reach the planted rotation
     for other in {0, 1, 2, 3} - {half_turn}:
         rotation, _ = choose_rotation(planted.project, planted.images, guesses(planted, rotations), other)
         assert ((rotation - planted.pose.rotation).abs().amax((-1, -2)) > 0.1).all()
@@ -90,7 +90,7 @@ def run(
 
 
 def answering(*hypotheses: Hypotheses) -> Callable[[Tensor], Hypotheses]:
-    """An encoder that gives these answers, one to each copy of the batch."""
+    """An encoder that returns the given poses, one set per copy of the batch."""
     rotation, shift_px = (torch.cat([getattr(h, part) for h in hypotheses]) for part in ("rotation", "shift_px"))
 
     def encoder(image_ft: Tensor) -> Hypotheses:
@@ -100,17 +100,17 @@ def answering(*hypotheses: Hypotheses) -> Callable[[Tensor], Hypotheses]:
     return encoder
 
 
-def test_the_truth_costs_nothing_but_its_shifts(planted: Any) -> None:
+def test_loss_of_the_true_poses_is_the_shift_loss(planted: Any) -> None:
     rotations, _ = heads_with(planted.pose.rotation, 0)
     result = run(planted, answering(Hypotheses(rotations, planted.pose.shift_px)))
     assert result.losses["image"] < 1e-10 and result.losses["alternative"] == 0
     torch.testing.assert_close(result.losses["shift"], planted.pose.shift_px.abs().mean() / 16)
-    # a wrong shift costs
+    # a wrong shift raises the image loss
     assert run(planted, answering(Hypotheses(rotations, -planted.pose.shift_px))).losses["image"] > 0.01
 
 
 def half_noise(planted: Any) -> tuple[Any, Tensor]:
-    """The planted images, every second replaced by as strong a one of noise, and which."""
+    """The planted images, every second one replaced by noise of equal power, and which are noise."""
     junk = torch.arange(len(planted.images)) % 2 == 1
     parts = torch.randn(*planted.images.image_ft.shape, 2, generator=torch.Generator().manual_seed(5))
     noise = torch.view_as_complex(parts) * planted.images.image_ft.abs().square().mean().sqrt() / 2**0.5
@@ -119,8 +119,8 @@ def half_noise(planted: Any) -> tuple[Any, Tensor]:
 
 
 @pytest.mark.parametrize("blank", [True, False])
-def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -> None:
-    """Neither for its pose and shift, nor for the volume; without the blank hypothesis it pulls at all of them."""
+def test_blank_images_have_no_gradient(planted: Any, blank: bool) -> None:
+    """Neither for pose and shift, nor for the volume; without the blank hypothesis all have gradients."""
     mixed, junk = half_noise(planted)
     rotations = planted.pose.rotation[:, None].clone().requires_grad_()
     shift_px = (planted.pose.shift_px + 0.2).requires_grad_()
@@ -131,7 +131,7 @@ def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -
     assert (rotations.grad.abs().sum((1, 2, 3)) > 0)[~junk].all() and (shift_px.grad.abs().sum(1) > 0)[~junk].all()
     assert (rotations.grad.abs().sum((1, 2, 3)) == 0)[junk].all() == blank
     assert (shift_px.grad.abs().sum(1) == 0)[junk].all() == blank
-    # the volume learns from the particles as if they were alone, and the others cost their own power
+    # the gradient of the volume is from the particles only, and blank images contribute their own power to the loss
     found, mixed.decoder.density.grad = mixed.decoder.density.grad, None
     predicted = mixed.decoder.projector()(mixed.images.half_plane, planted.pose.rotation)
     predicted = predicted * mixed.images.effective_ctf * shift_phase(mixed.images.half_plane, planted.pose.shift_px + 0.2)
@@ -144,8 +144,8 @@ def test_an_image_that_fits_nothing_has_no_gradient(planted: Any, blank: bool) -
         torch.testing.assert_close(result.shift_sd_px, planted.pose.shift_px[~junk].std())
 
 
-def test_a_volume_that_explains_nothing_tells_no_image_from_noise(planted: Any) -> None:
-    """A decoder without a shape yet fits every image worse than nothing does, and must learn from them all the same."""
+def test_no_image_is_blank_while_the_volume_explains_nothing(planted: Any) -> None:
+    """An untrained decoder fits every image worse than a blank prediction, and must still learn from them."""
     with torch.no_grad():
         planted.decoder.density.mul_(-1.0)
     rotations, _ = heads_with(planted.pose.rotation, 0)
@@ -162,21 +162,21 @@ def test_wrong_poses_cost_their_squared_error(planted: Any) -> None:
 
 
 @pytest.mark.parametrize("half_turn", [1, 2, 3])
-def test_a_winning_half_turn_pulls_its_hypothesis(planted: Any, half_turn: int) -> None:
+def test_a_chosen_half_turn_trains_its_hypothesis(planted: Any, half_turn: int) -> None:
     rotations = (planted.pose.rotation @ HALF_TURNS[half_turn])[:, None].clone().requires_grad_()
     answer = Hypotheses(rotations, planted.pose.shift_px)
     result = run(planted, answering(answer), half_turn=half_turn)
     assert result.losses["image"] < 1e-10
     assert result.losses["alternative"].item() == pytest.approx(8 / 9, abs=1e-5)
     result.losses["alternative"].backward()
-    # of 1/9 |hypothesis - winner|^2, where the winner is held fixed
+    # of 1/9 |hypothesis - chosen|^2, with the chosen rotation held fixed
     wanted = 2 / 9 * (rotations.detach() - planted.pose.rotation[:, None]) / len(rotations)
     torch.testing.assert_close(rotations.grad, wanted, atol=1e-6, rtol=1e-4)
     without = run(planted, answering(answer), half_turn=half_turn, alternatives=False)
     assert without.losses["alternative"] == 0 and without.losses["image"] > 0.01
 
 
-def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) -> None:
+def test_the_loss_uses_its_band_and_the_encoder_all_frequencies(planted: Any) -> None:
     images = planted.images
     images.image_ft[:, images.half_plane.radius > 4] += 100
     seen = []
@@ -190,22 +190,22 @@ def test_the_loss_counts_its_band_and_the_encoder_sees_everything(planted: Any) 
     assert torch.equal(seen[0], images.image_ft)
 
 
-def test_half_turn_scores_the_turned_image_too(planted: Any) -> None:
-    """Answers that are right for the turned images alone: rotation times a half turn about z, shift reversed."""
+def test_half_turn_loss_includes_the_rotated_image(planted: Any) -> None:
+    """Poses that are correct only for the rotated images: rotation times a half turn about z, negative shift."""
     wrong = Hypotheses(planted.pose.rotation.roll(1, 0)[:, None], planted.pose.shift_px)
     right = Hypotheses(planted.pose.rotation[:, None], planted.pose.shift_px)
     right_turned = Hypotheses((planted.pose.rotation @ HALF_TURNS[1])[:, None], -planted.pose.shift_px)
     settings: dict[str, Any] = {"symmetric_loss": "half-turn", "alternatives": False}
     assert run(planted, answering(wrong, right_turned), **settings).losses["image"] < 1e-10
     assert run(planted, answering(right, wrong), **settings).losses["image"] < 1e-10
-    # what is right for the images is wrong for the turned ones
+    # the poses of the images are wrong for the rotated images
     assert run(planted, answering(wrong, right), **settings).losses["image"] > 0.01
     assert run(planted, answering(wrong), alternatives=False).losses["image"] > 0.01
 
 
 @pytest.mark.parametrize("label", [4, 5])
 def test_the_loss_compares_with_the_filtered_image_and_the_encoder_sees_the_image(planted: Any, label: int) -> None:
-    """Eq. 9: optics that filter as kernel ``label`` does make the true poses predict the label."""
+    """Eq. 9: with a CTF equal to the transfer function of kernel ``label``, the true poses predict the label."""
     images = planted.images
     seen = []
 
@@ -221,7 +221,7 @@ def test_the_loss_compares_with_the_filtered_image_and_the_encoder_sees_the_imag
     assert loss(label) < 1e-10 and loss(label, band=4) < 1e-10
     assert loss(0) > 0.01 and loss({4: 5, 5: 4}[label]) > 1e-4
     assert all(torch.equal(shown, images.image_ft) for shown in seen)
-    # in real space, for an image that is zero near its rim
+    # in real space, for an image that is zero near its edge
     disc = torch.zeros(16, 16)
     disc[6:10, 6:10] = torch.rand(4, 4, generator=torch.Generator().manual_seed(2))
     one = dataclasses.replace(images, image_ft=images.half_plane.from_image(disc)[None])

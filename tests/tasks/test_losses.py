@@ -1,4 +1,4 @@
-"""The losses of eq. 5, 6, 8 and 13 on cases with known answers."""
+"""The losses of eq. 5, eq. 6, eq. 8 and eq. 13 in cases with known values."""
 
 import pytest
 import roma
@@ -11,27 +11,27 @@ from ace_em.tasks.losses import image_loss, image_residual, pose_loss, shift_los
 
 
 def images(box: int, n: int, seed: int) -> Tensor:
-    """Images without a Nyquist row."""
+    """Random images without Nyquist coefficients."""
     half_plane = HalfPlane.within(box)
     return half_plane.to_image(half_plane.from_image(torch.randn(n, box, box, generator=torch.Generator().manual_seed(seed))))
 
 
 def turned(image: Tensor) -> Tensor:
-    """By 180 degrees about pixel n // 2."""
+    """Rotate by 180 degrees about pixel n // 2."""
     flipped = image.flip(-1, -2)
     return flipped.roll((1, 1), (-1, -2)) if image.shape[-1] % 2 == 0 else flipped
 
 
 @pytest.mark.parametrize("box", [16, 17])
 def test_residual_is_the_squared_error_in_real_space(box: int) -> None:
-    """Parseval: the half-plane holds half of L^2 |a - b|^2, and the other half of the zero frequency."""
+    """Parseval: the half-plane has half of L^2 |a - b|^2, plus half of the zero frequency."""
     half_plane = HalfPlane.within(box)
     a, b = images(box, 5, 0), images(box, 5, 1)
     residual = image_residual(half_plane.from_image(a), half_plane.from_image(b))
     squared = (a - b).square().sum((-1, -2)) * box**2
     zero = (a - b).sum((-1, -2)).square()
     torch.testing.assert_close(residual, (squared + zero) / 2)
-    # without a difference of the means, a constant factor
+    # with equal means it is a constant factor
     b = b + (a - b).mean((-1, -2), keepdim=True)
     residual = image_residual(half_plane.from_image(a), half_plane.from_image(b))
     torch.testing.assert_close(residual / (a - b).square().sum((-1, -2)), torch.full((5,), box**2 / 2), rtol=1e-4, atol=0)
@@ -47,13 +47,13 @@ def test_image_loss_is_relative_to_the_power() -> None:
 
 def test_symmetric_loss_takes_the_smaller_per_image() -> None:
     one, other = torch.tensor([1.0, 5.0, 3.0]), torch.tensor([4.0, 2.0, 3.0])
-    # not the smaller of the two means
+    # the minimum is per image, not of the two means
     assert image_loss(torch.stack([one, other]), 2.0) == pytest.approx((1 + 2 + 3) / 3 / 2)
-    # one copy alone is eq. 5: the mean over the images, not the least of them
+    # one copy is eq. 5: the mean over the images, not the minimum
     assert image_loss(one[None], 2.0) == pytest.approx((1 + 5 + 3) / 3 / 2)
 
 
-def test_only_the_better_copy_of_an_image_learns() -> None:
+def test_only_the_better_copy_has_a_gradient() -> None:
     residual = torch.tensor([[1.0, 5.0, 3.0, 0.5], [4.0, 2.0, 7.0, 9.0]], requires_grad=True)
     image_loss(residual, 2.0).backward()
     torch.testing.assert_close(residual.grad, torch.tensor([[1.0, 0, 1, 1], [0, 1.0, 0, 0]]) / 8)
@@ -95,7 +95,7 @@ def test_pose_loss_of_a_small_angle() -> None:
 
 
 @pytest.mark.parametrize(("spread", "wanted"), [(0.0, 0.0), (0.1, 0.1 * 6 / 9), (1.0, 6 / 9)])
-def test_the_best_hypothesis_pays_and_the_others_their_share(spread: float, wanted: float) -> None:
+def test_spread_weights_the_best_and_the_mean_error(spread: float, wanted: float) -> None:
     rotation = random_rotations(5)
     # errors 8, 8, 0, 8 in any order: the mean is 6
     predicted = rotation[:, None] @ HALF_TURNS[torch.tensor([1, 2, 0, 3])]
@@ -104,7 +104,7 @@ def test_the_best_hypothesis_pays_and_the_others_their_share(spread: float, want
     assert pose_loss(rotation, zero, predicted.flip(1), zero, spread) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_spread_means_nothing_with_one_hypothesis() -> None:
+def test_spread_has_no_effect_with_one_hypothesis() -> None:
     rotation, predicted, zero = random_rotations(5), random_rotations(9)[4:, None], torch.zeros(5, 2)
     losses = [pose_loss(rotation, zero, predicted, zero, spread) for spread in (0.0, 0.3, 1.0)]
     torch.testing.assert_close(losses[1], losses[0])
@@ -112,7 +112,7 @@ def test_spread_means_nothing_with_one_hypothesis() -> None:
     assert losses[0] > 0.1
 
 
-def test_only_the_best_hypothesis_learns() -> None:
+def test_only_the_best_hypothesis_has_a_gradient() -> None:
     rotation = random_rotations(3)
     heads = torch.tensor([2, 0, 1])
     predicted = (rotation[:, None] @ HALF_TURNS[torch.tensor([1, 2, 3])]).clone()

@@ -1,4 +1,4 @@
-"""Pose -> image -> pose: what is drawn, what the encoder sees, and who learns."""
+"""Pose-image-pose: sampled poses, the input of the encoder, and gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def test_drawn_rotations_are_uniform() -> None:
     pose = draw_poses(n, 1.5, seeded())
     rotation = pose.rotation
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(n))
-    # entries have mean 0 and variance 1/3: five deviations of the mean
+    # entries have mean 0 and variance 1/3: five standard errors
     assert rotation.mean(0).abs().max() < 5 * (1 / 3 / n) ** 0.5
     for axis in range(3):
         column = rotation[:, :, axis]
@@ -62,8 +62,8 @@ def test_noise_has_the_given_variance() -> None:
     assert background_noise(10, half_plane, 0 * variance, seeded()).abs().max() == 0
 
 
-def test_noise_is_that_of_the_images(tmp_path: Path) -> None:
-    """Images of noise alone, as they are read: as strong in the middle, as weak in the corners."""
+def test_noise_matches_that_of_the_images(tmp_path: Path) -> None:
+    """Compared with preprocessed images of pure noise: the same variance in the middle and in the corners."""
     config = SimulationConfig(n=2000, box=32, pixel_size=17.0, resolution=50.0, snr_db=-60.0, shift_sd=0.0)
     simulate(STRUCTURE, tmp_path, config)
     particles = Particles.open(tmp_path / "particles.star")
@@ -77,7 +77,7 @@ def test_noise_is_that_of_the_images(tmp_path: Path) -> None:
 
 
 def loss_and_input(planted: Any, noise: float, seed: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """PIP's loss with an encoder that answers the drawn poses, what it was shown, and the noise-free image."""
+    """PIP loss with an encoder that returns the sampled poses, the image it received, and the noise-free image."""
     batch = planted.images
     batch.noise_variance.fill_(noise)
     drawn = draw_poses(len(batch), 1.2, seeded(seed))

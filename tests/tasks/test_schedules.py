@@ -38,7 +38,7 @@ def test_constant_learning_rate() -> None:
     assert learning_rate_factor(0, AceConfig(schedule="constant", warmup_steps=0)) == 1
 
 
-def test_band_marches_and_then_stands() -> None:
+def test_band_grows_and_then_stays_constant() -> None:
     config = AceConfig(steps=100, march=0.6, first_band=2.0, last_band=8.0)
     bands = [band_per_diameter(step, config) for step in range(100)]
     assert bands[0] == 2
@@ -47,12 +47,12 @@ def test_band_marches_and_then_stands() -> None:
     assert all(a < b for a, b in zip(bands[:60], bands[1:61], strict=True))
 
 
-def test_no_march_counts_every_frequency_from_the_start() -> None:
+def test_without_marching_the_full_band_is_used_from_the_start() -> None:
     assert band_per_diameter(0, AceConfig(march=0, last_band=7.0)) == 7
 
 
-def test_no_last_band_counts_every_frequency_there_is() -> None:
-    """As published; a march towards no end does not start."""
+def test_without_last_band_all_frequencies_are_used() -> None:
+    """As published; without a last band there is no marching."""
     for march in (0.0, 0.6):
         config = AceConfig(last_band=0.0, march=march)
         assert all(math.isinf(band_per_diameter(step, config)) for step in (0, 300, 599))
@@ -98,7 +98,7 @@ def test_the_label_is_filtered_until_its_warm_up_ends() -> None:
     assert label_kernel(0, AceConfig(label_steps=1)) == 5
 
 
-def test_the_plan_counts_copies_shells_and_half_turns() -> None:
+def test_plan_gives_copies_shells_and_half_turns() -> None:
     copies = {loss: step_plan(0, 1.0, AceConfig(symmetric_loss=loss)).copies for loss in LOSSES}
     assert copies == {"none": 1, "half-turn": 2, "generalised": 2}
     assert step_plan(0, 1.6, AceConfig(march=0.0, last_band=5.0)).band == pytest.approx(8.0)

@@ -1,4 +1,4 @@
-"""Noise-free images of a few Gaussian blobs, in closed form: not made with the decoder that is to learn them."""
+"""Noise-free images of a few Gaussian blobs in closed form, independent of the decoders."""
 
 import pytest
 import roma
@@ -28,7 +28,7 @@ def blobs() -> FixedStack:
 
 @pytest.fixture(scope="session")
 def astigmatic_blobs(blobs: FixedStack) -> ParticleStack:
-    """The same projections through real optics, astigmatic ones, which can turn with the images."""
+    """The same projections with astigmatic CTFs, which rotate with the images."""
     generator, half_plane = torch.Generator().manual_seed(1), blobs.half_plane
     mean = 9000 + 3000 * torch.rand(N, generator=generator)
     half_spread, angle = 500 + 1500 * torch.rand(N, generator=generator), 180 * torch.rand(N, generator=generator)

@@ -1,4 +1,4 @@
-"""Lightning's Fabric as the training is given it."""
+"""The Lightning Fabric of the training."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from ace_em.training.fabric import make_fabric
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """What Lightning says."""
+    """Messages of Lightning."""
     texts: list[str] = []
 
     class Kept(logging.Handler):
@@ -29,8 +29,8 @@ def said() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-def test_lightning_advises_no_other_precision(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own check of a GPU with Tensor Cores, on a machine that need not have one."""
+def test_the_precision_hint_is_filtered(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's check for a GPU with Tensor Cores, emulated."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
     monkeypatch.setattr(cuda, "_is_ampere_or_later", lambda device: True)

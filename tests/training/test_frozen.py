@@ -1,4 +1,4 @@
-"""Updates that train PIP alone: a frozen decoder stays as it is bit for bit, and one that is not frozen learns."""
+"""Updates with PIP alone: a frozen decoder is unchanged bit for bit, and one that is not frozen learns."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -50,7 +50,7 @@ def moved(before: list[Tensor], after: list[Tensor]) -> list[bool]:
 @pytest.mark.parametrize("schedule", get_args(Schedule))
 @pytest.mark.parametrize("freeze", [True, False])
 def test_only_ipi_moves_a_frozen_decoder(blobs: FixedStack, decoder: str, schedule: Schedule, freeze: bool) -> None:
-    """Adam's momentum and the weight decay count: they too must leave it alone."""
+    """Neither Adam's momentum nor weight decay may change it."""
     config = dataclasses.replace(BASE, pip_schedule=schedule, pip_freeze_decoder=freeze, **DECODERS[decoder])
     decoders, encoders, gradients = [], [], []
 
@@ -70,7 +70,7 @@ def test_only_ipi_moves_a_frozen_decoder(blobs: FixedStack, decoder: str, schedu
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("freeze", [True, False])
 def test_losses_of_a_pip_only_update(blobs: FixedStack, decoder: str, freeze: bool) -> None:
-    """Its total is beta L_PIP; the image loss is not even computed, and the shifts' spread waits."""
+    """The total is beta L_PIP; the image loss is not computed, and the spread of the shifts is not updated."""
     config = dataclasses.replace(BASE, pip_schedule="succession", pip_freeze_decoder=freeze, pip_weight=0.4, **DECODERS[decoder])
     torch.manual_seed(0)
     model = build_model(blobs, DIAMETER, config, torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Stage 1 on a handful of blobs: it learns, repeats itself bit for bit, and every setting runs."""
+"""Stage 1 on a few blobs: learning, reproducibility, and all settings."""
 
 import dataclasses
 import os
@@ -63,12 +63,12 @@ def test_learns(blobs: FixedStack, pip: bool) -> None:
         assert (pose > 0).all() and pose[-10:].mean() < pose[:5].mean()
     volume = trained.model.decoder.volume().detach()
     assert volume.shape == (16, 16, 16)
-    # the blob it started from is a ball; what it learnt is not
+    # the initial blob is a ball; the learnt volume is not
     assert (volume - volume.transpose(0, 2)).norm() > 0.1 * volume.norm()
 
 
-def test_a_model_that_is_handed_over_is_where_the_images_are(blobs: FixedStack) -> None:
-    """The half-plane is no parameter: a model moves without it."""
+def test_a_given_model_is_moved_to_the_device_of_the_images(blobs: FixedStack) -> None:
+    """The half-plane is not a parameter and does not move with the model."""
 
     class Moved(FixedStack):
         def to(self, device: torch.device) -> FixedStack:
@@ -82,7 +82,7 @@ def test_a_model_that_is_handed_over_is_where_the_images_are(blobs: FixedStack) 
     assert trained.model.half_plane is elsewhere
 
 
-def test_a_decoder_says_its_own_rate(blobs: FixedStack) -> None:
+def test_the_decoder_sets_its_learning_rate(blobs: FixedStack) -> None:
     class Slow(VoxelGrid):
         def learning_rate(self, config: AceConfig) -> float:
             return config.voxel.lr / 100
@@ -94,7 +94,7 @@ def test_a_decoder_says_its_own_rate(blobs: FixedStack) -> None:
     assert optimiser(model, SMALL).param_groups[1]["lr"] == SMALL.voxel.lr / 100
 
 
-def test_same_seed_same_bits(blobs: FixedStack) -> None:
+def test_same_seed_gives_identical_results(blobs: FixedStack) -> None:
     (one, log), (same, same_log), (other, _) = run(blobs, 3, steps=6), run(blobs, 3, steps=6), run(blobs, 4, steps=6)
     assert all(torch.equal(a, b) for a, b in zip(state(one), state(same), strict=True))
     assert [p.losses["total"].item() for p in log] == [p.losses["total"].item() for p in same_log]
@@ -102,7 +102,7 @@ def test_same_seed_same_bits(blobs: FixedStack) -> None:
     assert not torch.equal(one.model.encoder.heads.rotation.weight, other.model.encoder.heads.rotation.weight)
 
 
-def test_the_global_random_numbers_are_left_alone(blobs: FixedStack) -> None:
+def test_global_random_state_is_unchanged(blobs: FixedStack) -> None:
     torch.manual_seed(1)
     wanted = torch.randn(3)
     torch.manual_seed(1)
@@ -127,7 +127,7 @@ def test_the_global_random_numbers_are_left_alone(blobs: FixedStack) -> None:
     ],
     ids=str,
 )
-def test_every_setting_runs_and_matters(blobs: FixedStack, settings: dict[str, Any]) -> None:
+def test_every_setting_runs_and_has_an_effect(blobs: FixedStack, settings: dict[str, Any]) -> None:
     trained, log = run(blobs, steps=3, **settings)
     assert all(torch.isfinite(torch.stack(list(p.losses.values()))).all() for p in log)
     assert all(torch.isfinite(p).all() for p in trained.model.parameters())
@@ -149,7 +149,7 @@ def test_the_total_is_eq_14(blobs: FixedStack) -> None:
         beta = 0.4 if step >= 2 else 0.0
         assert ("pose" in p.losses) == (step >= 2)
         torch.testing.assert_close(p.losses["total"], p.losses["image"] + beta * p.losses.get("pose", torch.zeros(())))
-    # the other two terms join, each with its own weight
+    # the other two terms are added with their weights
     for weight in ("shift_weight", "alternative_weight"):
         terms = []
         for value in (0.5, 1.0):
@@ -169,19 +169,19 @@ def test_drawn_shifts_follow_the_spread_of_the_predictions(blobs: FixedStack) ->
         before = model.shift_sd_px.item()
         batch = images.batch(slice(None))
         model(batch.image_ft, batch.effective_ctf, batch.noise_variance, StepPlan(4.0, 0.0, 1), torch.Generator())
-        # no less than half of the first guess
+        # at least half of the initial value
         spread = max(factor * pose.shift_px.std().item(), first / 2)
         assert model.shift_sd_px.item() == pytest.approx(0.99 * before + 0.01 * spread, rel=1e-4)
 
 
-def test_the_band_marches_in_shells(blobs: FixedStack) -> None:
+def test_the_band_is_given_in_shells(blobs: FixedStack) -> None:
     _, log = run(blobs, steps=4, march=0.5, first_band=2.0, last_band=4.0)
-    # 1.6 shells of the box for one cycle per diameter
+    # 1.6 shells of the box are one cycle per diameter
     torch.testing.assert_close(torch.tensor([p.band for p in log]), torch.tensor([3.2, 4.8, 6.4, 6.4]))
 
 
 def test_learning_rates_follow_the_schedule(blobs: FixedStack) -> None:
-    """With no learning rate for one half, that half does not move."""
+    """With a learning rate of 0, the encoder or decoder does not change."""
     start = build_model(blobs, DIAMETER, SMALL, torch.Generator().manual_seed(1))
     groups = optimiser(start, SMALL).param_groups
     assert [g["lr"] for g in groups] == [SMALL.lr_encoder, SMALL.voxel.lr]
@@ -204,7 +204,7 @@ def test_the_starting_blob_has_the_amplitude_of_the_images(blobs: FixedStack) ->
         amplitudes.append(model.decoder.volume().max().item())
         with torch.no_grad():
             predicted = model.decoder.projector()(images.half_plane, torch.eye(3)) * images.effective_ctf
-        # no other amplitude fits better on average
+        # no other amplitude fits better
         share = (images.image_ft * predicted.conj()).real.sum() / predicted.abs().square().sum()
         assert share == pytest.approx(1, abs=0.1)
     assert amplitudes[1] == pytest.approx(7 * amplitudes[0], rel=1e-3)
@@ -233,7 +233,7 @@ if __name__ == "__main__":
 
 
 def test_two_processes_share_one_model(blobs: FixedStack, tmp_path: Path) -> None:
-    """Gradients are averaged, so both end with the same weights; each draws its own batches, so the run is another one."""
+    """Gradients are averaged, so both processes end with the same weights. Batches differ, so a single process does not."""
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     torch.save((blobs, DIAMETER, dataclasses.replace(SMALL, steps=3)), tmp_path / "input.pt")
@@ -253,7 +253,7 @@ def test_two_processes_share_one_model(blobs: FixedStack, tmp_path: Path) -> Non
 
 
 class Answers(torch.nn.Module):
-    """An encoder that knows the answers."""
+    """An encoder that returns given poses."""
 
     def __init__(self, rotation: Tensor, shift_px: Tensor) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class Answers(torch.nn.Module):
 
 
 def model_and_images(blobs: FixedStack) -> tuple[Any, FixedStack, Pose]:
-    """A lumpy volume as the decoder's, and noise-free images of it."""
+    """A model with a lumpy volume in the decoder, and noise-free images of it."""
     generator = torch.Generator().manual_seed(2)
     model = build_model(blobs, DIAMETER, SMALL, generator)
     with torch.no_grad():
@@ -280,7 +280,7 @@ def model_and_images(blobs: FixedStack) -> tuple[Any, FixedStack, Pose]:
 
 @pytest.mark.parametrize("block", [7, 250])
 def test_encode_finds_a_planted_candidate(blobs: FixedStack, block: int) -> None:
-    """The truth, or one of its half turns, is among the hypotheses at a different place for every image."""
+    """The true rotation, or one of its half turns, is at a different index of the hypotheses for every image."""
     model, images, pose = model_and_images(blobs)
     n = len(images)
     hypotheses = roma.random_rotmat((n, 4), generator=torch.Generator().manual_seed(5))
@@ -291,8 +291,8 @@ def test_encode_finds_a_planted_candidate(blobs: FixedStack, block: int) -> None
     assert torch.equal(found.shift_px, pose.shift_px)
 
 
-def test_encode_picks_the_least_residual(blobs: FixedStack) -> None:
-    """Of an untrained encoder's 16 candidates, one by one."""
+def test_encode_takes_the_lowest_residual(blobs: FixedStack) -> None:
+    """Of the 16 candidates of an untrained encoder, compared one by one."""
     model, images, _ = model_and_images(blobs)
     found = encode(model, images)
     assert not model.training

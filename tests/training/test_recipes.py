@@ -1,4 +1,4 @@
-"""Every preset's stage 1 runs: three small updates on a handful of blobs."""
+"""Stage 1 of every preset runs: three small updates on a few blobs."""
 
 import dataclasses
 
@@ -40,8 +40,8 @@ def test_every_preset_trains(astigmatic_blobs: ParticleStack, name: str) -> None
 @pytest.mark.parametrize("decoder", ["voxel", "fouriernet"])
 # not the ResNet: on CPUs oneDNN's bfloat16 convolutions differ from call to call, up to NaN (torch 2.13)
 @pytest.mark.parametrize("encoder", ["fourier"])
-def test_short_floats_change_little(astigmatic_blobs: ParticleStack, encoder: str, decoder: str) -> None:
-    """bfloat16 for the encoder's products; transforms, slices, SIRENs and losses stay in float32."""
+def test_mixed_precision_changes_little(astigmatic_blobs: ParticleStack, encoder: str, decoder: str) -> None:
+    """The encoder runs in bfloat16; transforms, slices, SIRENs and losses stay in float32."""
     losses = []
     for precision in ("32-true", "bf16-mixed"):
         ace = changed(preset("fast"), {"ace.encoder": encoder, "ace.decoder": decoder, "ace.steps": 1, "ace.batch": 16}).ace

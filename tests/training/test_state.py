@@ -1,4 +1,4 @@
-"""Training when a loss is not finite, when a device has too little memory, and when it is resumed from a saved state."""
+"""Training with non-finite losses, lack of memory, and resumption from a saved state."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ def start(stack: FixedStack, begun: Plain = None, **settings: Any) -> Training:
 
 
 def run(training: Training) -> tuple[list[Progress], list[Plain]]:
-    """Every update, and every state that was saved."""
+    """All updates and all saved states."""
     log, saved = [], []
     for progress in training:
         log.append(progress)
@@ -50,7 +50,7 @@ def weights(training: Training) -> list[torch.Tensor]:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
-    """Updates, counted as they are made, whose loss and weights are NaN."""
+    """Make loss and weights NaN in the given updates, counted as they are made."""
     original, count = Training._update, []
 
     def spoilt(self: Training, plan: StepPlan) -> Losses:
@@ -65,7 +65,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
     monkeypatch.setattr(Training, "_update", spoilt)
 
 
-def test_after_a_loss_that_is_not_finite_training_goes_back(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_restarts_after_a_non_finite_loss(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {CHECKPOINT_EVERY + 7})
     training = start(blobs)
     log, saved = run(training)
@@ -75,7 +75,7 @@ def test_after_a_loss_that_is_not_finite_training_goes_back(blobs: FixedStack, m
     assert [(s["step"], s["rate"], s["restored"]) for s in saved] == [(25, 1.0, 0), (50, 0.5, 1), (60, 0.5, 1)]
 
 
-def test_after_three_times_it_diverged(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_diverges_after_three_restarts(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, set(range(5, 1000)))
     training = start(blobs)
     with pytest.raises(Diverged, match="training diverged: the loss was NaN or infinite in update .* after 3 restarts"):
@@ -83,8 +83,8 @@ def test_after_three_times_it_diverged(blobs: FixedStack, monkeypatch: pytest.Mo
     assert training.state.restored == MOST_RESTORED == 3 and training.state.rate == 0.125
 
 
-def test_weights_that_are_not_finite_are_never_saved(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The update before a state is saved spoils the weights, not its own loss."""
+def test_non_finite_weights_are_never_saved(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update before a save makes the weights NaN, but not its own loss."""
     original, done = Training._update, []
 
     def late(self: Training, plan: StepPlan) -> Losses:
@@ -104,9 +104,7 @@ def test_weights_that_are_not_finite_are_never_saved(blobs: FixedStack, monkeypa
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()]
 )
-def test_with_too_little_memory_images_are_projected_in_parts(
-    blobs: FixedStack, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_out_of_memory_projects_images_in_parts(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     original = AutoEncoder.forward
 
     def in_four_only(self: AutoEncoder, *rest: Any) -> Losses:
@@ -121,7 +119,7 @@ def test_with_too_little_memory_images_are_projected_in_parts(
     assert len(log) == 4 and all(p.losses["total"].isfinite() for p in log)
 
 
-def test_with_still_too_little_the_batch_gets_smaller(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_then_halves_the_batch(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     original = AutoEncoder.forward
 
     def small_only(self: AutoEncoder, image_ft: torch.Tensor, *rest: Any) -> Losses:
@@ -136,7 +134,7 @@ def test_with_still_too_little_the_batch_gets_smaller(blobs: FixedStack, monkeyp
     assert training.state.parts == loop.MOST_PARTS and training.state.batch == 12 and len(log) == 3
 
 
-def test_without_memory_for_two_images_it_ends(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_with_two_images_is_an_error(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(self: AutoEncoder, *rest: Any) -> Losses:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -145,7 +143,7 @@ def test_without_memory_for_two_images_it_ends(blobs: FixedStack, monkeypatch: p
         run(start(blobs))
 
 
-def test_another_error_is_not_taken_for_that(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_handled_as_out_of_memory(blobs: FixedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: AutoEncoder, *rest: Any) -> Losses:
         raise RuntimeError("shapes do not fit")
 
@@ -154,8 +152,8 @@ def test_another_error_is_not_taken_for_that(blobs: FixedStack, monkeypatch: pyt
         run(start(blobs))
 
 
-def test_parts_learn_what_the_whole_learns(blobs: FixedStack) -> None:
-    """The encoder sees the whole batch, so that its batch statistics are the same: one update, the same gradients."""
+def test_parts_give_the_same_gradients(blobs: FixedStack) -> None:
+    """The encoder sees the whole batch, so batch statistics and gradients are the same."""
     volumes, losses = [], []
     for parts in (1, 5):
         training = start(blobs, steps=1)
@@ -164,19 +162,19 @@ def test_parts_learn_what_the_whole_learns(blobs: FixedStack) -> None:
         volumes.append(training.model.decoder.density.detach())
     for name, loss in losses[0].items():
         torch.testing.assert_close(losses[1][name], loss, rtol=1e-5, atol=1e-6)
-    # Adam's first step has the sign of the gradient: but for gradients near zero the two are the same
+    # Adam's first step has the sign of the gradient, so only parameters with gradients near zero may differ
     assert (volumes[0] - volumes[1]).abs().median() < 1e-6
 
 
-def test_resuming_on_another_device_takes_other_random_numbers(blobs: FixedStack) -> None:
-    """A generator's state means nothing to that of another device, and is refused by it."""
+def test_resuming_on_another_device_reseeds_the_generator(blobs: FixedStack) -> None:
+    """The generator of another device does not accept the saved state."""
     saved = run(start(blobs))[1][0]
     assert saved["device"] == "cpu"
     moved = saved | {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}
     assert run(start(blobs, moved))[0][0].step == saved["step"] + 1
 
 
-def test_resumed_training_takes_the_same_steps(blobs: FixedStack) -> None:
+def test_resumed_training_is_identical(blobs: FixedStack) -> None:
     whole = start(blobs)
     saved = run(whole)[1]
     resumed = start(blobs, saved[0])

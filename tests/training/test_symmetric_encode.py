@@ -1,4 +1,4 @@
-"""Poses read off after training with a symmetric loss: an encoder that knows only one copy of an image knows the image."""
+"""Pose inference after training with a symmetric loss: an encoder correct for one copy of an image is enough."""
 
 import dataclasses
 from typing import Any, Literal
@@ -34,7 +34,7 @@ SYMMETRIC: dict[str, dict[str, Tensor]] = {
 
 
 class Knows(torch.nn.Module):
-    """An encoder with the right answer about some images, in a place that changes, and random ones about everything else."""
+    """An encoder that returns correct poses for some images, at a varying index, and random poses otherwise."""
 
     def __init__(self, image_ft: Tensor, pose: Pose) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Knows(torch.nn.Module):
 
 
 def model_and_images(astigmatic_blobs: ParticleStack, **settings: Any) -> tuple[Any, ParticleStack, Pose]:
-    """A lumpy volume as the decoder's, and noise-free images of it, with optics."""
+    """A model with a lumpy volume in the decoder, and noise-free images of it with CTFs."""
     generator = torch.Generator().manual_seed(2)
     model = build_model(astigmatic_blobs, 10.0, dataclasses.replace(SMALL, **settings), generator)
     images = astigmatic_blobs.subset(slice(0, N))
@@ -70,7 +70,7 @@ def model_and_images(astigmatic_blobs: ParticleStack, **settings: Any) -> tuple[
 
 
 def as_copy(images: ParticleStack, turn: Tensor) -> Tensor:
-    """The images moved by a diagonal ``A``: mirrored in y, turned by 180 degrees, or both; coefficient by coefficient."""
+    """The images transformed by a diagonal ``A`` (mirrored in y, rotated by 180 degrees, or both), per coefficient."""
     image_ft = images.images(slice(None))
     if torch.linalg.det(turn) < 0:
         place = {(int(kx), int(ky)): i for i, (kx, ky) in enumerate(images.half_plane.k.tolist())}
@@ -99,7 +99,7 @@ def test_encode_returns_the_poses_of_the_images(
 
 
 @pytest.mark.parametrize(("loss", "copy"), [("half-turn", "mirror"), ("none", "half turn"), ("none", "mirror")])
-def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: ParticleStack, loss: str, copy: str) -> None:
+def test_copies_not_used_in_the_loss_are_not_encoded(astigmatic_blobs: ParticleStack, loss: str, copy: str) -> None:
     model, images, pose = model_and_images(astigmatic_blobs, symmetric_loss=loss)
     turn = SYMMETRIC["generalised"][copy]
     model.encoder = Knows(as_copy(images, turn), pose.in_turned_image(turn))
@@ -109,7 +109,7 @@ def test_copies_that_the_loss_does_not_make_are_not_read(astigmatic_blobs: Parti
 
 
 def test_every_copy_adds_its_candidates(astigmatic_blobs: ParticleStack) -> None:
-    """Hypotheses, times 4 with their half turns, times the copies; each with the shift of its copy."""
+    """Number of hypotheses, times 4 with half turns, times the copies; each has the shift of its copy."""
     wanted = {
         ("none", False): 3,
         ("none", True): 12,
