@@ -16,7 +16,7 @@ from torch import Tensor
 from ace_em.maths.fourier import shell_sums
 from ace_em.maths.half_plane import HalfPlane
 
-UNUSUAL_POWER = 6.0
+UNUSUAL_POWER = 4.0
 """Robust standard deviations above the median from which on the power of an image is unusual."""
 LEAST_SHOWN = 20
 """With fewer images that show a particle there is nothing to tell the others by: all are kept."""

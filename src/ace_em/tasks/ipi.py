@@ -9,12 +9,17 @@ from ace_em.config import AceConfig
 from ace_em.data.particle_stack import Batch
 from ace_em.maths.filters import gaussian_kernels, kernel_transfer
 from ace_em.maths.image_rotation import half_turn
+from ace_em.maths.masks import disc_share
 from ace_em.maths.rotations import HALF_TURNS, squared_frobenius
 from ace_em.models.decoder import Projector
 from ace_em.models.encoder import Hypotheses, PoseEncoder
+from ace_em.physics.image_content import ContentTest, ShellPower
 from ace_em.physics.imaging import image_of_slice
 from ace_em.tasks.losses import image_loss, image_residual, shift_loss
 from ace_em.tasks.schedules import StepPlan
+
+NOISY = 4.0
+"""Images whose power is less than this many times the noise power count as noisy."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def image_pose_image(
     rotation, is_alternative = choose_rotation(project, inner, hypotheses, turn)
     predicted = image_of_slice(project(inner.half_plane, rotation), inner.effective_ctf, inner.half_plane, hypotheses.shift_px)
     residual = image_residual(inner.image_ft, predicted)
-    shown = shows_particle(inner, residual.detach()) if config.blank else torch.ones_like(residual)
+    shown = shows_particle(inner, predicted.detach()) if config.blank else torch.ones_like(residual)
     residual = torch.where(shown > 0, residual, blank_residual(inner))
     nearest = squared_frobenius(rotation.detach()[:, None], hypotheses.rotation).amin(1)
     losses = {
@@ -102,15 +107,20 @@ def blank_residual(batch: Batch) -> Tensor:
     return image_residual(batch.image_ft, torch.zeros_like(batch.image_ft))
 
 
-def shows_particle(batch: Batch, residual: Tensor) -> Tensor:
-    """1 where the best pose, with residual ``residual`` (b,), fits an image better than a blank prediction, else 0; (b,).
+@torch.no_grad()
+def shows_particle(batch: Batch, predicted_ft: Tensor) -> Tensor:
+    """1 where an image shows the particle by its best pose, whose prediction is ``predicted_ft`` (b, n), else 0; (b,).
 
-    While the volume fits the batch on average no better than the blank prediction, as at the start of training, all images
-    count as showing a particle. Something else is not told here (:mod:`ace_em.physics.image_content`): the poses of an encoder in
-    training leave residuals of their own.
+    It does not if a blank prediction fits better or, in noisy images, if it has more residual power than the others of the batch
+    (:class:`ContentTest`). While the volume fits the batch on average no better than the blank prediction, as at the start of
+    training, all images count as showing a particle.
     """
-    blank = blank_residual(batch)
-    return ((residual < blank) | (residual.mean() >= blank.mean())).to(residual.dtype)
+    shells = ShellPower.of(batch.image_ft, predicted_ft, batch.half_plane)
+    shown = shells.gain > 0
+    # with little noise, the residuals are those of the poses, which the encoder has yet to learn
+    if shells.power.sum() < NOISY * batch.noise_variance.sum():
+        shown = shown & ContentTest(1, disc_share(batch.box)).content(shells).shows_particle
+    return (shown | (shells.gain.mean() <= 0)).to(predicted_ft.real.dtype)
 
 
 def low_passed(batch: Batch, kernel: int) -> Tensor:
