@@ -93,7 +93,8 @@ docs: $(STAMP) ## check the links and the code blocks of README and docs
 	$(PY) -m pytest tests/test_docs.py
 
 notebook: $(STAMP) ## run examples/notebook.ipynb, two minutes, and keep its outputs
-	$(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False examples/notebook.ipynb
+	$(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False --coalesce-streams \
+		examples/notebook.ipynb
 
 site: $(STAMP) ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

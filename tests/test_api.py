@@ -101,13 +101,14 @@ def test_figures_show_in_a_notebook() -> None:
         plot.images(torch.randn(7, 8, 8, generator=generator).numpy()),
         plot.fsc({"halves": torch.linspace(1, 0, 9)}, 80.0),
         plot.fsc(torch.linspace(1, 0, 9), 80.0, threshold=0.5),
+        plot.fsc(torch.ones(9), 80.0),
         plot.views(rotation * torch.linalg.det(rotation)[:, None, None]),
         plot.losses({"ipi": [2.0, 1.0], "pip": [1.0, 0.5]}),
     ]
     for figure in figures:
         assert isinstance(figure, Figure) and figure._repr_png_().startswith(b"\x89PNG")
-    said = [figures[i].axes[0].get_legend().get_texts()[0].get_text() for i in (3, 4)]
-    assert said == ["halves (0.143 at 11.7 A)", "FSC (0.5 at 20.0 A)"]
+    said = [figures[i].axes[0].get_legend().get_texts()[0].get_text() for i in (3, 4, 5)]
+    assert said == ["halves (0.143 at 11.7 A)", "FSC (0.5 at 20.0 A)", "FSC (0.143 at 10.0 A or better)"]
 
 
 def test_a_model_that_nobody_knows_is_refused() -> None:

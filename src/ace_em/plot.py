@@ -67,8 +67,10 @@ def fsc(curves: Tensor | Mapping[str, Tensor], box_angstrom: float, threshold: f
     axes = figure.add_subplot()
     for name, curve in ({"FSC": curves} if isinstance(curves, Tensor) else curves).items():
         frequency = np.arange(len(curve)) / box_angstrom
-        at = box_angstrom / resolution_shell(curve, threshold)
-        axes.plot(frequency[1:], curve[1:].cpu().numpy(), label=f"{name} ({threshold:g} at {at:.1f} A)")
+        read_off = f"{threshold:g} at {box_angstrom / resolution_shell(curve, threshold):.1f} A"
+        if (curve[2:] >= threshold).all():
+            read_off += " or better"
+        axes.plot(frequency[1:], curve[1:].cpu().numpy(), label=f"{name} ({read_off})")
     axes.axhline(threshold, color="grey", linewidth=1, linestyle=":")
     axes.set(xlabel="spatial frequency (1/A)", ylabel="FSC", ylim=(-0.1, 1.02))
     axes.legend()
