@@ -174,7 +174,7 @@ def rejected_card(run: RunFiles) -> Drawn | None:
         some = rows[evenly(REJECTED, len(rows))]
         shown = triplets(run.particles, run.map, -1.0 if contrast == "black" else 1.0, some)
         columns += [[t.image for t in shown], [t.predicted for t in shown]]
-        titles += [f"{title}: input", "predicted"]
+        titles += [f"{kind}: input", "predicted"]
         table += [(title, str(t.row), t.name, f"{probability[t.row - 1]:.3f}") for t in shown]
     if not columns:
         return None
@@ -223,7 +223,7 @@ def histogram_card(run: RunFiles) -> Drawn:
         least = 0.9 if math.isnan(least) else least
         share = show_share(float((confidence >= least).mean()))
         caption += f" Largest pose probability: at least {least:g} for {share} of the particles"
-        caption += ", which are in confident.star." if run.readable(CONFIDENT) else "; 0 for all in a run that has not converged."
+        caption += "; those that show the particle are in confident.star." if run.readable(CONFIDENT) else "; 0 for all in a run that has not converged."
     if shift is not None:
         caption += (
             " Shift: from the centre of the image to the particle. A cloud off the origin means that the picks are off centre."
