@@ -223,7 +223,10 @@ def histogram_card(run: RunFiles) -> Drawn:
         least = 0.9 if math.isnan(least) else least
         share = show_share(float((confidence >= least).mean()))
         caption += f" Largest pose probability: at least {least:g} for {share} of the particles"
-        caption += "; those that show the particle are in confident.star." if run.readable(CONFIDENT) else "; 0 for all in a run that has not converged."
+        if run.readable(CONFIDENT):
+            caption += "; those that show the particle are in confident.star."
+        else:
+            caption += "; 0 for all in a run that has not converged."
     if shift is not None:
         caption += (
             " Shift: from the centre of the image to the particle. A cloud off the origin means that the picks are off centre."
