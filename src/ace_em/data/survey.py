@@ -75,7 +75,8 @@ def survey(particles: Particles, sign: float | None = None, seed: int = 0) -> Su
     sign : +1 or -1 if the contrast is known; None: it is measured.
     """
     group = noise_groups(particles)
-    common_sd, chosen = _of_usual_power(particles, _chosen_rows(group, seed))
+    chosen = _chosen_rows(group, seed)
+    common_sd, chosen = _of_usual_power(particles, chosen, group[torch.from_numpy(chosen)])
     n_groups = int(group.max()) + 1
     parts = [
         _statistics(normalise(images, 1.0, common_sd), group[torch.from_numpy(rows)], n_groups)
@@ -125,7 +126,7 @@ def _survey_blocks(particles: Particles, chosen: np.ndarray) -> Iterator[tuple[n
         yield rows, torch.from_numpy(particles.images(rows))
 
 
-def _of_usual_power(particles: Particles, chosen: np.ndarray) -> tuple[float | None, np.ndarray]:
+def _of_usual_power(particles: Particles, chosen: np.ndarray, group: Tensor) -> tuple[float | None, np.ndarray]:
     """``common_sd`` of :class:`Survey`, and the rows whose images have the power that most of them have.
 
     Carbon edges and ice have ten times a particle's power: a few would make the particle as large as the box, and the noise
@@ -141,7 +142,12 @@ def _of_usual_power(particles: Particles, chosen: np.ndarray) -> tuple[float | N
     variance, sd, whole, outside = (torch.cat(column) for column in zip(*found, strict=True))
     common_sd = sd.median().item() if variance.median() > 2 * sd.square().median() else None
     unit = 1.0 if common_sd is not None else sd.square().clamp(min=1e-30)
-    return common_sd, chosen[~(of_unusual_power(whole / unit) | of_unusual_power(outside / unit)).numpy()]
+    usual = torch.ones(len(chosen), dtype=torch.bool)
+    # each noise group by itself: another detector has another noise
+    for number in group.unique():
+        mine = group == number
+        usual[mine] = ~(of_unusual_power((whole / unit)[mine]) | of_unusual_power((outside / unit)[mine]))
+    return common_sd, chosen[usual.numpy()]
 
 
 @dataclass(frozen=True)
