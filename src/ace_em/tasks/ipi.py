@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ace_em.config import AceConfig
-from ace_em.data.particle_stack import Batch
+from ace_em.data.particle_stack import CPU, Batch
 from ace_em.maths.filters import gaussian_kernels, kernel_transfer
 from ace_em.maths.image_rotation import half_turn
 from ace_em.maths.masks import disc_share
@@ -119,7 +119,9 @@ def shows_particle(batch: Batch, predicted_ft: Tensor) -> Tensor:
     shown = shells.gain > 0
     # with little noise, the residuals are those of the poses, which the encoder has yet to learn
     if shells.power.sum() < NOISY * batch.noise_variance.sum():
-        shown = shown & ContentTest(1, disc_share(batch.box)).content(shells).shows_particle
+        # a few numbers an image, in double precision, which not every device has
+        content = ContentTest(1, disc_share(batch.box)).content(shells.to(CPU))
+        shown = shown & content.shows_particle.to(shown.device)
     return (shown | (shells.gain.mean() <= 0)).to(predicted_ft.real.dtype)
 
 
