@@ -49,7 +49,7 @@ def state(resolution: float = 20, stable: float = 0.9, curve: Tensor | None = No
     halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
     content = Content.of_particles(100, torch.ones(1))
     scale, offset = torch.ones(100), torch.zeros(100)
-    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, content, 0.9, flat_noise(64), scale, offset)
+    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, content, 0.9, flat_noise(64), scale, offset, scale > 1)
 
 
 # what the map explains of the signal held out, what noise allows at least, and z against random phases

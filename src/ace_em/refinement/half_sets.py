@@ -29,7 +29,7 @@ from ace_em.refinement.ctf_refinement import refine_defocus
 from ace_em.refinement.explained import explained_share
 from ace_em.refinement.map_alignment import align_maps
 from ace_em.refinement.noise_scale import residuals, shell_power, updated_intensity_scale, updated_noise
-from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_poses
+from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_among_copies
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
 from ace_em.refinement.symmetry import symmetrise
 
@@ -37,6 +37,8 @@ GROWTH = 1.35
 """Factor by which the band may always grow from one round to the next."""
 REACH = 0.5
 """The band may also grow to this over the median pose change in radians: at shell r, refinement converges within about 1/r."""
+SETTLED_COPIES = 0.01
+"""The choice among pseudo-symmetric copies has settled once a smaller share of the images changes copy in a round."""
 
 PoseUpdate = Callable[[VolumeFT, ParticleStack, Pose, Tensor, int], LocalResult]
 """Function that finds new poses for a block of images. Its arguments are the reference, the images, their poses, their rows in
@@ -56,6 +58,8 @@ class HalfSets:
     device : device to which images are moved in blocks. Poses and maps stay on the CPU.
     test : test for images that show no particle, applied to each half separately.
     content_band : last shell that the test looks at. Beyond it, small differences in noise between images outweigh the signal.
+    copies : (c, 3, 3) pseudo-symmetry of the map, which is nearly the same after these rotations. The local refinement chooses
+        among the copies of each pose; the map stays C1, as does ``group``.
     """
 
     stack: ParticleStack
@@ -65,10 +69,16 @@ class HalfSets:
     device: torch.device = CPU
     test: ContentTest = ContentTest()
     content_band: float = math.inf
+    copies: Tensor = torch.eye(3)[None]
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:
         return torch.nonzero(self.half_set == 1)[:, 0], torch.nonzero(self.half_set == 2)[:, 0]
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether images choose among pseudo-symmetric copies of their poses."""
+        return len(self.copies) > 1
 
     def stack_of(self, state: "HalfSetState") -> ParticleStack:
         """The images with the noise, intensity scales and defocus of a state."""
@@ -85,8 +95,9 @@ class HalfSetState:
     pose : (N,) poses.
     halves : half-maps, combined map and FSC.
     band : last shell used to fit the poses.
-    moved_deg : (n,) change of orientation in the last round, modulo the point group. It holds the first n images only if a
-        caller tracks just those; otherwise n is N.
+    moved_deg : (n,) change of orientation in the last round, modulo the point group or the pseudo-symmetry. It holds the first n
+        images only if a caller tracks just those; otherwise n is N.
+    changed_copy : (N,) bool, whether the last round took another pseudo-symmetric copy of the pose.
     content : what each of the N images shows. Images without the particle enter no map and no statistic of this state.
     explained : fraction of the signal power (power above the noise, inside the band) explained by the references and poses.
     noise : noise power of each group of images.
@@ -103,6 +114,7 @@ class HalfSetState:
     noise: NoiseModel
     intensity_scale: Tensor
     defocus_offset_angstrom: Tensor
+    changed_copy: Tensor
 
     @property
     def shown(self) -> Tensor:
@@ -117,6 +129,11 @@ class HalfSetState:
     def particles_moved_deg(self) -> Tensor:
         """Change of orientation of the images that show a particle."""
         return self.moved_deg[self.shown[: len(self.moved_deg)]]
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the images that show a particle whose pose is now another copy."""
+        return self.changed_copy[self.shown].float().mean().item()
 
     def stable_share(self, degrees: float) -> float:
         return (self.particles_moved_deg < degrees).float().mean().item()
@@ -145,7 +162,8 @@ def first_state(stack: ParticleStack, pose: Pose, halves: Halves, band: float) -
     """
     n = len(stack)
     moved, content = torch.full((n,), 180.0), Content.of_particles(n, pose.shift_px)
-    return HalfSetState(pose, halves, band, moved, content, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n))
+    unchanged = torch.zeros(n, dtype=torch.bool)
+    return HalfSetState(pose, halves, band, moved, content, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n), unchanged)
 
 
 def shared_start(stack: ParticleStack, volume: Tensor, pose: Pose, shell: float) -> HalfSetState:
@@ -196,17 +214,22 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
         content.append(sets.test.content(shells, result.of_grid))
         shown_in_half = content[-1].shows_particle
         statistics.append(residuals(reference, stack, result.pose[shown_in_half], half[shown_in_half]))
-    # the frames of the half-maps drift apart, which would lower the FSC; measure the drift from the maps and remove it
-    drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc, state.fsc143_shell)
+    # the frames of the half-maps drift apart, which would lower the FSC; measure the drift from the maps and remove it. Each map
+    # of a pseudo-symmetric particle may settle in another copy
+    drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc, state.fsc143_shell, sets.copies)
     order = torch.cat(rows).argsort()
+    same_frame = torch.cat([f.pose.rotation for f in found])[order]
+    unturned = nearest_copy(same_frame, state.pose.rotation, sets.copies)
     pose, of_all = Pose.cat([found[0].pose, apply_frame(found[1].pose, drift)])[order], Content.cat(content)[order]
-    moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, sets.group))
+    equivalent = sets.copies if sets.relaxed else sets.group
+    moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, equivalent))
     residual, shown = torch.cat([f.residual for f in found])[order], of_all.shows_particle
     return replace(
         state,
         pose=pose,
         band=band,
         moved_deg=moved,
+        changed_copy=angular_distance_deg(unturned, same_frame) > 1,
         content=of_all,
         explained=explained_share(power[shown], residual[shown], inner.noise_power()[shown]),
         noise=updated_noise(stack, statistics),
@@ -288,6 +311,8 @@ def search_finished(history: list[HalfSetState], config: SearchConfig) -> bool:
 def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: RefineConfig) -> Iterator[HalfSetState]:
     """Refine poses locally, each half against its own map, as the band grows with the FSC; yield the state of each round.
 
+    With a pseudo-symmetry the copies of each pose are tried as well (:func:`refine_among_copies`), until few images change copy.
+
     Parameters
     ----------
     history : the state at the start of this working box and the rounds already completed; new rounds are appended. The first
@@ -299,7 +324,7 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
         yield history[-1]
 
     def update(reference: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
-        return refine_poses(reference, stack, pose, config.local_steps)
+        return refine_among_copies(reference, stack, pose, sets.copies, config.local_steps)
 
     while len(history) < config.max_rounds + 2:
         state = history[-1]
@@ -308,10 +333,20 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
         moved = torch.deg2rad(median_deg).item()
         reach = max(state.band * GROWTH, REACH / max(moved, 1e-6))
         band = min(max(first_band, state.fsc143_shell + 2), nyquist, reach)
-        if state.band >= band - 1 and median_deg < config.stable_deg:
+        settled = not sets.relaxed or copies_settled(history)
+        if state.band >= band - 1 and median_deg < config.stable_deg and settled:
             return
         history.append(next_round(sets, state, band, update))
         yield history[-1]
+
+
+def copies_settled(history: list[HalfSetState]) -> bool:
+    """Whether the choice among copies has settled: few images change copy, or no fewer than a round before.
+
+    Images whose copies are nearly equal may change for ever. The first two states of a box have no choice of its own.
+    """
+    changed = [state.changed_share for state in history[2:]]
+    return bool(changed) and (changed[-1] < SETTLED_COPIES or (len(changed) > 1 and changed[-1] >= changed[-2]))
 
 
 def without_old_maps(history: list[HalfSetState]) -> list[HalfSetState]:

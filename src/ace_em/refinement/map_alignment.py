@@ -16,7 +16,7 @@ STEPS = 6
 LEAST_BAND = 4
 
 
-def align_maps(moving: Tensor, reference: Tensor, fsc: Tensor, band: float) -> Frame:
+def align_maps(moving: Tensor, reference: Tensor, fsc: Tensor, band: float, copies: Tensor | None = None) -> Frame:
     """The frame for which ``turn_volume(moving, frame)`` is aligned with ``reference``, both (n, n, n).
 
     Levenberg-Marquardt on the Fourier transforms, sampled at random points of a ball, first at low and then at full resolution.
@@ -27,19 +27,26 @@ def align_maps(moving: Tensor, reference: Tensor, fsc: Tensor, band: float) -> F
     ----------
     fsc : (n // 2 + 1,) FSC between the maps; it sets the weights of the shells.
     band : last shell to use.
+    copies : (c, 3, 3) rotations to start from, for maps that are nearly the same after them; the best fit is kept. None: the
+        identity alone.
     """
     n, last = moving.shape[-1], max(LEAST_BAND, min(int(band), moving.shape[-1] // 2 - 2))
     box = min(n, 2 * last + 4)
     pair = [volume_to_ft(fourier_resize(volume, box, 3)) for volume in (reference, moving)]
-    rotvec, origin_px = torch.zeros(3), torch.zeros(3)
-    for shell in sorted({max(LEAST_BAND, last // 3), last}):
-        rotvec, origin_px = _fit(pair[0], pair[1], fsc, shell, rotvec, origin_px)
-    return Frame(roma.rotvec_to_rotmat(rotvec), False, origin_px * (n / box))
+    best, lowest = Frame(torch.eye(3), False, torch.zeros(3)), math.inf
+    for copy in torch.eye(3)[None] if copies is None else copies:
+        rotvec, origin_px, misfit = torch.zeros(3), torch.zeros(3), math.inf
+        for shell in sorted({max(LEAST_BAND, last // 3), last}):
+            rotvec, origin_px, misfit = _fit(pair[0], pair[1], fsc, shell, copy, rotvec, origin_px)
+        if misfit < lowest:
+            best, lowest = Frame(roma.rotvec_to_rotmat(rotvec) @ copy, False, origin_px * (n / box)), misfit
+    return best
 
 
 def _fit(
-    reference_ft: VolumeFT, moving_ft: VolumeFT, fsc: Tensor, band: int, rotvec: Tensor, origin_px: Tensor
-) -> tuple[Tensor, Tensor]:
+    reference_ft: VolumeFT, moving_ft: VolumeFT, fsc: Tensor, band: int, copy: Tensor, rotvec: Tensor, origin_px: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """Rotation vector and origin, refined from the given ones, after the rotation ``copy``; and the squared residual."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(POINTS, 3, generator=generator), dim=-1)
     radius = band * torch.rand(POINTS, generator=generator) ** (1 / 3)
@@ -52,7 +59,7 @@ def _fit(
 
     def residual(change: Tensor) -> Tensor:
         """Residuals (c, 2 POINTS) for changes (c, 6) of rotation vector and origin."""
-        turn = roma.rotvec_to_rotmat(change[:, :3])
+        turn = roma.rotvec_to_rotmat(change[:, :3]) @ copy
         angle = 2 * math.pi / reference_ft.box * (change[:, 3:] @ k.T)
         values = sample(moving_ft, k, turn.mT) * torch.polar(torch.ones_like(angle), angle)
         return torch.view_as_real(weight * (target - values)).flatten(1)
@@ -68,4 +75,4 @@ def _fit(
         improved = bool(trial.square().sum() < current.square().sum())
         best, current = (best + change, trial) if improved else (best, current)
         damping = damping * (0.3 if improved else 10.0)
-    return best[0, :3], best[0, 3:]
+    return best[0, :3], best[0, 3:], current.square().sum().item()

@@ -98,6 +98,41 @@ def refine_poses(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, steps: i
 
 
 @torch.no_grad()
+def refine_among_copies(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, copies: Tensor, steps: int) -> LocalResult:
+    """Refine all poses, then choose between each pose ``R`` and its copies ``g R`` about the axes of a pseudo-symmetry.
+
+    The copies of the refined pose are compared without refinement, by one slice each. The best of them gets one step, as an axis
+    that is off by a degree costs it more than the difference between nearly equal copies, and the other steps if as much gain
+    again would make it win. The image takes it only if its residual is then the smaller one, so equal copies change nothing. For
+    C1 the result is that of :func:`refine_poses`.
+
+    Parameters
+    ----------
+    copies : (c, 3, 3) point group of the pseudo-symmetry, with the identity first and the axes through the origin of the map.
+    """
+
+    def refine(rows: slice) -> LocalResult:
+        batch, start = stack.batch(rows, volume_ft.device), pose[rows].to(volume_ft.device)
+        best = refine_batch(volume_ft, batch, start, steps)
+        others = [Pose(g @ best.pose.rotation, best.pose.shift_px) for g in copies[1:].to(best.pose.rotation)]
+        return (_or_copy(volume_ft, batch, best, others, steps) if others else best).to(pose.rotation.device)
+
+    return LocalResult.cat(in_blocks(len(stack), stack.at_a_time(BLOCK), refine))
+
+
+def _or_copy(volume_ft: VolumeFT, batch: Batch, best: LocalResult, others: list[Pose], steps: int) -> LocalResult:
+    """For each image of a batch the refined pose ``best`` or the best of ``others``, (b,) poses each, refined as well."""
+    lowest = torch.stack([_residual(volume_ft, batch, other) for other in others]).min(0)
+    tried, row = Pose.stack(others), torch.arange(len(best.residual), device=best.residual.device)
+    copy = refine_batch(volume_ft, batch, Pose(tried.rotation[row, lowest.indices], tried.shift_px[row, lowest.indices]), 1)
+    # steps converge: none gains more than the one before
+    close = torch.nonzero(2 * copy.residual - lowest.values < best.residual)[:, 0]
+    if steps > 1 and len(close):
+        copy = replaced(copy, close, refine_batch(volume_ft, batch.rows(close), copy.pose[close], steps - 1))
+    return better(best, copy)
+
+
+@torch.no_grad()
 def refine_candidates(
     volume_ft: VolumeFT, stack: ParticleStack, candidates: Pose, steps: int, before: Pose | None = None
 ) -> LocalResult:

@@ -15,7 +15,7 @@ from ace_em.run.folder import RunFolder
 from ace_em.run.reporter import Reporter
 
 T = TypeVar("T")
-FORMAT = 3
+FORMAT = 4
 
 
 class StopRequested(KeyboardInterrupt):
