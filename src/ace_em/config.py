@@ -280,6 +280,8 @@ class RunConfig:
     """maximum number of random starts"""
     symmetry: str = "C1"
     """point group (Cn, Dn, T, O, I; RELION's axes), imposed after the ab initio search"""
+    relax_symmetry: str = "C1"
+    """pseudo-symmetry (as --symmetry): the refinement chooses among the copies of each pose; the map stays C1"""
     flip_hand: bool = False
     """write maps and poses of the other hand, which projections cannot determine"""
     b_factor: float | None = None

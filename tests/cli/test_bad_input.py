@@ -355,6 +355,9 @@ BAD_OPTIONS: dict[str, tuple[list[object], list[str]]] = {
     "symmetric loss": (["--ace.symmetric_loss", "foo"], ["--ace.symmetric-loss", "foo", "half-turn"]),
     "point group": (["--symmetry", "Q7"], ["--symmetry Q7", "C1", "D1", "T, O, I"]),
     "symmetry of stage 1": (["--symmetry", "D2", "--stages", "ace"], ["--symmetry D2", "--stages all"]),
+    "pseudo-symmetry": (["--relax-symmetry", "Q7"], ["--relax-symmetry Q7", "C1", "D1", "T, O, I"]),
+    "pseudo-symmetry beside symmetry": (["--symmetry", "C3", "--relax-symmetry", "C3"], ["--relax-symmetry C3", "--symmetry C1"]),
+    "pseudo-symmetry of stage 1": (["--relax-symmetry", "C3", "--stages", "ace"], ["--relax-symmetry C3", "--stages all"]),
     "schedule": (["--ace.schedule", "foo"], ["ace.schedule", "foo", "cosine"]),
 }
 

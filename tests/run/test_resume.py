@@ -106,6 +106,34 @@ def test_interrupted_whenever_progress_is_saved_it_ends_as_if_undisturbed(
     assert {p.name for p in run.iterdir()} == {p.name for p in whole.iterdir()}
 
 
+def test_a_relaxed_refinement_resumes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The axes of the pseudo-symmetry and the copies chosen are in the state that is saved, after each of its rounds."""
+    options, interrupted = ["--relax-symmetry", "c3", "--predict.steps", 0], list[str]()
+    reconstruct(data, tmp_path / "whole", *options)
+    original = Checkpoint.save_progress
+
+    def disturbed(checkpoint: Checkpoint, name: str, state: object) -> None:
+        original(checkpoint, name, state)
+        if name.startswith("refinement"):
+            interrupted.append(name)
+            raise KeyboardInterrupt
+
+    for _ in range(6):
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoint, "save_progress", disturbed)
+            before = len(interrupted)
+            reconstruct(data, tmp_path / "run", *options, *(["--resume"] if before else []), codes=(0, 3, 130))
+        if len(interrupted) == before:
+            break
+    assert len(interrupted) == 3
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert (tmp_path / "run/volume.mrc").read_bytes() == (tmp_path / "whole/volume.mrc").read_bytes()
+    found = records(tmp_path / "run")
+    stages = list(dict.fromkeys(record["stage"] for record in found))
+    assert stages[stages.index("search") :][:3] == ["search", "pseudo_symmetry", "refine"] and "symmetry" not in stages
+    assert ["changed_copy" in record for record in found if record["stage"] == "refine"] == [False, True, True]
+
+
 def test_a_request_to_stop_is_heeded_with_a_checkpoint(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

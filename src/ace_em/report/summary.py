@@ -25,6 +25,7 @@ STAGES = {
     "kept": "the choice of the best start",
     "symmetry": "the search for the symmetry axes",
     "search": "the search",
+    "pseudo_symmetry": "the search for the axes of the pseudo-symmetry",
     "refine": "the refinement",
     "defocus": "the defocus refinement",
     "encoder": "the training of the encoder on the final map",

@@ -7,6 +7,7 @@ import psutil
 
 from ace_em.config import RunConfig
 from ace_em.data.particle_stack import BLOCK_BYTES
+from ace_em.maths.point_group import point_group
 
 
 def available_bytes() -> float:
@@ -76,12 +77,15 @@ def stage_seconds(n: int, working_box: int, boxes: list[int], config: RunConfig)
         per_step += 3e-5 * (2 / 3 * math.pi * (box / 2) ** 3 if lattice else ace.batch * passes * coefficients)
     training = ace.steps * per_step
     judging = n * coefficients * 4.5e-6
+    copies = len(point_group(config.relax_symmetry))
+    # up to twice the steps, and a slice for every copy
+    relaxation = 1.5 + copies / 20 if copies > 1 else 1.0
     if config.stages == "ace":
         return {"start": training, "results": 4.0 + judging}
     return {
         "start": training + coefficients * 0.05 * config.search.ab_initio_images / 800,
         "search": coefficients * 1.5e-5 * n,
-        "refinement": n * sum(b**2 for b in boxes) * 1.1e-6,
+        "refinement": n * sum(b**2 for b in boxes) * 1.1e-6 * relaxation,
         "confidence": judging,
         # PIP without a gradient of the decoder
         "encoder": config.predict.steps * ace.batch * (coefficients + 400) * 1.9e-7,

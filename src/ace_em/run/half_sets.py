@@ -1,6 +1,6 @@
 """The stages on two half-sets: search of all images, local refinement, and the confidence of the poses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,22 @@ def on_axes(start: Start, context: RunContext) -> tuple[Tensor, Pose]:
     if axes.correlation < 0.5:
         reporter.say(f"low correlation under {name}: check the symmetry and compare with a run in C1")
     return turn_volume(volume, axes.frame), apply_frame(pose, axes.frame)
+
+
+def on_pseudo_axes(searched: HalfSetState, context: RunContext) -> HalfSetState:
+    """The state after the search with its poses rotated so that the axes of the pseudo-symmetry follow RELION's convention.
+
+    Its maps stay as they are: the first round of the refinement makes new ones from the poses.
+    """
+    plan, config, reporter = context.plan, context.config, context.reporter
+    generator = torch.Generator().manual_seed(config.seed)
+    axes = find_axes(searched.halves.combined, plan.copies, searched.fsc143_shell, generator)
+    name = config.relax_symmetry.upper()
+    reporter.say(f"pseudo-symmetry {name}: the correlation of the map with its copies is {axes.correlation:.2f}")
+    reporter.record("pseudo_symmetry", group=name, correlation=round(axes.correlation, 4))
+    if axes.correlation < 0.5:
+        reporter.say(f"low correlation under {name}: check --relax-symmetry")
+    return replace(searched, pose=apply_frame(searched.pose, axes.frame))
 
 
 @dataclass(frozen=True)
@@ -105,10 +121,16 @@ def refine(searched: HalfSetState, context: RunContext) -> tuple[HalfSetState, H
         saved = checkpoint.load_progress(name)
         if done is not None:
             history = [done]
+        elif saved is not None:
+            history = unpacked(HalfRounds, saved).history
         else:
-            history = [at_box(state, box, next_box)] if saved is None else unpacked(HalfRounds, saved).history
+            if next_box == plan.boxes[0] and len(plan.copies) > 1:
+                state = on_pseudo_axes(state, context)
+            history = [at_box(state, box, next_box)]
         sets = None  # free the images of the previous box before the next are read
-        sets = half_sets_of(read_images(plan, next_box, context.config, context.run.path, context.reporter), context)
+        stack = read_images(plan, next_box, context.config, context.run.path, context.reporter)
+        sets = replace(half_sets_of(stack, context), copies=plan.copies)
+        del stack
         box = next_box
         if done is None:
             refine_at(box, sets, history, context)

@@ -106,6 +106,9 @@ def half_set_round(
     # the first round at a box only reconstructs maps at the existing poses
     poses_unchanged = stage == "refine" and number == 1
     poses = "poses unchanged" if poses_unchanged else f"{stable:.0%} of poses stable, median move {moved:.2f} deg"
+    relaxed = stage == "refine" and len(plan.copies) > 1 and not poses_unchanged
+    if relaxed:
+        poses += f", {state.changed_copy.sum()} images changed copy under {config.relax_symmetry.upper()}"
     at = in_angstrom(plan.box_angstrom, state.fsc143_shell, len(state.halves.fsc))
     reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {at}, {poses}{without_particle(shown)}")
     reporter.record(
@@ -119,6 +122,7 @@ def half_set_round(
         fsc143_angstrom=round(resolution, 3),
         intensity_scale_sd=round(state.intensity_scale.std().item(), 4),
         shown=round(shown, 4),
+        **({"changed_copy": round(state.changed_share, 4)} if relaxed else {}),
     )
 
 

@@ -37,6 +37,7 @@ class Plan:
     working_box : box of stages 1 and 2.
     boxes : boxes of the refinement; the last one is that of the final maps.
     group : (g, 3, 3) point group.
+    copies : (c, 3, 3) pseudo-symmetry about whose axes the refinement tries copies of each pose.
     image_memory_bytes : limit for the images of one box.
     stage_s : expected seconds of each stage.
     memory_bytes : expected peak memory.
@@ -50,6 +51,7 @@ class Plan:
     device: str
     threads: int
     group: Tensor
+    copies: Tensor = torch.eye(3)[None]
     image_memory_bytes: float = math.inf
     stage_s: dict[str, float] = dataclasses.field(default_factory=dict)
     memory_bytes: float = 0.0
@@ -150,6 +152,7 @@ def make_plan(particles: Particles, config: RunConfig) -> Plan:
         choose_device(config.device),
         threads,
         group_of(config.symmetry),
+        group_of(config.relax_symmetry, "relax_symmetry"),
         image_memory_bytes=allowed,
         stage_s=stage_seconds(n, working, boxes, config),
         memory_bytes=expected_memory(n, working, boxes, allowed),

@@ -13,12 +13,12 @@ from ace_em.maths.point_group import point_group
 from ace_em.models.choice import DECODERS, ENCODERS
 
 
-def group_of(name: str) -> Tensor:
-    """Point group (g, 3, 3) of ``--symmetry``; InputError for an unknown name."""
+def group_of(name: str, setting: str = "symmetry") -> Tensor:
+    """Point group (g, 3, 3) of ``--symmetry`` or another setting; InputError for an unknown name."""
     try:
         return point_group(name).float()
     except ValueError as error:
-        raise InputError(f"--symmetry {name}: {error}") from error
+        raise InputError(f"{option(setting)} {name}: {error}") from error
 
 
 def choose_device(name: str) -> str:
@@ -43,6 +43,14 @@ def check(config: RunConfig) -> None:
             raise InputError(f"--ace.{kind} {chosen}: expected one of {', '.join(sorted(known))}")
     if len(group_of(config.symmetry)) > 1 and config.stages == "ace":
         raise InputError(f"--symmetry {config.symmetry}: stage 1 alone does not impose symmetry; expected C1, or --stages all")
+    if len(group_of(config.relax_symmetry, "relax_symmetry")) > 1:
+        if len(group_of(config.symmetry)) > 1:
+            raise InputError(
+                f"--relax-symmetry {config.relax_symmetry}: a map with --symmetry {config.symmetry} has equal copies; "
+                "expected --symmetry C1"
+            )
+        if config.stages == "ace":
+            raise InputError(f"--relax-symmetry {config.relax_symmetry}: stage 1 alone has no refinement; expected --stages all")
     ace, search, refinement, predict = config.ace, config.search, config.refine, config.predict
     rules = {
         "seed": (config.seed, 0 <= config.seed < 2**31, "0 to 2^31"),
