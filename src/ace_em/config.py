@@ -209,6 +209,8 @@ class RefineConfig:
     """maximum number of rounds per box"""
     stable_deg: float = 0.5
     """refinement at a box ends when the median pose changed by less than this and the band no longer grows"""
+    flatten_solvent: bool = True
+    """mask the references to the particle, in the search of all images and in the refinement"""
     defocus: bool = False
     """refine the defocus of every particle at the final box, in two passes"""
     defocus_range: float = 1600.0

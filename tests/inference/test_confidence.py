@@ -24,6 +24,7 @@ from ace_em.physics.imaging import project
 from ace_em.physics.pose import Pose
 from ace_em.refinement import search as search_module
 from ace_em.refinement.half_sets import HalfSets, HalfSetState, next_round, shared_start
+from ace_em.refinement.posterior import Posterior
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_poses
 from stacks import FixedStack
 from volumes import symmetrise_volume
@@ -102,7 +103,9 @@ def test_noise_is_judged_by_a_map_that_it_is_not_part_of(particle: Any) -> None:
         for mine, own in zip(sets.rows, (state.halves.half1, state.halves.half2), strict=True):
             found = find_poses(volume_to_ft(own), sets.stack.subset(mine).band(7), state.pose[mine], grid, CONFIG)
             pose[mine] = found.pose.rotation
-        state = next_round(sets, dataclasses.replace(state, pose=Pose(pose, state.pose.shift_px)), 7.0, None)
+        state = next_round(
+            sets, dataclasses.replace(state, posterior=Posterior.certain(Pose(pose, state.pose.shift_px))), 7.0, None
+        )
     # as strong as the images have them: a map that is believed
     loud = dataclasses.replace(state.halves, half1=state.halves.weak1 * p.mask, half2=state.halves.weak2 * p.mask)
     state = dataclasses.replace(state, halves=loud)

@@ -51,12 +51,12 @@ def round_of(explained: float, expected: float = 1.0, second: bool = False) -> R
     nothing = torch.zeros(1)
     pose = Pose(nothing, nothing)
     posed = PosedMap(nothing, pose) if second else None
-    return Round(1, pose, Halves(*[nothing] * 6), 5.0, nothing, 0.0, explained, expected, 1.0, 0.3 * second, posed)
+    return Round(1, pose, Halves(*[nothing] * 7), 5.0, nothing, 0.0, explained, expected, 1.0, 0.3 * second, posed)
 
 
 def round_with(volume: Tensor, pose: Pose, band: float) -> Round:
     """A state with the given map."""
-    halves = Halves(volume, volume, volume, torch.ones(len(volume) // 2 + 1), volume, volume)
+    halves = Halves(volume, volume, volume, fsc := torch.ones(len(volume) // 2 + 1), volume, volume, fsc)
     return Round(1, pose, halves, band, torch.zeros(1), 1.0, 1.0, 1.0, 1.0)
 
 

@@ -90,7 +90,7 @@ def state_of(moved_deg: list[float], resolution: int = 4, box: int = 20) -> Half
     nothing = torch.zeros(1)
     moved = torch.tensor(moved_deg)
     pose = Pose(torch.eye(3).expand(len(moved), 3, 3), torch.zeros(len(moved), 2))
-    halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
+    halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing, fsc)
     content = Content.of_particles(len(moved), torch.ones(1))
     stack = blank_stack(box, len(moved))
     return dataclasses.replace(first_state(stack, pose, halves, 4.0), moved_deg=moved, content=content, explained=0.5)
@@ -121,7 +121,7 @@ def test_change_box_keeps_the_transform(old: int, new: int) -> None:
 def test_at_box_changes_maps_and_poses() -> None:
     maps = [low_pass(noise_volume(16, seed), 5) for seed in range(5)]
     pose = random_pose(3, torch.tensor([[1.0, -2], [0, 3], [4, 5]]))
-    halves = Halves(maps[0], maps[1], maps[2], torch.linspace(1, 0, 9), maps[3], maps[4])
+    halves = Halves(maps[0], maps[1], maps[2], torch.linspace(1, 0, 9), maps[3], maps[4], torch.ones(9))
     before = dataclasses.replace(first_state(blank_stack(16, 3), pose, halves, 6.0), moved_deg=torch.arange(3.0))
     after = at_box(before, 16, 20)
     for name in ("half1", "half2", "combined", "weak1", "weak2"):

@@ -213,7 +213,7 @@ def test_the_best_of_several_starts_wins(particle: Any) -> None:
     candidates = Pose(roma.random_rotmat(n * k, generator=generator).view(n, k, 3, 3), p.pose.shift_px[:, None].repeat(1, k, 1))
     near = perturbed(p.pose, 4.0, 0.3)
     candidates.rotation[torch.arange(n), right], candidates.shift_px[torch.arange(n), right] = near.rotation, near.shift_px
-    found = refine_candidates(p.volume_ft, p.images, candidates, 4)
+    found = refine_candidates(p.volume_ft, p.images, candidates, 4).best
     assert angular_distance_deg(found.pose.rotation, p.pose.rotation).max() < 1
     assert (found.pose.shift_px - p.pose.shift_px).norm(dim=-1).max() < 0.2
     torch.testing.assert_close(found.residual, residual(p, p.images, found.pose), rtol=1e-3, atol=0.01)
@@ -223,7 +223,7 @@ def test_the_second_best_start_is_refined_fully(particle: Any) -> None:
     """The best two starts get all steps: the second best after one step may be the best in the end."""
     p = particle(40, noise=1.0, brightness=3.0)
     candidates = Pose.stack([perturbed(p.pose, degrees, 0.5, seed) for seed, degrees in enumerate((40.0, 40.0, 45.0, 50.0))])
-    two = refine_candidates(p.volume_ft, p.images, candidates, 6)
+    two = refine_candidates(p.volume_ft, p.images, candidates, 6).best
     first = [refine_poses(p.volume_ft, p.images, candidates.column(i), 1) for i in range(4)]
     ahead = torch.stack([f.residual for f in first]).argmin(0)
     rows = torch.arange(40)
@@ -236,6 +236,6 @@ def test_the_second_best_start_is_refined_fully(particle: Any) -> None:
 def test_a_single_start_is_refined_directly(particle: Any) -> None:
     p = particle(10, noise=1.0)
     start = perturbed(p.pose, 4.0, 0.3)
-    found = refine_candidates(p.volume_ft, p.images, Pose.stack([start]), 3)
+    found = refine_candidates(p.volume_ft, p.images, Pose.stack([start]), 3).best
     first = refine_poses(p.volume_ft, p.images, start, 1).pose
     assert torch.equal(found.pose.rotation, refine_poses(p.volume_ft, p.images, first, 3).pose.rotation)

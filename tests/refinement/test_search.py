@@ -280,7 +280,7 @@ def test_more_candidates_are_tried_by_find_poses(particle: Any) -> None:
     rotations, shifts = grid_with(far_from(p.pose), 40)[0], shift_grid(1.0, 0.5)
     found = find_poses(p.volume_ft, p.images, p.pose, PoseGrid(rotations, shifts), CONFIG, keep_before=False)
     candidates = search(p.volume_ft, p.images, rotations, shifts, p.pose.shift_px, CONFIG.top_k).pose
-    expected = refine_candidates(p.volume_ft, p.images, candidates, CONFIG.local_steps)
+    expected = refine_candidates(p.volume_ft, p.images, candidates, CONFIG.local_steps).best
     assert torch.equal(found.pose.rotation, expected.pose.rotation) and torch.equal(found.residual, expected.residual)
 
 

@@ -18,6 +18,7 @@ from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves
 from ace_em.refinement.half_sets import HalfSetState
 from ace_em.refinement.held_out import HeldOut
+from ace_em.refinement.posterior import Posterior
 from ace_em.run.convergence import Verdict, agreement_beyond, agreement_by_chance, explains, judge, judge_autoencoder
 from ace_em.run.plan import Plan
 from stacks import flat_noise
@@ -46,10 +47,11 @@ def plan(n: int = 5000, group: str = "C1") -> Plan:
 def state(resolution: float = 20, stable: float = 0.9, curve: Tensor | None = None) -> HalfSetState:
     fsc = torch.where(torch.arange(N_SHELLS) <= resolution, 0.9, 0.0) if curve is None else curve
     nothing, moved = torch.zeros(1), torch.where(torch.arange(100) < 100 * stable, 1.0, 90.0)
-    halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing)
+    halves = Halves(nothing, nothing, nothing, fsc, nothing, nothing, fsc)
     content = Content.of_particles(100, torch.ones(1))
     scale, offset = torch.ones(100), torch.zeros(100)
-    return HalfSetState(Pose(nothing, nothing), halves, 9.0, moved, content, 0.9, flat_noise(64), scale, offset, scale > 1)
+    pose = Pose(torch.eye(3).expand(len(moved), 3, 3), torch.zeros(len(moved), 2))
+    return HalfSetState(Posterior.certain(pose), halves, 9.0, moved, content, 0.9, flat_noise(64), scale, offset, scale > 1)
 
 
 # what the map explains of the signal held out, what noise allows at least, and z against random phases
@@ -177,7 +179,10 @@ def test_noise_with_a_point_group_agrees_by_chance_no_more_than_is_allowed(group
         return symmetrise_volume(noise * ball, operators) * ball
 
     nothing = torch.zeros(1)
-    found = [agreement_beyond(Halves(*[nothing] * 4, half(2 * i), half(2 * i + 1)).features_fsc(ball), shared) for i in range(12)]
+    found = [
+        agreement_beyond(Halves(*[nothing] * 4, half(2 * i), half(2 * i + 1), nothing).features_fsc(ball), shared)
+        for i in range(12)
+    ]
     allowed = agreement_by_chance(shared, n // 2 + 1, ball.mean().item(), len(operators))
     assert max(found) < allowed
     # it is no more than noise needs
@@ -197,7 +202,7 @@ def alone(explained: float, stable: float = 0.9, tilt_deg: float = 180.0) -> Ver
     rotation = roma.random_rotmat(5000, generator=torch.Generator().manual_seed(0))
     rotation = rotation[rotation[:, 2, 2] > math.cos(math.radians(tilt_deg)) - 1e-6]
     pose = Pose(rotation, torch.zeros(len(rotation), 2))
-    last = dataclasses.replace(state(stable=stable), explained=explained, pose=pose)
+    last = dataclasses.replace(state(stable=stable), explained=explained, posterior=Posterior.certain(pose))
     return judge_autoencoder(last, 0.9, RunConfig())
 
 

@@ -119,7 +119,7 @@ def apply_frame(estimate: Pose, frame: Frame) -> Pose:
     """Transform estimated poses to the true frame."""
     pose = estimate.mirrored() if frame.mirrored else estimate
     rotation = frame.rotation @ pose.rotation
-    moved = (rotation.mT[:, :2, :] @ frame.origin_px).flip(-1)
+    moved = (rotation.mT[..., :2, :] @ frame.origin_px).flip(-1)
     return Pose(rotation, pose.shift_px + moved)
 
 

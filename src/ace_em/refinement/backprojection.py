@@ -13,6 +13,8 @@ from ace_em.maths.slices import Insertion, complete_hermitian_, ft_to_volume, pa
 from ace_em.metrics.fsc import fourier_shell_correlation
 from ace_em.physics.imaging import slice_of_image
 from ace_em.physics.pose import Pose
+from ace_em.refinement.posterior import Posterior
+from ace_em.refinement.solvent import fsc_in_mask, solvent_mask
 
 BLOCK = 256
 
@@ -35,25 +37,27 @@ class Accumulator:
 
 
 def accumulate(
-    stack: ParticleStack, pose: Pose, rows: Tensor | None = None, pad: int = 2, device: torch.device = CPU
+    stack: ParticleStack, pose: Pose | Posterior, rows: Tensor | None = None, pad: int = 2, device: torch.device = CPU
 ) -> Accumulator:
-    """Back-project images: sum ``h conj(shift) y`` and ``h^2`` at their poses, with ``h`` the effective CTF.
+    """Back-project images: sum ``w h conj(shift) y`` and ``w h^2`` at their poses, with ``h`` the effective CTF.
 
     Parameters
     ----------
-    pose : (N,) poses of all images of the stack.
+    pose : (N,) poses of all images of the stack, of weight w = 1; or several of each image, weighted with their probabilities.
     rows : images to insert; all by default.
     device : device that inserts them, in blocks. The result is returned on the device of the poses.
     """
+    posterior = pose if isinstance(pose, Posterior) else Posterior.certain(pose)
+    image, at, weight = posterior.entries(torch.arange(len(stack)) if rows is None else rows)
     size = padded_size(stack.box, pad)
     like = stack.intensity_scale
     inserted = where_it_fits(device, lambda device: Insertion(size, like.to(device)))
     device = inserted.grid.device
-    for some in (torch.arange(len(stack)) if rows is None else rows).split(stack.at_a_time(BLOCK)):
-        batch, at = stack.batch(some, device), pose[some].to(device)
-        data = slice_of_image(batch.image_ft, batch.effective_ctf, batch.half_plane, at.shift_px)
-        inserted.add(data, batch.effective_ctf.square(), batch.half_plane, at.rotation)
-    return Accumulator(complete_hermitian_(inserted.grid).to(pose.rotation.device), stack.box)
+    for some in torch.arange(len(image)).split(stack.at_a_time(BLOCK)):
+        batch, here, share = stack.batch(image[some], device), at[some].to(device), weight[some, None].to(device)
+        data = slice_of_image(batch.image_ft, batch.effective_ctf, batch.half_plane, here.shift_px)
+        inserted.add(share * data, share * batch.effective_ctf.square(), batch.half_plane, here.rotation)
+    return Accumulator(complete_hermitian_(inserted.grid).to(weight.device), stack.box)
 
 
 def _plane_shells(accumulator: Accumulator, z: int) -> Tensor:
@@ -101,9 +105,11 @@ class Halves:
 
     Attributes
     ----------
-    half1, half2 : (box, box, box) half-maps for use as references: Wiener-filtered and masked with a soft ball.
+    half1, half2 : (box, box, box) half-maps for use as references: Wiener-filtered and masked with a soft ball, or with a mask of
+        the particle.
     combined : (box, box, box) map of both halves, filtered and masked likewise.
     fsc : (box // 2 + 1,) FSC between ``weak1`` and ``weak2`` inside the ball.
+    fsc_of_references : (box // 2 + 1,) the FSC behind the filter of ``half1`` and ``half2``: ``fsc``, or that inside the mask.
     weak1, weak2 : (box, box, box) unmasked half-maps with a weak prior, :data:`WEAK_SSNR` in every shell.
     """
 
@@ -113,6 +119,7 @@ class Halves:
     fsc: Tensor
     weak1: Tensor
     weak2: Tensor
+    fsc_of_references: Tensor
 
     def features_fsc(self, mask: Tensor) -> Tensor:
         """FSC (n // 2 + 1,) between the half-maps inside a mask, with their radial means subtracted.
@@ -124,31 +131,41 @@ class Halves:
     def without_maps(self) -> "Halves":
         """Keep only the FSC."""
         empty = torch.empty(0)
-        return Halves(empty, empty, empty, self.fsc, empty, empty)
+        return Halves(empty, empty, empty, self.fsc, empty, empty, self.fsc_of_references)
 
 
 WEAK_SSNR = 20.0
 """SSNR of the weak prior. It keeps poorly sampled voxels finite and damps well-sampled ones by about 1/20."""
 
 
-def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor) -> Halves:
+def reconstruct_halves(one: Accumulator, two: Accumulator, mask: Tensor, flatten_solvent: bool = False) -> Halves:
     """Half-maps and combined map, Wiener-filtered with the SSNR from the half-map FSC.
 
     Parameters
     ----------
     one, two : inserted images of each half.
-    mask : (box, box, box) soft ball, applied to the half-maps before the FSC and to the references.
+    mask : (box, box, box) soft ball, applied to the half-maps before the FSC and to the maps.
+    flatten_solvent : mask the half-maps with a mask of the particle, and filter them with the FSC inside it.
     """
     flat = torch.full((one.box // 2 + 1,), WEAK_SSNR)
     # undo the damping of well-sampled voxels by the weak prior
     weak = [wiener(a, flat) * (1 + 1 / WEAK_SSNR) for a in (one, two)]
     fsc = fourier_shell_correlation(weak[0] * mask, weak[1] * mask)
+    combined = wiener(one + two, ssnr_from_fsc(prior_fsc(fsc), combined=True).clamp(min=0.04)) * mask
+    particle, of_references = mask, fsc
+    if flatten_solvent:
+        particle = solvent_mask(weak[0], weak[1], fsc, mask)
+        of_references = fsc_in_mask(weak[0], weak[1], particle).corrected
+    half = ssnr_from_fsc(prior_fsc(of_references), combined=False).clamp(min=0.02)
+    maps = [wiener(a, half) * particle for a in (one, two)]
+    return Halves(maps[0], maps[1], combined, fsc, weak[0], weak[1], of_references)
+
+
+def prior_fsc(fsc: Tensor) -> Tensor:
+    """FSC (box // 2 + 1,) for the prior of a map; the two lowest shells have too few coefficients for an FSC of their own."""
     prior = fsc.clone()
     prior[:2] = prior[:2].clamp(min=0.9)
-    half = ssnr_from_fsc(prior, combined=False).clamp(min=0.02)
-    maps = [wiener(a, half) * mask for a in (one, two)]
-    combined = wiener(one + two, ssnr_from_fsc(prior, combined=True).clamp(min=0.04)) * mask
-    return Halves(maps[0], maps[1], combined, fsc, *weak)
+    return prior
 
 
 def unfiltered_map(accumulator: Accumulator) -> Tensor:

@@ -19,7 +19,6 @@ from ace_em.maths.fourier import centred_fft, centred_ifft, radius_grid, resize
 from ace_em.maths.point_group import nearest_copy
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.maths.slices import VolumeFT
-from ace_em.metrics.alignment import apply_frame
 from ace_em.metrics.fsc import resolution_shell
 from ace_em.physics.image_content import Content, ContentTest
 from ace_em.physics.noise import NoiseModel
@@ -29,12 +28,16 @@ from ace_em.refinement.ctf_refinement import refine_defocus
 from ace_em.refinement.explained import explained_share
 from ace_em.refinement.map_alignment import align_maps
 from ace_em.refinement.noise_scale import residuals, shell_power, updated_intensity_scale, updated_noise
-from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_among_copies
+from ace_em.refinement.pose_refinement import LocalResult, reference_on, refine_among_copies, with_other_poses
+from ace_em.refinement.posterior import Posterior
 from ace_em.refinement.search import PoseGrid, SearchSpace, find_or_follow_poses, find_poses
+from ace_em.refinement.shift_prior import ShiftPrior
 from ace_em.refinement.symmetry import symmetrise
 
 GROWTH = 1.35
 """Factor by which the band may always grow from one round to the next."""
+LEAST_SHIFT_SD = 0.02
+"""Least standard deviation of the prior of the shifts, in diameters."""
 REACH = 0.5
 """The band may also grow to this over the median pose change in radians: at shell r, refinement converges within about 1/r."""
 SETTLED_COPIES = 0.01
@@ -58,6 +61,7 @@ class HalfSets:
     device : device to which images are moved in blocks. Poses and maps stay on the CPU.
     test : test for images that show no particle, applied to each half separately.
     content_band : last shell that the test looks at. Beyond it, small differences in noise between images outweigh the signal.
+    flatten_solvent : whether the references are masked to the particle (:mod:`ace_em.refinement.solvent`).
     copies : (c, 3, 3) pseudo-symmetry of the map, which is nearly the same after these rotations. The local refinement chooses
         among the copies of each pose; the map stays C1, as does ``group``.
     """
@@ -69,6 +73,7 @@ class HalfSets:
     device: torch.device = CPU
     test: ContentTest = ContentTest()
     content_band: float = math.inf
+    flatten_solvent: bool = False
     copies: Tensor = torch.eye(3)[None]
 
     @property
@@ -92,7 +97,7 @@ class HalfSetState:
 
     Attributes
     ----------
-    pose : (N,) poses.
+    posterior : poses of the N images, and their probabilities.
     halves : half-maps, combined map and FSC.
     band : last shell used to fit the poses.
     moved_deg : (n,) change of orientation in the last round, modulo the point group or the pseudo-symmetry. It holds the first n
@@ -105,7 +110,7 @@ class HalfSetState:
     defocus_offset_angstrom : (N,) fitted offsets to add to the U and V of the input file.
     """
 
-    pose: Pose
+    posterior: Posterior
     halves: Halves
     band: float
     moved_deg: Tensor
@@ -117,6 +122,16 @@ class HalfSetState:
     changed_copy: Tensor
 
     @property
+    def pose(self) -> Pose:
+        """(N,) the most probable poses."""
+        return self.posterior.best
+
+    @property
+    def poses_per_image(self) -> float:
+        """Mean number of poses that hold the posterior of an image that shows a particle."""
+        return self.posterior.n_poses[self.shown].float().mean().item()
+
+    @property
     def shown(self) -> Tensor:
         """(N,) bool, which images show a particle."""
         return self.content.shows_particle
@@ -124,6 +139,11 @@ class HalfSetState:
     @property
     def fsc143_shell(self) -> float:
         return resolution_shell(self.halves.fsc, 0.143)
+
+    @property
+    def reference_shell(self) -> float:
+        """Resolution of the references, inside their mask."""
+        return resolution_shell(self.halves.fsc_of_references, 0.143)
 
     @property
     def particles_moved_deg(self) -> Tensor:
@@ -163,14 +183,15 @@ def first_state(stack: ParticleStack, pose: Pose, halves: Halves, band: float) -
     n = len(stack)
     moved, content = torch.full((n,), 180.0), Content.of_particles(n, pose.shift_px)
     unchanged = torch.zeros(n, dtype=torch.bool)
-    return HalfSetState(pose, halves, band, moved, content, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n), unchanged)
+    certain = Posterior.certain(pose)
+    return HalfSetState(certain, halves, band, moved, content, 0.0, stack.noise, stack.intensity_scale, torch.zeros(n), unchanged)
 
 
 def shared_start(stack: ParticleStack, volume: Tensor, pose: Pose, shell: float) -> HalfSetState:
     """Starting state, in which both halves have the same map, low-passed at ``shell``."""
     common = low_pass(volume, shell)
     fsc = (torch.arange(volume.shape[-1] // 2 + 1) <= shell).float()
-    return first_state(stack, pose, Halves(common, common, common, fsc, common, common), shell)
+    return first_state(stack, pose, Halves(common, common, common, fsc, common, common, fsc), shell)
 
 
 def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpdate | None) -> HalfSetState:
@@ -181,14 +202,14 @@ def next_round(sets: HalfSets, state: HalfSetState, band: float, update: PoseUpd
     if update is not None:
         state = _with_new_poses(sets, state, band, update)
     one, two = inserted_halves(sets, state)
-    return replace(state, halves=reconstruct_halves(one, two, sets.mask))
+    return replace(state, halves=reconstruct_halves(one, two, sets.mask, sets.flatten_solvent))
 
 
 def inserted_halves(sets: HalfSets, state: HalfSetState) -> tuple[Accumulator, Accumulator]:
     """Back-project the images of each half that show a particle, and impose the point group."""
     stack = sets.stack_of(state)
     rows = [half[state.shown[half]] for half in sets.rows]
-    one, two = (symmetrise(accumulate(stack, state.pose, half, device=sets.device), sets.group) for half in rows)
+    one, two = (symmetrise(accumulate(stack, state.posterior, half, device=sets.device), sets.group) for half in rows)
     return one, two
 
 
@@ -213,20 +234,21 @@ def _with_new_poses(sets: HalfSets, state: HalfSetState, band: float, update: Po
         shells = shell_power(reference, inner.band(min(band, sets.content_band)).subset(half), result.pose)
         content.append(sets.test.content(shells, result.of_grid))
         shown_in_half = content[-1].shows_particle
-        statistics.append(residuals(reference, stack, result.pose[shown_in_half], half[shown_in_half]))
+        statistics.append(residuals(reference, stack, result.poses[shown_in_half], half[shown_in_half]))
     # the frames of the half-maps drift apart, which would lower the FSC; measure the drift from the maps and remove it. Each map
     # of a pseudo-symmetric particle may settle in another copy
-    drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc, state.fsc143_shell, sets.copies)
+    drift = align_maps(state.halves.half2, state.halves.half1, state.halves.fsc_of_references, state.reference_shell, sets.copies)
     order = torch.cat(rows).argsort()
     same_frame = torch.cat([f.pose.rotation for f in found])[order]
     unturned = nearest_copy(same_frame, state.pose.rotation, sets.copies)
-    pose, of_all = Pose.cat([found[0].pose, apply_frame(found[1].pose, drift)])[order], Content.cat(content)[order]
+    posterior = Posterior.cat([found[0].poses, found[1].poses.in_frame(drift)])[order]
+    pose, of_all = posterior.best, Content.cat(content)[order]
     equivalent = sets.copies if sets.relaxed else sets.group
     moved = angular_distance_deg(state.pose.rotation, nearest_copy(pose.rotation, state.pose.rotation, equivalent))
     residual, shown = torch.cat([f.residual for f in found])[order], of_all.shows_particle
     return replace(
         state,
-        pose=pose,
+        posterior=posterior,
         band=band,
         moved_deg=moved,
         changed_copy=angular_distance_deg(unturned, same_frame) > 1,
@@ -242,12 +264,13 @@ class SearchUpdate:
     """Pose update by a search on a grid.
 
     Images that are ``settled``, (N,) bool, are only refined locally. ``settled`` is None in the first round, which ignores all
-    earlier poses.
+    earlier poses. With ``recentred`` the shift grids of the others are centred on the prior's centre, not on their last shifts.
     """
 
     grid: PoseGrid
     config: SearchConfig
     settled: Tensor | None
+    recentred: bool
     on_block: Callable[[int], None]
 
     def __call__(self, reference: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
@@ -256,15 +279,24 @@ class SearchUpdate:
 
         if self.settled is None:
             return find_poses(reference, stack, pose, self.grid, self.config, False, on_block)
-        return find_or_follow_poses(reference, stack, pose, self.settled[rows], self.grid, self.config, on_block)
+        recentred = self.recentred
+        return find_or_follow_poses(reference, stack, pose, self.settled[rows], self.grid, self.config, on_block, recentred)
 
 
 def settled_rows(history: list[HalfSetState], config: SearchConfig) -> Tensor | None:
-    """Images whose pose was stable in the last two rounds, (N,) bool; None before the first search."""
+    """Images with one probable pose, which was stable in the last two rounds, (N,) bool; None before the first search."""
     if len(history) == 1:
         return None
     last = [state.moved_deg < config.stable_deg for state in history[-2:]]
-    return last[0] & last[1]
+    return last[0] & last[1] & (history[-1].posterior.n_poses == 1)
+
+
+def shift_prior(state: HalfSetState, space: SearchSpace) -> ShiftPrior:
+    """Prior from the shifts of the images with stable poses; from those of all images before the first search."""
+    stable = state.shown & (state.moved_deg < space.config.stable_deg)
+    known = stable if stable.any() else state.shown
+    least = LEAST_SHIFT_SD * space.diameter_px
+    return ShiftPrior.of(state.pose.shift_px[known], least, space.independent)
 
 
 def search_half_sets(
@@ -285,8 +317,10 @@ def search_half_sets(
     config = space.config
     while not search_finished(history, config):
         number, last = len(history), history[-1]
-        band = min(space.band(config.last_band), max(last.band, min(last.fsc143_shell + 2, last.band * GROWTH)))
-        update = SearchUpdate(space.grid(band, generator), config, settled_rows(history, config), partial(on_block, number))
+        band = min(space.band(config.last_band), max(last.band, min(last.reference_shell + 2, last.band * GROWTH)))
+        prior, settled = shift_prior(last, space), settled_rows(history, config)
+        grid = replace(space.grid(band, generator), prior=prior)
+        update = SearchUpdate(grid, config, settled, number % 2 == 1 and prior.weight > 0, partial(on_block, number))
         history.append(next_round(sets, last, band, update))
         yield history[-1]
 
@@ -303,7 +337,7 @@ def search_finished(history: list[HalfSetState], config: SearchConfig) -> bool:
     if len(rounds) < 2:
         return False
     stable = [r.stable_share(config.stable_deg) for r in rounds]
-    if stable[-1] >= config.stable_share and rounds[-1].fsc143_shell < rounds[-2].fsc143_shell + 0.5:
+    if stable[-1] >= config.stable_share and rounds[-1].reference_shell < rounds[-2].reference_shell + 0.5:
         return True
     return len(rounds) >= 4 and stable[-1] < max(stable[-4:-1]) + 0.01
 
@@ -324,7 +358,9 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
         yield history[-1]
 
     def update(reference: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor, done: int) -> LocalResult:
-        return refine_among_copies(reference, stack, pose, sets.copies, config.local_steps)
+        best = refine_among_copies(reference, stack, pose, sets.copies, config.local_steps)
+        before = history[-1].posterior[rows]
+        return with_other_poses(reference, stack, best, before, config.local_steps, sets.test.independent, sets.group)
 
     while len(history) < config.max_rounds + 2:
         state = history[-1]
@@ -332,7 +368,7 @@ def refine_half_sets(sets: HalfSets, history: list[HalfSetState], config: Refine
         median_deg = state.particles_moved_deg.median()
         moved = torch.deg2rad(median_deg).item()
         reach = max(state.band * GROWTH, REACH / max(moved, 1e-6))
-        band = min(max(first_band, state.fsc143_shell + 2), nyquist, reach)
+        band = min(max(first_band, state.reference_shell + 2), nyquist, reach)
         settled = not sets.relaxed or copies_settled(history)
         if state.band >= band - 1 and median_deg < config.stable_deg and settled:
             return
@@ -351,7 +387,7 @@ def copies_settled(history: list[HalfSetState]) -> bool:
 
 def without_old_maps(history: list[HalfSetState]) -> list[HalfSetState]:
     """The rounds; all but the last lose their poses and maps, which are no longer needed."""
-    old = [replace(h, pose=h.pose[:0], halves=h.halves.without_maps()) for h in history[:-1]]
+    old = [replace(h, posterior=h.posterior[:0], halves=h.halves.without_maps()) for h in history[:-1]]
     return [*old, *history[-1:]]
 
 
@@ -375,5 +411,5 @@ def refine_defocus_rounds(sets: HalfSets, state: HalfSetState, config: RefineCon
 
 def at_box(state: HalfSetState, old_box: int, box: int) -> HalfSetState:
     """The state of one working box, rescaled to another."""
-    maps = {f.name: change_box(getattr(state.halves, f.name), box) for f in fields(Halves) if f.name != "fsc"}
-    return replace(state, pose=state.pose.rescaled(box / old_box), halves=replace(state.halves, **maps))
+    maps = {f.name: change_box(getattr(state.halves, f.name), box) for f in fields(Halves) if not f.name.startswith("fsc")}
+    return replace(state, posterior=state.posterior.rescaled(box / old_box), halves=replace(state.halves, **maps))

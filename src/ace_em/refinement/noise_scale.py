@@ -17,6 +17,7 @@ from ace_em.physics.image_content import ShellPower
 from ace_em.physics.imaging import project
 from ace_em.physics.noise import NoiseModel
 from ace_em.physics.pose import Pose
+from ace_em.refinement.posterior import Posterior
 
 BLOCK = 256
 SCALE_SD = 0.2
@@ -58,22 +59,31 @@ def shell_power(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose) -> ShellP
 
 
 @torch.no_grad()
-def residuals(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose, rows: Tensor) -> Residuals:
-    """Compare images ``rows`` (b,) with projections of the map at poses ``pose`` (b,), on the device of the map."""
-    device, home = volume_ft.device, pose.rotation.device
+def residuals(volume_ft: VolumeFT, stack: ParticleStack, pose: Pose | Posterior, rows: Tensor) -> Residuals:
+    """Compare images ``rows`` (b,) with projections of the map at poses ``pose`` (b,), on the device of the map.
+
+    With several poses an image, the statistics are their means, weighted with the probabilities.
+    """
+    posterior = pose if isinstance(pose, Posterior) else Posterior.certain(pose)
+    image, at, weight = posterior.entries(torch.arange(len(rows)))
+    weight = weight / posterior.probability.sum(1)[image]
+    device, home = volume_ft.device, weight.device
     half_plane, n_shells = stack.half_plane.to(device), stack.box // 2 + 1
     n_groups = len(stack.noise.variance)
     power = torch.zeros(n_groups, n_shells, device=device)
     overlaps, strengths = [], []
-    for some in torch.arange(len(rows)).split(stack.at_a_time(BLOCK)):
-        batch, scale = stack.batch(rows[some], device), stack.intensity_scale[rows[some]].to(device)
-        predicted = project(volume_ft, batch.effective_ctf, half_plane, pose[some].to(device))
+    for some in torch.arange(len(image)).split(stack.at_a_time(BLOCK)):
+        row, share = rows[image[some]], weight[some].to(device)
+        batch, scale = stack.batch(row, device), stack.intensity_scale[row].to(device)
+        predicted = project(volume_ft, batch.effective_ctf, half_plane, at[some].to(device))
         left = shell_sums((batch.image_ft - predicted).abs().square(), half_plane.shell, n_shells)
-        power.index_add_(0, stack.noise_group[rows[some]].to(device), left)
-        overlaps.append((batch.image_ft * predicted.conj()).real.sum(1) / scale)
-        strengths.append(predicted.abs().square().sum(1) / scale.square())
+        power.index_add_(0, stack.noise_group[row].to(device), share[:, None] * left)
+        overlaps.append(share * (batch.image_ft * predicted.conj()).real.sum(1) / scale)
+        strengths.append(share * predicted.abs().square().sum(1) / scale.square())
     n_images = torch.bincount(stack.noise_group[rows], minlength=n_groups)
-    return Residuals(rows, power.to(home), n_images, torch.cat(overlaps).to(home), torch.cat(strengths).to(home))
+    none = torch.zeros(len(rows)).to(weight)
+    overlap, strength = (none.index_add(0, image, torch.cat(parts).to(home)) for parts in (overlaps, strengths))
+    return Residuals(rows, power.to(home), n_images, overlap, strength)
 
 
 def updated_noise(stack: ParticleStack, parts: list[Residuals]) -> NoiseModel:

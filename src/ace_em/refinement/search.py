@@ -21,7 +21,9 @@ from ace_em.maths.rotations import so3_grid
 from ace_em.maths.slices import VolumeFT, central_slices
 from ace_em.physics.imaging import shift_phase, slice_of_image
 from ace_em.physics.pose import Pose
-from ace_em.refinement.pose_refinement import LocalResult, refine_candidates, refine_poses, replaced
+from ace_em.refinement.pose_refinement import ANY_SHIFT, LocalResult, refine_candidates, refine_poses, replaced
+from ace_em.refinement.posterior import Posterior
+from ace_em.refinement.shift_prior import ShiftPrior
 
 BLOCK_BYTES = 128 * 2**20
 """Maximum memory for the scores of a block of images."""
@@ -37,7 +39,7 @@ class SearchResult:
     Attributes
     ----------
     pose : (N, K) the K best poses of each image, best first.
-    log_likelihood : (N, K) log-likelihoods of these poses, relative to that of a blank image.
+    log_likelihood : (N, K) log-likelihoods of these poses, relative to that of a blank image, with the prior of the shifts.
     log_sum : (N,) log of the likelihood summed over all rotations, each at its best shift, with log-likelihoods scaled by the
         fraction of independent coefficients (:class:`BlankTest`).
     """
@@ -80,6 +82,7 @@ def search(
     on_block: Callable[[int], None] = lambda done: None,
     factors: Factors = "processor",
     independent: float = 1.0,
+    prior: ShiftPrior = ANY_SHIFT,
 ) -> SearchResult:
     """Score all rotations and shifts for every image.
 
@@ -97,11 +100,12 @@ def search(
     on_block : called with the number of images scored, starting over for each chunk of references.
     factors : number format of the matrix product.
     independent : fraction of independent coefficients of an image, for ``log_sum``.
+    prior : of the shifts.
     """
     merged = None
     for chunk in chunks(rotations, stack.half_plane):
         found = _search_chunk(
-            volume_ft, stack, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors, independent
+            volume_ft, stack, chunk, shifts_px, centre_px, min(top_k, len(chunk)), on_block, factors, independent, prior
         )
         merged = found if merged is None else merged.merged(found, top_k)
     assert merged is not None
@@ -123,6 +127,7 @@ def _search_chunk(
     on_block: Callable[[int], None],
     factors: Factors,
     independent: float,
+    prior: ShiftPrior,
 ) -> SearchResult:
     device, home = volume_ft.device, centre_px.device
     references = References.of(volume_ft, stack.half_plane, rotations, shifts_px)
@@ -130,6 +135,8 @@ def _search_chunk(
     def score(rows: slice) -> SearchResult:
         batch, centre = stack.batch(rows, device), centre_px[rows].to(device)
         cross, power = references.compare(batch, centre, factors)
+        if prior.weight > 0:
+            cross -= prior.cost(centre[:, None] + references.shifts_px)[..., None]
         best_cross, best_shift = cross.max(1)
         likelihood = best_cross - power
         top = likelihood.topk(top_k, dim=1)
@@ -190,11 +197,15 @@ class PoseGrid:
     rotations : (g, 3, 3) rotations.
     shifts_px : (t, 2) shifts, (y, x) in pixels, relative to the last shift of each image.
     independent : fraction of independent coefficients of an image (:class:`ContentTest`).
+    prior : of the shifts.
+    group : (g, 3, 3) point group, of which the rotations cover one asymmetric unit.
     """
 
     rotations: Tensor
     shifts_px: Tensor
     independent: float = 1.0
+    prior: ShiftPrior = ANY_SHIFT
+    group: Tensor = torch.eye(3)[None]
 
     def __len__(self) -> int:
         """Number of poses tried for every image."""
@@ -233,7 +244,7 @@ class SearchSpace:
         if len(self.group) > 1:
             rotations = rotations[in_asymmetric_unit(rotations, self.group)]
         shifts = shift_grid(self.config.shift * self.diameter_px, self.config.shift_step * self.diameter_px)
-        return PoseGrid(rotations, shifts, self.independent)
+        return PoseGrid(rotations, shifts, self.independent, group=self.group)
 
 
 def find_poses(
@@ -244,18 +255,24 @@ def find_poses(
     config: SearchConfig,
     keep_before: bool = True,
     on_block: Callable[[int], None] = lambda done: None,
+    recentred: bool = False,
 ) -> LocalResult:
-    """The best pose of every image, from local refinement of the ``top_k`` best grid poses and of the earlier pose.
+    """The best poses of every image, from local refinement of the ``top_k`` best grid poses and of the earlier pose.
 
     Parameters
     ----------
     before : (N,) earlier poses. Their shifts are the centres of the shift grid.
     keep_before : whether the earlier poses are candidates too.
+    recentred : centre the shift grids on the centre of the prior instead, in case that the earlier shifts are far off.
     """
-    settings = config.top_k, on_block, config.factors, grid.independent
-    found = search(volume_ft, stack, grid.rotations, grid.shifts_px, before.shift_px, *settings)
-    best = refine_candidates(volume_ft, stack, found.pose, config.local_steps, before if keep_before else None)
-    return replace(best, log_sum=found.log_sum)
+    centre = grid.prior.centre_px.expand_as(before.shift_px) if recentred else before.shift_px
+    settings = config.top_k, on_block, config.factors, grid.independent, grid.prior
+    found = search(volume_ft, stack, grid.rotations, grid.shifts_px, centre, *settings)
+    tried = refine_candidates(volume_ft, stack, found.pose, config.local_steps, before if keep_before else None, grid.prior)
+    # relative to a blank image, as is the sum over the grid
+    log_likelihood = grid.independent * (stack.power()[:, None] - tried.cost)
+    posterior = Posterior.of(tried.pose, log_likelihood, found.log_sum, grid.group)
+    return replace(tried.best, log_sum=found.log_sum, posterior=posterior)
 
 
 def find_or_follow_poses(
@@ -266,12 +283,13 @@ def find_or_follow_poses(
     grid: PoseGrid,
     config: SearchConfig,
     on_block: Callable[[int], None] = lambda done: None,
+    recentred: bool = False,
 ) -> LocalResult:
     """Refine the poses of ``settled`` images, (N,) bool, locally; search those of the other images exhaustively."""
     if not settled.any():
-        return find_poses(volume_ft, stack, before, grid, config, True, on_block)
-    result = refine_poses(volume_ft, stack, before, config.local_steps)
+        return find_poses(volume_ft, stack, before, grid, config, True, on_block, recentred)
+    result = refine_poses(volume_ft, stack, before, config.local_steps, grid.prior)
     if settled.all():
         return result
-    found = find_poses(volume_ft, stack.subset(~settled), before[~settled], grid, config, True, on_block)
+    found = find_poses(volume_ft, stack.subset(~settled), before[~settled], grid, config, True, on_block, recentred)
     return replaced(result, ~settled, found)

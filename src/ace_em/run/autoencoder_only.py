@@ -39,7 +39,7 @@ def autoencoder_only(stack: ParticleStack, context: RunContext) -> tuple[HalfSet
         checkpoint.save_done("autoencoder", done)
     trained, sets = done.trained, half_sets_of(stack, context)
     unknown = torch.empty(0)
-    state = first_state(stack, trained.pose, Halves(*[unknown] * 6), stack.box / 2)
+    state = first_state(stack, trained.pose, Halves(*[unknown] * 7), stack.box / 2)
     halves = dataclasses.replace(reconstruct_halves(*inserted_halves(sets, state), sets.mask), combined=trained.volume)
     # steps=0: residuals at unchanged poses
     residual = refine_poses(reference_on(plan.search_device, trained.volume), stack, trained.pose, steps=0).residual

@@ -59,7 +59,7 @@ def on_pseudo_axes(searched: HalfSetState, context: RunContext) -> HalfSetState:
     reporter.record("pseudo_symmetry", group=name, correlation=round(axes.correlation, 4))
     if axes.correlation < 0.5:
         reporter.say(f"low correlation under {name}: check --relax-symmetry")
-    return replace(searched, pose=apply_frame(searched.pose, axes.frame))
+    return replace(searched, posterior=searched.posterior.in_frame(axes.frame))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def half_sets_of(stack: ParticleStack, context: RunContext) -> HalfSets:
     plan = context.plan
     test = ContentTest(plan.poses_tried(context.config), plan.independent)
     band = plan.search_space(stack.box, context.config).band(context.config.search.last_band)
-    return HalfSets(stack, context.half_set, plan.mask(stack.box), plan.group, plan.search_device, test, band)
+    mask, flatten = plan.mask(stack.box), context.config.refine.flatten_solvent
+    return HalfSets(stack, context.half_set, mask, plan.group, plan.search_device, test, band, flatten)
 
 
 def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetState:

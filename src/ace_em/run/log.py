@@ -109,6 +109,8 @@ def half_set_round(
     relaxed = stage == "refine" and len(plan.copies) > 1 and not poses_unchanged
     if relaxed:
         poses += f", {state.changed_copy.sum()} images changed copy under {config.relax_symmetry.upper()}"
+    if state.poses_per_image > 1.005:
+        poses += f", {state.poses_per_image:.2f} poses per image"
     at = in_angstrom(plan.box_angstrom, state.fsc143_shell, len(state.halves.fsc))
     reporter.say(f"{name}, round {number}: half-map FSC 0.143 at {at}, {poses}{without_particle(shown)}")
     reporter.record(
@@ -122,6 +124,7 @@ def half_set_round(
         fsc143_angstrom=round(resolution, 3),
         intensity_scale_sd=round(state.intensity_scale.std().item(), 4),
         shown=round(shown, 4),
+        poses_per_image=round(state.poses_per_image, 3),
         **({"changed_copy": round(state.changed_share, 4)} if relaxed else {}),
     )
 
