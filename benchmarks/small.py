@@ -3,8 +3,8 @@ r"""Small and nearly spherical particles: simulated apoferritin (octahedral) and
     python benchmarks/small.py --data DATA --work WORK [--only "apoferritin -10 dB"] [--symmetry C1] [--seed 1] [-- OPTIONS]
 
 DATA holds structures/5ni1.cif. The 24-mer of apoferritin is built from benchmarks/1fha_ca.txt. OPTIONS go to `ace-em
-reconstruct`. Printed for each set: the fraction of poses within 10 degrees of the truth, up to the particle's point group and the hand, the
-number of starts, what the map explains of held-out images, CPU seconds, and the verdict.
+reconstruct`. Printed for each set: the fraction of poses within 10 degrees of the truth, up to the particle's point group
+and the hand, the number of starts, what the map explains of held-out images, CPU seconds, and the verdict.
 """
 
 import argparse
