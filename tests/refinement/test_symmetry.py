@@ -18,6 +18,7 @@ from ace_em.io.mrc import StackWriter, read_volume
 from ace_em.io.star import ParticleTable, write_star
 from ace_em.maths.fourier import radius_grid
 from ace_em.maths.half_plane import HalfPlane
+from ace_em.maths.masks import soft_ball
 from ace_em.maths.point_group import point_group
 from ace_em.maths.slices import central_slices, volume_to_ft
 from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
@@ -98,6 +99,22 @@ def test_axes_and_centre_are_found(name: str) -> None:
     turned = turn_volume(case.hidden, found.frame)
     assert correlation(turned, symmetrise_volume(turned, case.group)) > 0.99
     assert correlation(case.hidden, symmetrise_volume(case.hidden, case.group)) < 0.97
+
+
+def test_the_axes_of_a_hollow_particle_are_found_in_noise() -> None:
+    """A spherical shell with six times the amplitude of the features on it, and noise: the shell fits any axes."""
+    box, generator, group = 32, random_generator(0), point_group("O")
+    direction = torch.nn.functional.normalize(torch.randn(6, 3, generator=generator, dtype=torch.float64), dim=-1)
+    unit = direction * (0.28 + 0.06 * torch.rand(6, 1, generator=generator, dtype=torch.float64)) * box
+    position = torch.einsum("gij,nj->gni", group, unit).reshape(-1, 3)
+    rotation = roma.random_rotmat(generator=generator, dtype=torch.float64)
+    atoms = Atoms(position @ rotation.T, torch.ones(len(position), dtype=torch.float64))
+    volume = density_map(atoms, box, 1.0, 4.0)
+    shell = torch.exp(-(radius_grid(box, 3) - 0.3 * box).square() / 4)
+    lumps = soft_ball(box, 0.42 * box) * torch.randn(box, box, box, generator=generator)
+    noisy = volume + volume.norm() * (6 * shell / shell.norm() + 5 * lumps / lumps.norm())
+    found = find_axes(noisy, group, 8, random_generator(0))
+    assert operator_error_deg(Symmetric(atoms, group, volume, rotation, noisy), found.frame) < 8
 
 
 def test_frame_scores_match_direct_correlation() -> None:

@@ -117,7 +117,11 @@ def mirrored_axes(name: str) -> Tensor:
     ``Q J G J Q^T = G`` again. For T, I3 and I4, ``Q`` is the half turn about z: ``Q J`` is then the inversion ``-1``, which
     commutes with all rotations. For the other groups it is the identity.
     """
-    group = point_group(name)
+    return axes_after_mirror(point_group(name))
+
+
+def axes_after_mirror(group: Tensor) -> Tensor:
+    """The rotation of :func:`mirrored_axes`, for the rotations (g, 3, 3), float64, of a point group."""
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
     mirrored = mirror @ group @ mirror
     distance = (mirrored[:, None] - group[None]).abs().amax((-1, -2)).amin(1)

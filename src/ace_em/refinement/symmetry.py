@@ -13,14 +13,15 @@ from torch import Tensor
 from ace_em.maths.fourier import fourier_resize, frequencies
 from ace_em.maths.levenberg_marquardt import damped_step
 from ace_em.maths.point_group import in_asymmetric_unit
+from ace_em.maths.radial_mean import features
 from ace_em.maths.rotations import healpix_centres, healpix_pixel, so3_grid
 from ace_em.maths.slices import VolumeFT, sample, volume_to_ft
-from ace_em.metrics.alignment import Frame
+from ace_em.metrics.alignment import Frame, turn_volume
 from ace_em.refinement.backprojection import Accumulator
 
 BLOCK = 2**20
 N_SIDE = 16  # HEALPix grid of candidate axes, 3.7 degrees apart
-FRAME_SPACING_DEG = 4.0
+FRAME_SPACING_DEG = 3.0
 DISTINCT_DEG = 8.0
 N_OPERATORS, N_FEW = 12, 6
 N_CANDIDATES = 12
@@ -108,6 +109,11 @@ class _Probe:
         per_shell = torch.zeros(band).index_add_(0, shell, power)
         return _Probe(volume_ft, k, shell, (band * per_shell.clamp(min=1e-30))[shell].rsqrt())
 
+    def by_area(self) -> "_Probe":
+        """The same points, with each shell weighted by its area: by the number of independent coefficients it has."""
+        radius = self.shell + 1.0
+        return replace(self, weight=self.weight * radius / radius.square().mean().sqrt())
+
     def weighted_by(self, fsc: Tensor) -> "_Probe":
         """The same points, with each shell weighted by the SSNR from ``fsc`` (band,) and by the area of the shell."""
         fsc = fsc.clamp(0.01, 0.95)
@@ -136,6 +142,9 @@ def find_axes(volume: Tensor, group: Tensor, band: float, generator: torch.Gener
     rotation and centre, first at low and then at full resolution. For ``Cn``, the rotation about and the position along the
     axis are undetermined and are left as found.
 
+    The radial mean of the map, which is its own copy under any rotation, is left out: of a hollow shell it is nearly all of the
+    power, and the lowest shells hold nothing else.
+
     Parameters
     ----------
     group : (g, 3, 3) with the identity first.
@@ -147,19 +156,22 @@ def find_axes(volume: Tensor, group: Tensor, band: float, generator: torch.Gener
     band = max(3, min(math.floor(band), n // 2 - 2))
     # a box just large enough for the band
     box = min(n, 2 * band + 4)
-    small = fourier_resize(volume.float().cpu(), box, 3)
-    volume_ft = volume_to_ft(small, pad=3 if box <= 96 else 2)
-    centre_px, radius_px = _centre_and_radius(small)
+    small, pad = fourier_resize(volume.float().cpu(), box, 3), 3 if box <= 96 else 2
+    middle_px, radius_px = _centre_and_radius(small)
+    # moved to the middle of the box, about which the radial mean is taken
+    volume_ft = volume_to_ft(features(turn_volume(small, Frame(torch.eye(3), False, middle_px), pad)), pad)
+    centre_px = torch.zeros(3)
     group = group.float().cpu()
     some = group[1:][torch.randperm(len(group) - 1, generator=generator)[:N_OPERATORS]]
-    # a grid frame may be off by 4 degrees, which moves the surface of the particle by a sixth of the shortest wavelength
-    coarse = min(band, max(5, round(2.5 * box / radius_px)))
-    probe = _Probe.draw(volume_ft, coarse, POINTS_COARSE, generator)
+    # a grid frame may be off by 3 degrees, which moves the surface of the particle by a sixth of the shortest wavelength
+    coarse = min(band, max(5, round(3.3 * box / radius_px)))
+    probe = _Probe.draw(volume_ft, coarse, POINTS_COARSE, generator).by_area()
     frames = _distinct(*_ranked_frames(probe, group, some, centre_px, generator), group)
     frames, centres_px = _refine(probe, frames, centre_px.expand(len(frames), 3), some[:N_FEW], 6)
-    probe = _Probe.draw(volume_ft, band, POINTS_FINE, generator)
+    probe = _Probe.draw(volume_ft, band, POINTS_FINE, generator).by_area()
     frames, centres_px = _refine(probe, frames[:N_FINALISTS], centres_px[:N_FINALISTS], some[:N_FEW], 4)
-    probe = _Probe.draw(volume_ft, band, POINTS_LAST, generator)
+    # a middle that is a little off leaves a part of the radial mean, which would pull at the axes in the end
+    probe, centres_px = _Probe.draw(volume_to_ft(small, pad), band, POINTS_LAST, generator), centres_px + middle_px
     fsc = probe.shell_correlation(frames[0].T @ some @ frames[0], centres_px[0]).mean(0)
     frames, centres_px = _refine(probe.weighted_by(fsc), frames[:1], centres_px[:1], some, 4)
     rotation, centre_px = frames[0], centres_px[0]

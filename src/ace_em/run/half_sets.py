@@ -20,6 +20,7 @@ from ace_em.refinement.half_sets import (
     shared_start,
     without_old_maps,
 )
+from ace_em.refinement.hand import of_one_hand
 from ace_em.refinement.symmetry import find_axes
 from ace_em.run import log
 from ace_em.run.context import RunContext
@@ -99,7 +100,10 @@ def search(start: Start, stack: ParticleStack, context: RunContext) -> HalfSetSt
             checkpoint.raise_if_stop_requested()
             task.update(number - 1, f"{done} of about {n // 2} images of a half-set")
 
-        for state in search_half_sets(sets, history, space, generator, on_block):
+        for found in search_half_sets(sets, history, space, generator, on_block):
+            state = history[-1] = of_one_hand(sets, found)
+            if state is not found:
+                context.reporter.say("the map of half-set 2 had the other hand and is mirrored")
             log.half_set_round("search", state, len(history) - 1, box, plan, config, context.reporter)
             context.show_fsc(state.halves.fsc)
             checkpoint.save_progress("search", HalfRounds(without_old_maps(history), generator.get_state()))
