@@ -35,7 +35,7 @@ def halves_of(particle: Any, name: str, mirror_second: bool, brightness: float =
         rotation[second], shift[second] = other.rotation, other.shift_px
         pose = Pose(rotation, shift)
     nothing = torch.zeros(24, 24, 24)
-    before = first_state(sets.stack, pose, Halves(*[nothing] * 3, torch.ones(13), *[nothing] * 2), 8.0)
+    before = first_state(sets.stack, pose, Halves(*[nothing] * 3, torch.ones(13), *[nothing] * 2, torch.ones(13)), 8.0)
     return sets, next_round(sets, before, 8.0, None), p.pose
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ace_em.maths.point_group import axes_after_mirror
 from ace_em.maths.radial_mean import features
-from ace_em.metrics.alignment import Frame, apply_frame, turn_volume
+from ace_em.metrics.alignment import Frame, turn_volume
 from ace_em.metrics.fsc import fourier_shell_correlation
-from ace_em.physics.pose import Pose
 from ace_em.refinement.half_sets import HalfSets, HalfSetState, next_round
 from ace_em.refinement.map_alignment import align_maps
 
@@ -37,10 +36,8 @@ def of_one_hand(sets: HalfSets, state: HalfSetState) -> HalfSetState:
     if agreement[1] < agreement[0] + LEAST_GAIN:
         return state
     rows = sets.rows[1]
-    moved = apply_frame(apply_frame(state.pose[rows], mirror), drift)
-    rotation, shift_px = state.pose.rotation.clone(), state.pose.shift_px.clone()
-    rotation[rows], shift_px[rows] = moved.rotation, moved.shift_px
-    return next_round(sets, replace(state, pose=Pose(rotation, shift_px)), state.band, None)
+    moved = state.posterior[rows].in_frame(mirror).in_frame(drift)
+    return next_round(sets, replace(state, posterior=state.posterior.replaced(rows, moved)), state.band, None)
 
 
 def _agreement(one: Tensor, two: Tensor, band: float) -> float:
