@@ -29,6 +29,7 @@ from ace_em.io.plain import unpacked
 from ace_em.io.star import numeric_column, read_particle_star, write_star
 from ace_em.maths.rotations import angular_distance_deg
 from ace_em.metrics.alignment import align_poses, apply_frame
+from ace_em.physics.image_content import Content
 from ace_em.physics.noise import background_mask, background_mean_sd
 
 EDGES = (0.0, 0.1, 0.5, 0.9, 0.98, 1.0001)
@@ -221,7 +222,7 @@ def before_the_verdict(out: Path) -> torch.Tensor:
     """Probabilities (N,) of the poses of a run that did not converge, without the factor for the whole map."""
     finished = torch.load(out / "checkpoint.pt", weights_only=True)["done"]
     found, last = unpacked(Evidence, finished["confidence"]), list(finished)[list(finished).index("confidence") - 1]
-    shown = finished[last]["shown"]
+    shown = unpacked(Content, finished[last]["content"]).shows_particle
     return pose_probability(found.log_odds_against, found.residual_z, ResidualBaseline.of(found.residual_z[shown]))
 
 

@@ -42,6 +42,7 @@ from ace_em.refinement.half_sets import (
 from ace_em.refinement.noise_scale import Residuals, updated_intensity_scale, updated_noise
 from ace_em.refinement.pose_refinement import LocalResult, refine_poses
 from ace_em.refinement.search import PoseGrid, SearchSpace
+from ace_em.refinement.shift_prior import ShiftPrior
 from stacks import FixedStack
 from volumes import symmetrise_volume
 
@@ -253,12 +254,12 @@ def test_update_maps_settled_images_to_rows_of_the_whole_set(particle: Any) -> N
         found = update(p.volume_ft, p.images.subset(mine), pose[mine], mine, 0)
         return angular_distance_deg(found.pose.rotation, p.pose.rotation[mine])
 
-    later = off(SearchUpdate(grid, SearchConfig(), settled, lambda done: None), far)
+    later = off(SearchUpdate(grid, SearchConfig(), settled, False, lambda done: None), far)
     assert later[:5].min() > 20 and later[5:].max() < 3
     # the first search uses only the grid, here of wrong poses, even if the earlier poses are correct
     wrong = PoseGrid(far.rotation[:1], torch.zeros(1, 2))
-    assert off(SearchUpdate(wrong, SearchConfig(), None, lambda done: None), p.pose).median() > 20
-    none_settled = SearchUpdate(wrong, SearchConfig(), torch.zeros(40, dtype=torch.bool), lambda done: None)
+    assert off(SearchUpdate(wrong, SearchConfig(), None, False, lambda done: None), p.pose).median() > 20
+    none_settled = SearchUpdate(wrong, SearchConfig(), torch.zeros(40, dtype=torch.bool), False, lambda done: None)
     assert off(none_settled, p.pose).max() < 3
 
 
@@ -323,7 +324,9 @@ def own_mean_only(stack: FixedStack, parts: list[Residuals]) -> Tensor:
 
 
 def hold_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise and mean scale are those of the first half."""
+    """Noise and mean scale are those of the first half, and the prior of the shifts is fixed."""
+    prior = ShiftPrior(torch.zeros(2), 0.5)
+    monkeypatch.setattr(half_sets_module, "shift_prior", lambda state, space: prior)
     monkeypatch.setattr(half_sets_module, "updated_noise", own_noise_only)
     monkeypatch.setattr(half_sets_module, "updated_intensity_scale", own_mean_only)
 
@@ -333,7 +336,7 @@ def two_steps(reference: VolumeFT, images: FixedStack, pose: Pose, rows: Tensor,
 
 
 def test_half_1_does_not_depend_on_half_2(particle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit through search and refinement, with the shared FSC and noise held fixed."""
+    """Bit for bit through search and refinement, with the shared FSC, noise and prior of the shifts held fixed."""
     p = particle(120, noise=1.0)
     start, first = started(p.volume, random_pose(120, p.pose.shift_px), 4.0), half_of(120) == 1
     monkeypatch.setattr(backprojection, "fourier_shell_correlation", lambda a, b: torch.linspace(1, 0.2, 11))
