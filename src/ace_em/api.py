@@ -163,7 +163,7 @@ def refine_half_sets(
     halves = torch.from_numpy(random_halves(len(stack), seed))
     band = space.band(search.last_band)
     test = ContentTest(len(space.grid(band, torch.Generator())), space.independent)
-    sets = HalfSets(stack, halves, mask, group, torch.device(device), test, band)
+    sets = HalfSets(stack, halves, mask, group, torch.device(device), test, band, refine.flatten_solvent)
     history = [half_sets.shared_start(stack, volume.detach().cpu(), pose, space.band(search.shared_band))]
     yield from half_sets.search_half_sets(sets, history, space, torch.Generator().manual_seed(seed))
     yield from half_sets.refine_half_sets(sets, history[-1:], refine)
