@@ -155,7 +155,9 @@ def ab_initio(
         if len(maps) == 2 and searched.rows_of(1).sum() > searched.rows_of(0).sum():
             maps, before, searched = maps[::-1], before[::-1], searched.swapped()
         used = [searched.rows_of(which) for which in range(len(maps))]
-        halves = [setup.halves(subset, Posterior.certain(found.pose), mine) for found, mine in zip(searched.found, used, strict=True)]
+        halves = [
+            setup.halves(subset, Posterior.certain(found.pose), mine) for found, mine in zip(searched.found, used, strict=True)
+        ]
         posed = [
             PosedMap(h.combined, updated_poses(m.pose, rows, found.pose))
             for h, m, found in zip(halves, maps, searched.found, strict=True)
