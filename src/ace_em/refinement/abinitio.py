@@ -20,7 +20,6 @@ from ace_em.physics.pose import Pose
 from ace_em.refinement.backprojection import Halves, accumulate, reconstruct_halves
 from ace_em.refinement.explained import expected_share, explained_share
 from ace_em.refinement.pose_refinement import reference_on
-from ace_em.refinement.posterior import Posterior
 from ace_em.refinement.search import SearchSpace
 from ace_em.refinement.second_map import LEAST_IMAGES, PosedMap, search_maps
 
@@ -95,7 +94,7 @@ class AbInitioSetup:
     config: SearchConfig
     device: torch.device = CPU
 
-    def halves(self, stack: ParticleStack, pose: Posterior, used: Tensor) -> Halves:
+    def halves(self, stack: ParticleStack, pose: Pose, used: Tensor) -> Halves:
         """Maps of two halves of the images that are ``used`` (N,) bool, and of both."""
         one, two = (accumulate(stack, pose, p, device=self.device) for p in torch.nonzero(used)[:, 0].tensor_split(2))
         return reconstruct_halves(one, two, self.mask)
@@ -155,9 +154,7 @@ def ab_initio(
         if len(maps) == 2 and searched.rows_of(1).sum() > searched.rows_of(0).sum():
             maps, before, searched = maps[::-1], before[::-1], searched.swapped()
         used = [searched.rows_of(which) for which in range(len(maps))]
-        halves = [
-            setup.halves(subset, Posterior.certain(found.pose), mine) for found, mine in zip(searched.found, used, strict=True)
-        ]
+        halves = [setup.halves(subset, found.pose, mine) for found, mine in zip(searched.found, used, strict=True)]
         posed = [
             PosedMap(h.combined, updated_poses(m.pose, rows, found.pose))
             for h, m, found in zip(halves, maps, searched.found, strict=True)

@@ -107,7 +107,7 @@ class Halves:
     ----------
     half1, half2 : (box, box, box) half-maps for use as references: Wiener-filtered and masked with a soft ball, or with a mask of
         the particle.
-    combined : (box, box, box) map of both halves, filtered and masked likewise.
+    combined : (box, box, box) map of both halves, Wiener-filtered with ``fsc`` and masked with the soft ball.
     fsc : (box // 2 + 1,) FSC between ``weak1`` and ``weak2`` inside the ball.
     fsc_of_references : (box // 2 + 1,) the FSC behind the filter of ``half1`` and ``half2``: ``fsc``, or that inside the mask.
     weak1, weak2 : (box, box, box) unmasked half-maps with a weak prior, :data:`WEAK_SSNR` in every shell.

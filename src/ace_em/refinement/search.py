@@ -41,7 +41,7 @@ class SearchResult:
     pose : (N, K) the K best poses of each image, best first.
     log_likelihood : (N, K) log-likelihoods of these poses, relative to that of a blank image, with the prior of the shifts.
     log_sum : (N,) log of the likelihood summed over all rotations, each at its best shift, with log-likelihoods scaled by the
-        fraction of independent coefficients (:class:`BlankTest`).
+        fraction of independent coefficients (:class:`ContentTest`).
     """
 
     pose: Pose
@@ -221,7 +221,7 @@ class SearchSpace:
     box : working box in pixels.
     diameter_px : particle diameter in pixels of the working box.
     group : (|G|, 3, 3) point group; the grid covers one asymmetric unit.
-    independent : fraction of independent coefficients of an image (:class:`BlankTest`).
+    independent : fraction of independent coefficients of an image (:class:`ContentTest`).
     """
 
     box: int
